@@ -1,0 +1,120 @@
+"""Every error this project raises on purpose, in three branches (docs/protocol.md §10).
+
+`PeerError`: what arrived is wrong. `LinkError`: the wire failed. `SettingsError`: the operator can fix it.
+Calling something out of order is our own bug and stays a plain `RuntimeError`.
+Messages say what was found and what was expected; they never hold a secret.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class FedPruneShareError(Exception):
+    """Root of all errors of this project."""
+
+
+# --------------------------------------------------------------------------- what arrived is wrong
+
+
+class PeerError(FedPruneShareError):
+    """Bytes, a message or a value that came from outside is not acceptable."""
+
+
+class MessageError(PeerError):
+    """A message does not decode: malformed, unknown field, wrong type, too large, trailing bytes."""
+
+
+class SignatureError(PeerError):
+    """A message is not signed by the party it must come from."""
+
+
+class SealError(PeerError):
+    """A sealed payload does not open: other key, other context, or changed bytes."""
+
+
+class ProtocolError(PeerError):
+    """A well-formed, authentic message that the protocol forbids at this point."""
+
+
+class PlanError(PeerError):
+    """A round plan that contradicts itself or would let a sum wrap."""
+
+
+class SharingError(PeerError):
+    """Shares that cannot be added or opened: bad point, length, word or polynomial."""
+
+
+class InconsistentSharesError(SharingError):
+    """More than k sums were given and they lie on no polynomial of degree < k."""
+
+
+class SupportMismatchError(PeerError):
+    """The support or model derived here differs from the digest the plan names."""
+
+
+class ModelFileError(PeerError):
+    """An ONNX file or task bundle is malformed, too large, or not the expected one."""
+
+
+class DataError(PeerError):
+    """A data set is missing, damaged, or not the one it claims to be."""
+
+
+# --------------------------------------------------------------------------- the wire failed
+
+
+class LinkError(FedPruneShareError):
+    """A message could not be carried."""
+
+
+class DisconnectedError(LinkError):
+    """The connection fell before the broker answered."""
+
+
+class RefusedError(LinkError):
+    """The broker answered with a negative reason code; `reason` holds its text."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class PayloadTooLargeError(LinkError):
+    """A payload exceeds what the broker takes; refused before it is queued."""
+
+
+class QueueFullError(LinkError):
+    """The bounded outgoing or incoming queue is full."""
+
+
+# --------------------------------------------------------------------------- the operator can fix it
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake in a settings file: where, what was found, what was expected, and a proposal."""
+
+    path: str
+    found: str
+    expected: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.path}: found {self.found}, expected {self.expected}"
+        return f"{text} ({self.hint})" if self.hint else text
+
+
+class SettingsError(FedPruneShareError):
+    """Settings an operator can correct. Holds *all* faults found, not only the first."""
+
+    def __init__(self, message: str, faults: tuple[Fault, ...] = ()) -> None:
+        super().__init__(message)
+        self.faults = faults
+
+    def __str__(self) -> str:
+        return "\n".join([str(self.args[0]), *(f"  {fault}" for fault in self.faults)])
+
+
+class TaskError(SettingsError):
+    """A task module or its model cannot be handled; the message gives the reason."""

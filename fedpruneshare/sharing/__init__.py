@@ -1,0 +1,1 @@
+"""Secret sharing: field, keystream elements, digit packing, Shamir (docs/protocol.md §5)."""
