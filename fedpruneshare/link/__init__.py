@@ -14,11 +14,16 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Delivery:
-    """One message as the broker handed it over."""
+    """One message as the broker handed it over.
+
+    `expiry_s` is what is left of its message expiry (MQTT 5 forwards the remaining time), None when it has none.
+    It is the only clock a round's deadline is read from (docs/protocol.md §4.3), so every link must fill it.
+    """
 
     topic: str
     payload: bytes
     retained: bool = False
+    expiry_s: float | None = None
 
 
 #: Called once per delivery, one at a time and in order. The message is acknowledged to the broker
