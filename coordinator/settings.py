@@ -1,0 +1,103 @@
+"""Settings of `fedpruneshare coordinator run`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from fedpruneshare.errors import Fault
+from fedpruneshare.floors import LOWEST_FLOOR
+from fedpruneshare.messages import MAX_CHUNK_BYTES, MAX_DEVICES
+from fedpruneshare.party import LinkSettings, PartySettings
+
+Positive = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1, le=MAX_DEVICES)]
+Density = Annotated[float, Meta(gt=0, le=1)]
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Options shared by all tables."""
+
+
+class RoundSettings(_Table, frozen=True):
+    """How many rounds, of whom, and how long. `cohort` devices are drawn for each round (all if fewer are there)."""
+
+    count: Annotated[int, Meta(ge=1)] = 20
+    cohort: Count = 24
+    min_devices: Annotated[int, Meta(ge=LOWEST_FLOOR, le=MAX_DEVICES)] = LOWEST_FLOOR
+    min_devices_segment: Annotated[int, Meta(ge=LOWEST_FLOOR, le=MAX_DEVICES)] = LOWEST_FLOOR
+    deadline_s: Positive = 60.0
+    grace_s: Positive = 3.0
+    sum_timeout_s: Positive = 60.0
+    wait_for_devices_s: Annotated[float, Meta(ge=0)] = 30.0
+    max_failed: Annotated[int, Meta(ge=0)] = 0
+    seed: Annotated[int, Meta(ge=0)] = 0
+
+    def faults(self, path: str) -> Iterator[Fault]:
+        """Cross-field checks."""
+        if self.cohort < self.min_devices:
+            yield Fault(f"{path}.cohort", str(self.cohort), f"at least min_devices = {self.min_devices}")
+
+
+class SharingSettings(_Table, frozen=True):
+    """Any `threshold` of the directory's aggregators open a sum (docs/protocol.md §5.4)."""
+
+    threshold: Annotated[int, Meta(ge=2, le=16)] = 2
+    prg: Literal["chacha20", "aes-256-ctr"] = "chacha20"
+
+
+class PruningSettings(_Table, frozen=True):
+    """Nested supports: rung j of round r keeps `rungs[j]` times the density of round r (docs/protocol.md §6.2, §6.3)."""
+
+    rungs: Annotated[tuple[Density, ...], Meta(min_length=1, max_length=16)] = (0.5, 1.0)
+    start_density: Density = 1.0
+    target_density: Density = 0.1
+    dense_rounds: Annotated[int, Meta(ge=0)] = 1
+    final_round: Annotated[int, Meta(ge=1)] = 14
+
+    def faults(self, path: str) -> Iterator[Fault]:
+        """Cross-field checks."""
+        if list(self.rungs) != sorted(set(self.rungs)) or self.rungs[-1] != 1.0:
+            yield Fault(f"{path}.rungs", str(list(self.rungs)), "rising numbers that end with 1.0")
+        if self.target_density > self.start_density:
+            yield Fault(f"{path}.target_density", str(self.target_density), f"at most start_density {self.start_density}")
+        if self.final_round <= self.dense_rounds:
+            yield Fault(f"{path}.final_round", str(self.final_round), f"more than dense_rounds = {self.dense_rounds}")
+
+
+class CodingSettings(_Table, frozen=True):
+    """How updates are quantised (docs/protocol.md §6.4)."""
+
+    value_bits: Annotated[int, Meta(ge=2, le=16)] = 4
+    vector_bits: Annotated[int, Meta(ge=2, le=16)] = 16
+    max_weight: Annotated[int, Meta(ge=1, lt=2**24)] = 512
+    clip_initial: Positive = 0.1
+    clip_factor: Positive = 3.0
+    chunk_bytes: Annotated[int, Meta(ge=1024, le=MAX_CHUNK_BYTES)] = 64 * 1024
+
+
+class TrainingSettings(_Table, frozen=True):
+    """What devices do locally."""
+
+    local_epochs: Annotated[int, Meta(ge=1)] = 2
+    batch_size: Annotated[int, Meta(ge=1)] = 32
+    learning_rate: Positive = 0.05
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class CoordinatorSettings(_Table, frozen=True):
+    """The whole file. `bundle` is the task bundle; `store` the folder of ledger, model and rounds.jsonl."""
+
+    party: PartySettings
+    bundle: str
+    store: str
+    rounds: RoundSettings = RoundSettings()
+    sharing: SharingSettings = SharingSettings()
+    pruning: PruningSettings = PruningSettings()
+    coding: CodingSettings = CodingSettings()
+    training: TrainingSettings = TrainingSettings()
+    link: LinkSettings = LinkSettings()
