@@ -1,0 +1,67 @@
+"""Local data as plain numpy arrays, and where on disk it is looked for.
+
+Nothing here imports torch. Formats are read by `idx`, `hapt_recordings` and `fashion_mnist_files`; `splits` deals
+examples to devices; `fetching` gets the full data sets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpruneshare.errors import DataError
+
+DATA_VARIABLE = "FEDPRUNESHARE_DATA"
+"""Environment variable that names the data folder where no `data_dir` is passed."""
+
+FIXTURES = Path(__file__).parent / "fixtures"
+"""Small licensed slices that ship with the project; see `fixtures/README.md` for their attribution."""
+
+DataSource = Literal["full", "fixture"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples of one device, or the test set.
+
+    `inputs` float32[N, ...] is what the model takes, `targets` int64[N] the class of each example.
+    Raises `DataError` where they are not of these types, disagree in length, or hold a value that is not finite.
+    """
+
+    inputs: NDArray[np.float32]
+    targets: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.inputs.dtype != np.float32 or self.inputs.ndim < 2:
+            raise DataError(f"inputs are {_describe(self.inputs)}, expected float32[N, ...]")
+        if self.targets.dtype != np.int64 or self.targets.ndim != 1:
+            raise DataError(f"targets are {_describe(self.targets)}, expected int64[N]")
+        if len(self.inputs) != len(self.targets) or not len(self.targets):
+            raise DataError(f"found {len(self.inputs)} inputs and {len(self.targets)} targets, expected as many, not 0")
+        if not np.isfinite(self.inputs).all():
+            raise DataError("inputs hold a value that is not finite")
+        if int(self.targets.min()) < 0:
+            raise DataError(f"targets hold {int(self.targets.min())}, expected class numbers from 0 up")
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.targets)
+
+    def take(self, indices: NDArray[np.int64]) -> Dataset:
+        """The examples at `indices` int64[M], in that order."""
+        return Dataset(self.inputs[indices], self.targets[indices])
+
+
+def data_folder(data_dir: Path | None = None, environment: Mapping[str, str] = os.environ) -> Path:
+    """Where full data sets lie: `data_dir`, else $FEDPRUNESHARE_DATA, else `data/` under the current folder."""
+    return data_dir or Path(environment.get(DATA_VARIABLE) or "data")
+
+
+def _describe(array: NDArray[np.generic]) -> str:
+    return f"{array.dtype}{list(array.shape)}"
