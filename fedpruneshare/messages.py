@@ -97,7 +97,10 @@ class Training(_Message, frozen=True):
 
 
 class RoundPlan(_Message, frozen=True):
-    """Everything a round depends on, signed by the coordinator (docs/protocol.md §4.1)."""
+    """Everything a round depends on, signed by the coordinator (docs/protocol.md §4.1).
+
+    `rungs` lists those a device may take, rising from 0: the planner merges rungs that too few devices can reach.
+    """
 
     round_id: RoundId
     directory_version: Annotated[int, Meta(ge=1)]
@@ -108,6 +111,7 @@ class RoundPlan(_Message, frozen=True):
     points: Annotated[dict[Identifier, Point], Meta(max_length=MAX_AGGREGATORS)]
     coding: Coding
     segments: Annotated[tuple[Segment, ...], Meta(min_length=1, max_length=MAX_SEGMENTS)]
+    rungs: Annotated[tuple[Rung, ...], Meta(min_length=1, max_length=MAX_SEGMENTS)]
     training: Training
     cohort: Annotated[tuple[Identifier, ...], Meta(min_length=1, max_length=MAX_DEVICES)]
     min_devices: Annotated[int, Meta(ge=1, le=MAX_DEVICES)]

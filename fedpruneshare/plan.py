@@ -111,12 +111,16 @@ def _check_coding(plan: RoundPlan) -> None:
     if len(plan.cohort) > coding.max_devices:
         raise PlanError(f"cohort of {len(plan.cohort)} devices, expected at most max_devices = {coding.max_devices}")
     numbers = [*coding.weight_clips, *coding.vector_clips, plan.training.learning_rate, plan.deadline_s]
+    if plan.chunk_bytes % 4:
+        raise PlanError(f"chunk_bytes = {plan.chunk_bytes}, expected a multiple of 4: chunks hold whole words")
     if not all(math.isfinite(number) for number in [*numbers, plan.training.weight_decay]):
         raise PlanError("a clip, rate or deadline is not finite")
 
 
 def _check_segments(view: PlanView) -> None:
     plan = view.plan
+    if plan.rungs[0] != 0 or list(plan.rungs) != sorted(set(plan.rungs)) or plan.rungs[-1] >= len(plan.segments):
+        raise PlanError(f"rungs {plan.rungs}, expected rising numbers from 0 below {len(plan.segments)}")
     if any(segment.vectors for segment in plan.segments[1:]):
         raise PlanError("vectors outside segment 0")
     for index, segment in enumerate(plan.segments):

@@ -1,0 +1,280 @@
+"""ShareBook: what one aggregator may do with the shares it is sent. Rules only, no I/O (docs/protocol.md §4.2-§4.5).
+
+One round is open at a time:
+
+    (no round) --open_round--> COLLECTING --attend--> ATTENDED --freeze--> FROZEN --close_round--> (no round)
+
+A new plan with a higher number closes whatever is open.
+
+COLLECTING admits chunks; the first complete chunk set of an upload earns a receipt. ATTENDED admits nothing new
+(LATE), so that what was receipted in time is what the attendance lists. FROZEN is entered once per round: a second,
+different Freeze is refused for ever, also after a restart, because the store hands the first one back to `resume`.
+Round numbers strictly rise, also after a restart; a second plan for the same number is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from aggregator.settings import AggregatorFloors
+from fedpruneshare.errors import ProtocolError
+from fedpruneshare.floors import open_segments
+from fedpruneshare.link.chunks import Bitmap
+from fedpruneshare.messages import (
+    SEAL_BYTES,
+    Attendance,
+    Contribution,
+    Freeze,
+    ShareUpload,
+    Verdict,
+)
+from fedpruneshare.plan import PlanView
+
+#: Complete or half-done uploads kept per device and round (docs/protocol.md §4.2).
+MAX_ATTEMPTS = 2
+
+
+@dataclass
+class Attempt:
+    """One upload of one device: its rung and the chunks stored so far."""
+
+    device_id: str
+    upload_id: bytes
+    rung: int
+    chunks: int
+    stored: set[int] = field(default_factory=set)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every chunk is stored."""
+        return len(self.stored) == self.chunks
+
+    def missing(self) -> bytes:
+        """Bitmap of the chunks not stored yet."""
+        return Bitmap.encode(set(range(self.chunks)) - self.stored, self.chunks)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An upload that will not be taken, and why."""
+
+    verdict: Verdict
+    detail: str
+
+
+class ShareBook:
+    """The rules of one aggregator for the round that is open."""
+
+    def __init__(self, aggregator_id: str, floors: AggregatorFloors) -> None:
+        self._id = aggregator_id
+        self._floors = floors
+        self._view: PlanView | None = None
+        self._attempts: dict[tuple[str, bytes], Attempt] = {}
+        self._declined: set[str] = set()
+        self._attended = False
+        self._freeze: bytes | None = None
+        self._last_round = 0
+
+    # ------------------------------------------------------------------ the round
+
+    @property
+    def view(self) -> PlanView | None:
+        """The plan of the open round."""
+        return self._view
+
+    @property
+    def x(self) -> int:
+        """This aggregator's evaluation point in the open round."""
+        return self._require().plan.points[self._id]
+
+    @property
+    def has_attended(self) -> bool:
+        """Whether the attendance of the open round is fixed."""
+        return self._attended
+
+    @property
+    def frozen(self) -> bytes | None:
+        """Digest of the Freeze of the open round."""
+        return self._freeze
+
+    def forget_up_to(self, round_id: int) -> None:
+        """Never open a round up to `round_id` again (from the store, at start)."""
+        self._last_round = max(self._last_round, round_id)
+
+    def open_round(self, view: PlanView) -> bool:
+        """Open the round of a checked plan; False if it is the open round published again.
+
+        Raises `ProtocolError` for an older round or a second, different plan of the open one.
+        """
+        round_id = view.plan.round_id
+        if self._view is not None and round_id == self._view.plan.round_id:
+            if view.digest != self._view.digest:
+                raise ProtocolError(f"second plan for round {round_id}, expected the one already open")
+            return False
+        if round_id <= self._last_round:
+            raise ProtocolError(f"plan for round {round_id}, expected a round after {self._last_round}")
+        self._view, self._last_round = view, round_id
+        self._attempts, self._declined = {}, set()
+        self._attended, self._freeze = False, None
+        return True
+
+    def resume(self, attempts: Iterable[Attempt], declined: Iterable[str], attended: bool, freeze: bytes | None) -> None:
+        """Put back what the store held of the open round."""
+        self._attempts = {(a.device_id, a.upload_id): a for a in attempts}
+        self._declined, self._attended, self._freeze = set(declined), attended, freeze
+
+    # ------------------------------------------------------------------ uploads
+
+    def admit(self, device_id: str, upload: ShareUpload) -> Attempt | Refused:
+        """Whether a chunk of an authentic upload may be opened and stored.
+
+        Checks round, plan, cohort, point, rung and every length that follows from the plan, before anything
+        is decrypted. The attempt returned may already hold the chunk (a repeat).
+        """
+        if refused := self._refuse_round(device_id, upload):
+            return refused
+        known = self._attempts.get((device_id, upload.upload_id))
+        if known and known.rung != upload.rung:
+            return Refused(Verdict.MALFORMED, f"rung {upload.rung}, expected {known.rung} as before")
+        if refused := self._refuse_shape(upload):
+            return refused
+        if known and (known.is_complete or upload.chunk in known.stored):
+            return known
+        if self._attended:
+            return Refused(Verdict.LATE, "the attendance of this round is closed")
+        return known or self._new_attempt(device_id, upload)
+
+    def _refuse_round(self, device_id: str, upload: ShareUpload) -> Refused | None:
+        if self._view is None or upload.round_id != self._view.plan.round_id:
+            verdict = Verdict.LATE if upload.round_id <= self._last_round else Verdict.WRONG_ROUND
+            open_round = self._view.plan.round_id if self._view else "none"
+            return Refused(verdict, f"round {upload.round_id}, open is {open_round}")
+        if upload.plan != self._view.digest:
+            return Refused(Verdict.WRONG_ROUND, "made for another plan of this round")
+        if device_id not in self._view.plan.cohort:
+            return Refused(Verdict.NOT_IN_COHORT, f"{device_id} is not in the cohort")
+        return None
+
+    def _refuse_shape(self, upload: ShareUpload) -> Refused | None:
+        view = self._require()
+        if upload.x != self.x:
+            return Refused(Verdict.MALFORMED, f"point {upload.x}, expected {self.x}")
+        if upload.rung not in view.plan.rungs:
+            return Refused(Verdict.MALFORMED, f"rung {upload.rung}, expected one of {view.plan.rungs}")
+        size = view.share_bytes(upload.rung, upload.x)
+        chunks = view.chunks(size)
+        if upload.chunks != chunks or upload.chunk >= chunks:
+            return Refused(Verdict.MALFORMED, f"chunk {upload.chunk} of {upload.chunks}, expected {chunks} chunks")
+        length = min(view.plan.chunk_bytes, size - upload.chunk * view.plan.chunk_bytes)
+        if len(upload.sealed) != length + SEAL_BYTES:
+            found = len(upload.sealed)
+            return Refused(Verdict.MALFORMED, f"sealed chunk of {found} bytes, expected {length + SEAL_BYTES}")
+        return None
+
+    def _new_attempt(self, device_id: str, upload: ShareUpload) -> Attempt | Refused:
+        mine = [attempt for attempt in self._attempts.values() if attempt.device_id == device_id]
+        if len(mine) >= MAX_ATTEMPTS:
+            unfinished = [attempt for attempt in mine if not attempt.is_complete]
+            if not unfinished:
+                return Refused(Verdict.TOO_MANY_UPLOADS, f"{len(mine)} complete uploads already, expected at most that")
+            del self._attempts[device_id, unfinished[0].upload_id]
+        attempt = Attempt(device_id, upload.upload_id, upload.rung, upload.chunks)
+        self._attempts[device_id, upload.upload_id] = attempt
+        self._declined.discard(device_id)
+        return attempt
+
+    def stored(self, attempt: Attempt, chunk: int) -> bool:
+        """Note a chunk that the store has committed; whether the upload is complete by it."""
+        attempt.stored.add(chunk)
+        return attempt.is_complete
+
+    def discard(self, attempt: Attempt) -> None:
+        """Forget an attempt whose share turned out malformed."""
+        self._attempts.pop((attempt.device_id, attempt.upload_id), None)
+
+    def decline(self, device_id: str, round_id: int, plan: bytes) -> bool:
+        """Note that a device will not upload; whether that is news for the open round."""
+        view = self._view
+        if view is None or (round_id, plan) != (view.plan.round_id, view.digest) or device_id not in view.plan.cohort:
+            return False
+        if self._attended or device_id in self._declined or self._complete_of(device_id):
+            return False
+        self._declined.add(device_id)
+        return True
+
+    def attempts(self) -> list[Attempt]:
+        """All attempts of the open round."""
+        return list(self._attempts.values())
+
+    def _complete_of(self, device_id: str) -> list[Attempt]:
+        return [a for a in self._attempts.values() if a.device_id == device_id and a.is_complete]
+
+    # ------------------------------------------------------------------ closing
+
+    def is_everyone_done(self) -> bool:
+        """Whether the whole cohort has uploaded or declined, so that waiting longer is useless."""
+        cohort = self._require().plan.cohort
+        return all(device in self._declined or self._complete_of(device) for device in cohort)
+
+    def attend(self) -> Attendance:
+        """Fix the attendance: nothing new is admitted from here on."""
+        view = self._require()
+        self._attended = True
+        complete = [a for a in self._attempts.values() if a.is_complete]
+        uploads = tuple(Contribution(a.device_id, a.upload_id, a.rung) for a in complete)
+        present = {a.device_id for a in complete}
+        return Attendance(view.plan.round_id, view.digest, uploads, tuple(sorted(self._declined - present)))
+
+    def check_freeze(self, freeze: Freeze, digest: bytes) -> bool:
+        """Whether this aggregator is to sum for an authentic Freeze; False if it names others only.
+
+        Raises `ProtocolError` with the reason if it must not (docs/protocol.md §4.4, §8).
+        """
+        view = self._require()
+        if (freeze.round_id, freeze.plan) != (view.plan.round_id, view.digest):
+            raise ProtocolError(f"freeze for round {freeze.round_id}, expected {view.plan.round_id} and its plan")
+        if self._freeze is not None:
+            if digest != self._freeze:
+                raise ProtocolError(f"second freeze for round {freeze.round_id}: the first one stands")
+            return self._id in freeze.aggregators
+        self._check_parties(freeze, view)
+        self._check_floors(freeze, view)
+        return self._id in freeze.aggregators
+
+    def _check_parties(self, freeze: Freeze, view: PlanView) -> None:
+        names = freeze.aggregators
+        if len(set(names)) != len(names) or not set(names) <= set(view.plan.points) or len(names) < view.plan.sharing.k:
+            raise ProtocolError(f"freeze names aggregators {names}, expected at least k = {view.plan.sharing.k} of the plan")
+        devices = [c.device_id for c in freeze.contributors]
+        if len(set(devices)) != len(devices):
+            raise ProtocolError("freeze names a device twice")
+        if self._id not in names:
+            return
+        for c in freeze.contributors:
+            attempt = self._attempts.get((c.device_id, c.upload_id))
+            if attempt is None or not attempt.is_complete or attempt.rung != c.rung:
+                raise ProtocolError(f"freeze names an upload of {c.device_id!r} that is not held here complete at that rung")
+
+    def _check_floors(self, freeze: Freeze, view: PlanView) -> None:
+        floor = max(self._floors.min_devices, view.plan.min_devices)
+        floor_segment = max(self._floors.min_devices_segment, view.plan.min_devices_segment)
+        allowed = open_segments([c.rung for c in freeze.contributors], view.rungs, floor, floor_segment)
+        if not allowed:
+            raise ProtocolError(f"freeze of {len(freeze.contributors)} devices, expected at least {floor}")
+        if freeze.segments != allowed:
+            raise ProtocolError(f"freeze opens segments {freeze.segments}, expected {allowed} for these contributors")
+
+    def freeze(self, digest: bytes) -> None:
+        """Note the Freeze the store has committed. The round is bound to it for ever."""
+        self._attended, self._freeze = True, digest
+
+    def close_round(self) -> None:
+        """The coordinator has closed the round: nothing of it is admitted, summed or repeated any more."""
+        self._view = None
+        self._attempts, self._declined = {}, set()
+
+    def _require(self) -> PlanView:
+        if self._view is None:
+            raise RuntimeError("no round is open")
+        return self._view

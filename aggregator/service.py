@@ -1,0 +1,330 @@
+"""The aggregator at work: admit, receipt, attend, freeze, sum (docs/protocol.md §4.2-§4.5).
+
+Read from top to bottom it is the aggregator's half of a round. What is allowed stands in `book.py`, what survives
+a restart in `store.py`; here is only I/O, in this order everywhere: check, store, then answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from pathlib import Path
+
+import structlog
+
+from aggregator.book import Attempt, Refused, ShareBook
+from aggregator.settings import AggregatorSettings
+from aggregator.store import ShareStore
+from aggregator.summing import check_share, sum_words
+from fedpruneshare.errors import LinkError, PeerError, ProtocolError, SharingError
+from fedpruneshare.link import BrokerAddress, Delivery, Link
+from fedpruneshare.link.chunks import cut
+from fedpruneshare.link.mqtt import MqttLink
+from fedpruneshare.link.retry import Backoff, publish_until_taken
+from fedpruneshare.messages import (
+    Attendance,
+    Decline,
+    Freeze,
+    Message,
+    Missing,
+    Outcome,
+    Receipt,
+    Refusal,
+    RoundPlan,
+    ShareUpload,
+    SumShare,
+    Verdict,
+    decode,
+    digest,
+)
+from fedpruneshare.party import Party
+from fedpruneshare.plan import PlanView, check_plan
+from fedpruneshare.sealing import Opened, seal, share_context, sum_context
+from fedpruneshare.topics import Role
+
+_log = structlog.get_logger()
+
+
+class Aggregator:
+    """One aggregator between its own broker (devices) and the control broker (coordinator)."""
+
+    def __init__(self, party: Party, settings: AggregatorSettings, own: Link, control: Link) -> None:
+        self._party, self._own, self._control = party, own, control
+        self._store = ShareStore(Path(settings.store), settings.store_mib * 1024 * 1024)
+        self._book = ShareBook(party.ident, settings.floors)
+        self._backoff = Backoff(random.Random())
+        self._deadline: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ------------------------------------------------------------------ start and stop
+
+    async def start(self) -> None:
+        """Put back the stored round, connect, subscribe."""
+        self._resume()
+        topics = self._party.topics
+        self._control.on_connect(self._on_control_connected)
+        await self._control.connect()
+        await self._own.connect()
+        await self._control.subscribe(topics.name("outcome"), self._on_outcome)
+        await self._control.subscribe(topics.every("decline"), self._on_decline)
+        await self._control.subscribe(topics.name("freeze"), self._on_freeze)
+        await self._own.subscribe(topics.every("up"), self._on_upload)
+        await self._control.subscribe(topics.name("round"), self._on_plan)
+        await self._repeat_answers()
+
+    async def stop(self) -> None:
+        """Stop cleanly; everything that was answered is stored."""
+        if self._deadline:
+            self._deadline.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._own.close()
+        await self._control.close()
+        self._store.close()
+
+    def _resume(self) -> None:
+        stored = self._store.latest()
+        if stored is None:
+            return
+        if stored.is_closed:
+            self._book.forget_up_to(stored.round_id)
+            return
+        plan = decode("round-plan", stored.plan)
+        assert isinstance(plan, RoundPlan)
+        try:
+            view = check_plan(plan, digest(stored.plan), self._party.directory)
+        except PeerError as error:
+            _log.warning("stored-round-dropped", round_id=stored.round_id, error=str(error))
+            self._book.forget_up_to(stored.round_id)
+            return
+        self._book.open_round(view)
+        attended = stored.attendance is not None
+        attempts, declined = self._store.attempts(stored.round_id), self._store.declined(stored.round_id)
+        self._book.resume(attempts, declined, attended, stored.freeze_digest)
+        if not attended:
+            # The wall clock is only a hint here: at worst the round waits once more, never longer than planned.
+            self._set_deadline(min(max(stored.deadline_at - time.time(), 0.0), plan.deadline_s))
+        _log.info("resumed", round_id=stored.round_id, uploads=len(attempts), attended=attended)
+
+    # ------------------------------------------------------------------ plan
+
+    async def _on_plan(self, delivery: Delivery) -> None:
+        opened = self._open("round", delivery)
+        if opened is None or not isinstance(opened.message, RoundPlan):
+            return
+        plan = opened.message
+        try:
+            is_new = self._book.open_round(check_plan(plan, opened.digest, self._party.directory))
+        except PeerError as error:
+            _log.warning("plan-refused", round_id=plan.round_id, reason=str(error))
+            return
+        remaining_s = min(delivery.expiry_s if delivery.expiry_s is not None else plan.deadline_s, plan.deadline_s)
+        if is_new:
+            self._store.open_round(plan.round_id, opened.body, time.time() + remaining_s)
+            self._set_deadline(remaining_s)
+            _log.info("round-open", round_id=plan.round_id, cohort=len(plan.cohort), deadline_s=remaining_s)
+        else:
+            await self._repeat_answers()
+
+    def _set_deadline(self, remaining_s: float) -> None:
+        if self._deadline:
+            self._deadline.cancel()
+        self._deadline = asyncio.get_running_loop().call_later(remaining_s, self._attend_if_open)
+
+    # ------------------------------------------------------------------ uploads
+
+    async def _on_upload(self, delivery: Delivery) -> None:
+        opened = self._open("up", delivery)
+        if opened is None or not isinstance(opened.message, ShareUpload):
+            return
+        device_id, upload = opened.sender, opened.message
+        if self._party.topics.party("up", delivery.topic) != device_id:
+            _log.warning("upload-refused", device=device_id, reason="published on another device's topic")
+            return
+        admitted = self._book.admit(device_id, upload)
+        if isinstance(admitted, Refused):
+            await self._receipt(device_id, upload, admitted.verdict, admitted.detail)
+        elif upload.chunk in admitted.stored:
+            await self._answer_repeat(device_id, upload, admitted)
+        else:
+            await self._store_chunk(device_id, upload, admitted)
+
+    async def _answer_repeat(self, device_id: str, upload: ShareUpload, attempt: Attempt) -> None:
+        if attempt.is_complete:
+            await self._receipt(device_id, upload, Verdict.ACCEPTED)
+        else:
+            missing = Missing(upload.round_id, upload.upload_id, attempt.missing())
+            await self._answer(self._own, self._party.topics.name("ack", device_id), missing)
+
+    async def _store_chunk(self, device_id: str, upload: ShareUpload, attempt: Attempt) -> None:
+        view = self._view()
+        context = share_context(
+            upload.plan, device_id, self._party.ident,
+            (upload.upload_id, upload.x, upload.rung, upload.chunk, upload.chunks),
+        )  # fmt: skip
+        try:
+            data = self._party.identity.unseal(upload.sealed, context)
+            if upload.x > view.scheme.t:
+                check_share(data)
+        except PeerError as error:
+            if not attempt.stored:
+                self._book.discard(attempt)
+            await self._receipt(device_id, upload, Verdict.MALFORMED, str(error))
+            return
+        if not self._store.has_room_for(len(data)):
+            await self._receipt(device_id, upload, Verdict.STORE_FULL, "the share store is at its limit")
+            return
+        if not attempt.stored:
+            kept = [a.upload_id for a in self._book.attempts() if a.device_id == device_id]
+            self._store.keep_uploads(upload.round_id, device_id, kept)
+        self._store.add_chunk(upload.round_id, attempt, upload.chunk, data)
+        if self._book.stored(attempt, upload.chunk):
+            await self._receipt(device_id, upload, Verdict.ACCEPTED)
+            self._attend_if_done()
+
+    async def _receipt(self, device_id: str, upload: ShareUpload, verdict: Verdict, detail: str = "") -> None:
+        if verdict is not Verdict.ACCEPTED:
+            _log.warning("upload-refused", device=device_id, round_id=upload.round_id, verdict=verdict, reason=detail)
+        receipt = Receipt(upload.round_id, upload.upload_id, verdict, detail)
+        await self._answer(self._own, self._party.topics.name("ack", device_id), receipt)
+
+    async def _on_decline(self, delivery: Delivery) -> None:
+        opened = self._open("decline", delivery)
+        if opened is None or not isinstance(opened.message, Decline):
+            return
+        decline = opened.message
+        if self._book.decline(opened.sender, decline.round_id, decline.plan):
+            self._store.decline(decline.round_id, opened.sender)
+            _log.info("declined", device=opened.sender, round_id=decline.round_id, reason=decline.reason)
+            self._attend_if_done()
+
+    # ------------------------------------------------------------------ attendance
+
+    def _attend_if_done(self) -> None:
+        if self._book.is_everyone_done():
+            self._attend_if_open()
+
+    def _attend_if_open(self) -> None:
+        if self._book.view is None or self._book.has_attended:
+            return
+        attendance = self._book.attend()
+        payload = self._party.sign(attendance)
+        self._store.attend(attendance.round_id, payload)
+        _log.info("attendance", round_id=attendance.round_id, uploads=len(attendance.uploads))
+        self._publish_while_open("attendance", payload)
+
+    # ------------------------------------------------------------------ freeze and sum
+
+    async def _on_freeze(self, delivery: Delivery) -> None:
+        opened = self._open("freeze", delivery)
+        if opened is None or not isinstance(opened.message, Freeze) or self._book.view is None:
+            return
+        freeze = opened.message
+        try:
+            is_ours = self._book.check_freeze(freeze, opened.digest)
+        except ProtocolError as error:
+            _log.warning("freeze-refused", round_id=freeze.round_id, reason=str(error))
+            refusal = Refusal(freeze.round_id, opened.digest, str(error)[:500])
+            await self._answer(self._control, self._party.topics.name("sum", self._party.ident), refusal)
+            return
+        if self._book.frozen is None:
+            self._store.freeze(freeze.round_id, opened.body, opened.digest)
+            self._book.freeze(opened.digest)
+            _log.info("frozen", round_id=freeze.round_id, contributors=len(freeze.contributors), is_ours=is_ours)
+        await self._sum_and_send(freeze, opened.digest, is_ours)
+
+    async def _sum_and_send(self, freeze: Freeze, freeze_digest: bytes, is_ours: bool) -> None:
+        stored = self._store.latest()
+        if stored is None or stored.round_id != freeze.round_id or not is_ours:
+            return
+        words = stored.sum_words
+        if words is None:
+            words = self._sum(freeze)
+            self._store.burn(freeze.round_id, words)
+        self._send_sum(freeze, freeze_digest, words)
+
+    def _sum(self, freeze: Freeze) -> bytes:
+        shares = self._store.shares(freeze.round_id, freeze.contributors)
+        return sum_words(self._view(), self._book.x, freeze.segments, shares)
+
+    def _send_sum(self, freeze: Freeze, freeze_digest: bytes, words: bytes) -> None:
+        directory = self._party.directory
+        key = directory.sealing_key(Role.COORDINATOR, directory.coordinator_id)
+        pieces = cut(words, self._view().plan.chunk_bytes)
+        for index, piece in enumerate(pieces):
+            position = (self._book.x, index, len(pieces))
+            context = sum_context(freeze_digest, self._party.ident, directory.coordinator_id, position)
+            sealed = seal(key, bytes(piece), context)
+            message = SumShare(freeze.round_id, freeze_digest, *position, sealed)
+            self._publish_while_open("sum", self._party.sign(message))
+
+    async def _on_outcome(self, delivery: Delivery) -> None:
+        opened = self._open("outcome", delivery)
+        if opened is None or not isinstance(opened.message, Outcome) or self._book.view is None:
+            return
+        if opened.message.round_id == self._view().plan.round_id:
+            self._close_round(opened.message)
+
+    def _close_round(self, outcome: Outcome) -> None:
+        _log.info("round-closed", round_id=outcome.round_id, phase=outcome.phase, reason=outcome.reason)
+        if self._deadline:
+            self._deadline.cancel()
+        self._store.close_round(outcome.round_id)
+        self._book.close_round()
+
+    # ------------------------------------------------------------------ answers
+
+    async def _on_control_connected(self, first: bool) -> None:
+        if not first:
+            await self._repeat_answers()
+
+    async def _repeat_answers(self) -> None:
+        """Send attendance and sum of the open round again: they are idempotent and may have been lost."""
+        stored = self._store.latest()
+        if stored is None or self._book.view is None or stored.round_id != self._book.view.plan.round_id:
+            return
+        if stored.attendance is not None:
+            self._publish_while_open("attendance", stored.attendance)
+        if stored.freeze is not None and stored.freeze_digest is not None:
+            freeze = decode("freeze", stored.freeze)
+            assert isinstance(freeze, Freeze)
+            await self._sum_and_send(freeze, stored.freeze_digest, self._party.ident in freeze.aggregators)
+
+    def _publish_while_open(self, channel: str, payload: bytes) -> None:
+        """Publish on the control broker in the background until taken or until the next round opens."""
+        plan_digest = self._view().digest
+        topic = self._party.topics.name(channel, self._party.ident)
+
+        async def publish() -> None:
+            try:
+                await publish_until_taken(self._control, topic, payload, self._backoff, lambda: self._is_open(plan_digest))
+            except LinkError as error:
+                _log.error("publish-failed", topic=topic, error=str(error))
+
+        task = asyncio.get_running_loop().create_task(publish(), name=f"publish-{channel}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _is_open(self, plan_digest: bytes) -> bool:
+        return self._book.view is not None and self._book.view.digest == plan_digest
+
+    async def _answer(self, link: Link, topic: str, message: Message) -> None:
+        """One try: who needs the answer asks again."""
+        try:
+            await link.publish(topic, self._party.sign(message))
+        except LinkError as error:
+            _log.info("answer-lost", topic=topic, error=str(error))
+
+    def _open(self, channel: str, delivery: Delivery) -> Opened | None:
+        try:
+            return self._party.open(channel, delivery.payload)
+        except PeerError as error:
+            _log.warning("message-refused", topic=delivery.topic, reason=str(error))
+            return None
+
+    def _view(self) -> PlanView:
+        if self._book.view is None:
+            raise RuntimeError("no round is open")
+        return self._book.view

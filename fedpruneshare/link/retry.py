@@ -1,0 +1,49 @@
+"""Publishing a control message until the broker has it (docs/protocol.md §3.2)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from fedpruneshare.errors import LinkError, PayloadTooLargeError, RefusedError
+from fedpruneshare.link import Link
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Waits between tries: full jitter up to `first_s` doubled each time, at most `cap_s`."""
+
+    rng: random.Random
+    first_s: float = 0.2
+    cap_s: float = 5.0
+
+    def wait_s(self, attempt: int) -> float:
+        """Seconds to wait after failed try number `attempt` (from 0)."""
+        return self.rng.uniform(0.0, min(self.cap_s, self.first_s * 2.0 ** min(attempt, 16)))
+
+
+async def publish_until_taken(
+    link: Link, topic: str, payload: bytes, backoff: Backoff, is_wanted: Callable[[], bool]
+) -> bool:
+    """Publish again and again until the broker takes the payload or it is no longer wanted; whether it was taken.
+
+    Raises `PayloadTooLargeError` and `RefusedError` at once: repeating would not help.
+    """
+    attempt = 0
+    while is_wanted():
+        try:
+            await link.publish(topic, payload)
+            return True
+        except (PayloadTooLargeError, RefusedError):
+            raise
+        except LinkError as error:
+            _log.info("publish-retry", topic=topic, attempt=attempt, error=str(error))
+            await asyncio.sleep(backoff.wait_s(attempt))
+            attempt += 1
+    return False

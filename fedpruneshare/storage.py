@@ -1,0 +1,43 @@
+"""SQLite as the services use it: one file, one writer, committed before anything is acknowledged (docs/protocol.md §9)."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+from fedpruneshare.errors import SettingsError
+
+
+def open_database(path: Path, schema: str) -> sqlite3.Connection:
+    """Open or create a database that survives loss of power: WAL, every commit synced, deleted pages overwritten.
+
+    The file and its folder are readable by their owner only. Raises `SettingsError` if it cannot be opened.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=FULL")
+        database.execute("PRAGMA secure_delete=ON")
+        database.execute("PRAGMA foreign_keys=ON")
+        database.executescript(schema)
+    except (OSError, sqlite3.Error) as error:
+        raise SettingsError(f"store {path}: {error}, expected a database of this version in a writable folder") from None
+    return database
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace a file in one step: write beside it, sync, rename, sync the folder. Nothing half-written is ever seen."""
+    partial = path.with_name(path.name + ".part")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
