@@ -1,0 +1,32 @@
+"""What every test shares: one thread per library, a steady hypothesis, and the rule for tests that need Mosquitto."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+# Before numpy or torch are imported: two test workers on two cores leave one thread to each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "default", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("default")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `mosquitto` are skipped without the program, but fail where it is required."""
+    if item.get_closest_marker("mosquitto") is None or find_mosquitto():
+        return
+    if os.environ.get("FPS_REQUIRE_MOSQUITTO") == "1":
+        pytest.fail("mosquitto is not installed, and FPS_REQUIRE_MOSQUITTO=1 requires it", pytrace=False)
+    pytest.skip("mosquitto is not installed")
+
+
+def find_mosquitto() -> str | None:
+    """The program's path; distributions put it where only root's PATH leads."""
+    return shutil.which("mosquitto", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
