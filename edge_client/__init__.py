@@ -1,1 +1,1 @@
-"""The device: it trains, prunes, shares and uploads; the only package that may import torch."""
+"""The device: local data, training, pruning, the update it shares. The only package that may import torch."""

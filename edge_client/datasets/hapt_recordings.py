@@ -65,7 +65,11 @@ class Windows:
         wanted = [("float16", (count, len(CHANNELS), WINDOW)), ("uint8", (count,)), ("uint8", (count,))]
         if found != wanted:
             raise DataError(f"activity windows are {found}, expected {wanted}")
-        if not count or self.activity.max() >= len(ACTIVITIES) or not 1 <= self.person.min() <= self.person.max() <= 30:
+        if (
+            not count
+            or self.activity.max() >= len(ACTIVITIES)
+            or not 1 <= self.person.min() <= self.person.max() <= PEOPLE
+        ):
             raise DataError("activity windows hold no window, an unknown activity or an unknown person")
 
     def digest(self) -> str:
@@ -87,9 +91,7 @@ def read_recordings(packed: bytes, sha256: str = RECORDINGS_SHA256) -> Windows:
     people = load_allow_listed(_gunzip(packed, RECORDINGS_UNPACKED_BYTES), _PANDAS_CLASSES)
     if not isinstance(people, dict) or not all(isinstance(frames, list) for frames in people.values()):
         raise DataError(f"HAPT.pkl.gz holds a {type(people).__name__}, expected person -> list of recordings")
-    cut = [
-        (*_cut_windows(*_columns(frame)), person) for person, frames in sorted(people.items()) for frame in frames
-    ]
+    cut = [(*_cut_windows(*_columns(frame)), person) for person, frames in sorted(people.items()) for frame in frames]
     return Windows(
         np.concatenate([signals for signals, _, _ in cut]).astype(np.float16),
         np.concatenate([activity for _, activity, _ in cut]),

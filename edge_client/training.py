@@ -1,0 +1,161 @@
+"""Local training on one device, top to bottom (after nanoGPT's `train.py`): data in, masked SGD, a summary out.
+
+SGD with momentum is written out here: constructing any `torch.optim` class imports torch's compiler, about 70 MiB
+and a second that a small board does not have. A task that brings its own `optimiser` pays that price knowingly.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edge_client.datasets import Dataset
+from edge_client.tasks.model import parameter_table
+from fedpruneshare.errors import TaskError
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Masks = list[torch.Tensor]
+"""One 0/1 float32 tensor per prunable weight, in the table's order and of the weight's shape."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What the round plan says about local training. `optimiser` is the task's own; if None, SGD as written here."""
+
+    local_epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    optimiser: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] | None = None
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """One local training. `examples` is the size of the data set (the weight of this device), each seen once an epoch.
+
+    `mean_loss` is the mean over all steps, `seconds` the wall time.
+    """
+
+    steps: int
+    examples: int
+    mean_loss: float
+    seconds: float
+
+
+def fit(
+    model: nn.Module,
+    dataset: Dataset,
+    mask: Masks | None,
+    settings: TrainingSettings,
+    rng: np.random.Generator,
+    loss: Loss = nn.functional.cross_entropy,
+) -> TrainingResult:
+    """Train `model` in place for `local_epochs` epochs, keeping masked weights at exactly zero.
+
+    The mask is applied before the first step and after *every* step: momentum, weight decay and a task's own
+    optimiser would each revive a pruned weight. Batch order and dropout follow from `rng` alone; torch's generator is
+    left as it was. Raises `TaskError` as soon as the loss, or at the end a weight, is not finite.
+    """
+    started = time.perf_counter()
+    masked = _masked_weights(model, mask)
+    step = _stepper(model, settings)
+    losses: list[float] = []
+    model.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**63)))
+        _apply(masked)
+        for batch in _batches(len(dataset), settings, rng):
+            inputs, targets = torch.from_numpy(dataset.inputs[batch]), torch.from_numpy(dataset.targets[batch])
+            model.zero_grad(set_to_none=True)
+            value = loss(model(inputs), targets)
+            losses.append(_finite(value.item(), len(losses), settings))
+            value.backward()  # type: ignore[no-untyped-call]
+            step()
+            _apply(masked)
+    _refuse_non_finite(model, settings)
+    return TrainingResult(len(losses), len(dataset), math.fsum(losses) / len(losses), time.perf_counter() - started)
+
+
+def accuracy(model: nn.Module, dataset: Dataset, batch_size: int = 256) -> float:
+    """Share of `dataset` the model classifies rightly, 0..1."""
+    model.eval()
+    right = 0
+    with torch.no_grad():
+        for start in range(0, len(dataset), batch_size):
+            outputs = model(torch.from_numpy(dataset.inputs[start : start + batch_size]))  # [B, classes]
+            right += int((outputs.argmax(1).numpy() == dataset.targets[start : start + batch_size]).sum())
+    return right / len(dataset)
+
+
+def _masked_weights(model: nn.Module, mask: Masks | None) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    if mask is None:
+        return []
+    weights = parameter_table(model).weights()
+    shapes, wanted = [tuple(m.shape) for m in mask], [w.shape for w in weights]
+    if shapes != wanted:
+        raise TaskError(f"mask has shapes {shapes}, expected those of the prunable weights {wanted}")
+    parameters = dict(model.named_parameters())
+    return [(parameters[w.name], m) for w, m in zip(weights, mask, strict=True)]
+
+
+def _apply(masked: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
+    with torch.no_grad():
+        for weight, mask in masked:
+            weight.mul_(mask)  # in place and outside the module: nothing leaks into state dict or export
+
+
+def _batches(count: int, settings: TrainingSettings, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Index batches of every epoch. A last batch of one example joins the one before: norms need two."""
+    for _ in range(settings.local_epochs):
+        order = rng.permutation(count)
+        starts = list(range(0, count, settings.batch_size))
+        if len(starts) > 1 and count - starts[-1] == 1:
+            del starts[-1]
+        for start, end in zip(starts, [*starts[1:], count], strict=True):
+            yield order[start:end]
+
+
+def _stepper(model: nn.Module, settings: TrainingSettings) -> Callable[[], object]:
+    """One optimiser step as a function. SGD: v <- momentum v + g + decay w; w <- w - lr v."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if settings.optimiser is not None:
+        return settings.optimiser(parameters, settings.learning_rate).step
+    velocities = [torch.zeros_like(p) for p in parameters]
+
+    @torch.no_grad()
+    def step() -> None:
+        for parameter, velocity in zip(parameters, velocities, strict=True):
+            if parameter.grad is None:  # not part of this forward pass
+                continue
+            velocity.mul_(settings.momentum).add_(parameter.grad)
+            if settings.weight_decay:
+                velocity.add_(parameter, alpha=settings.weight_decay)
+            parameter.sub_(velocity, alpha=settings.learning_rate)
+
+    return step
+
+
+def _finite(value: float, step: int, settings: TrainingSettings) -> float:
+    if not math.isfinite(value):
+        raise TaskError(
+            f"training diverged: loss is {value} at step {step}, expected a finite number"
+            f" (learning_rate is {settings.learning_rate}; try a smaller one)"
+        )
+    return value
+
+
+def _refuse_non_finite(model: nn.Module, settings: TrainingSettings) -> None:
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise TaskError(
+                f"training diverged: {name!r} holds a value that is not finite"
+                f" (learning_rate is {settings.learning_rate}; try a smaller one)"
+            )
