@@ -88,6 +88,13 @@ class QueueFullError(LinkError):
     """The bounded outgoing or incoming queue is full."""
 
 
+# --------------------------------------------------------------------------- a run on this machine failed
+
+
+class RunError(FedPruneShareError):
+    """A process of a testbed run ended, or did not do in time what was waited for."""
+
+
 # --------------------------------------------------------------------------- the operator can fix it
 
 
