@@ -1,0 +1,34 @@
+"""`fedpruneshare task`: what a coordinator needs to know of a task, made once on a machine that has torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edge_client.cli_errors import explained_errors
+
+
+@click.group()
+def task() -> None:
+    """Check and export tasks: a model and its data."""
+
+
+@task.command()
+@click.argument("name", metavar="TASK")
+@click.option("--out", "path", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Bundle to write.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the initial weights.")
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Data folder [default: data].")
+def export(name: str, path: Path, seed: int, data_dir: Path | None) -> None:
+    """Write the bundle of TASK: a built-in name, a dotted module or a .py file (whose code is run)."""
+    with explained_errors():
+        from edge_client.exporting import export_bundle
+        from edge_client.tasks import load_task
+
+        bundle = export_bundle(load_task(name, data_dir), path, seed)
+    table = bundle.manifest.table
+    click.echo(f"task         {bundle.manifest.task} ({bundle.manifest.data_source} data)")
+    click.echo(f"parameters   {table.weight_count} prunable, {table.vector_count} others")
+    click.echo(f"test set     {bundle.manifest.test_count} examples, {bundle.manifest.classes} classes")
+    click.echo(f"bundle       {path} ({path.stat().st_size} bytes)")
+    click.echo(f"sha256       {bundle.digest.hex()}")

@@ -1,0 +1,76 @@
+"""The outbox: what a device must not lose between the first chunk and the last receipt (docs/protocol.md §4.2, §9.1).
+
+Before a chunk leaves, upload id, sharing seeds and quantised words are on disk in one atomic file, so a restart sends
+the *same* shares under the *same* upload id. Without the file a restart draws new ones, under a new id: two
+polynomials are never mixed under one name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpruneshare.storage import write_atomically
+
+
+class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """File format of one upload."""
+
+    plan: bytes
+    round_id: int
+    upload_id: bytes
+    rung: int
+    weight: int
+    seeds: dict[int, bytes]
+    words: bytes
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One upload, ready to be split: quantised words uint32[m] and the seeds of the seed points. All of it is secret."""
+
+    plan: bytes
+    round_id: int
+    upload_id: bytes
+    rung: int
+    weight: int
+    seeds: dict[int, bytes]
+    words: NDArray[np.uint32]
+
+    def __repr__(self) -> str:
+        return f"Upload(round_id={self.round_id}, rung={self.rung}, words={self.words.size})"
+
+
+class Outbox:
+    """At most one upload, in one file only its owner can read."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "upload.msgpack"
+
+    def put(self, upload: Upload) -> None:
+        """Keep an upload durably, instead of any earlier one."""
+        stored = _Stored(
+            upload.plan, upload.round_id, upload.upload_id, upload.rung, upload.weight, upload.seeds,
+            upload.words.astype("<u4").tobytes(),
+        )  # fmt: skip
+        write_atomically(self._path, msgspec.msgpack.encode(stored), mode=0o600)
+
+    def get(self, plan: bytes) -> Upload | None:
+        """The upload made for exactly this plan, if the outbox holds it whole; anything else is dropped."""
+        try:
+            stored = msgspec.msgpack.decode(self._path.read_bytes(), type=_Stored)
+            words = np.frombuffer(stored.words, dtype="<u4").astype(np.uint32)
+        except (OSError, msgspec.DecodeError, ValueError):
+            return None
+        if stored.plan != plan:
+            return None
+        return Upload(plan, stored.round_id, stored.upload_id, stored.rung, stored.weight, stored.seeds, words)
+
+    def clear(self) -> None:
+        """Forget the upload: its round is over."""
+        self._path.unlink(missing_ok=True)

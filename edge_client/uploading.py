@@ -1,0 +1,142 @@
+"""Shares out, receipts in (docs/protocol.md §3.2, §3.3, §4.2).
+
+One `Courier` brings one share to one aggregator: it publishes the chunks a few at a time, then asks again, by sending
+one chunk once more, until the aggregator's signed receipt says that everything is committed. A PUBACK proves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from edge_client.outbox import Upload
+from fedpruneshare.errors import LinkError, MessageError
+from fedpruneshare.link import Link
+from fedpruneshare.link.chunks import Bitmap, cut
+from fedpruneshare.link.retry import Backoff
+from fedpruneshare.messages import Missing, Receipt, ShareUpload, Verdict
+from fedpruneshare.party import Party
+from fedpruneshare.plan import PlanView
+from fedpruneshare.sealing import seal, share_context
+from fedpruneshare.sharing.field import to_bytes
+from fedpruneshare.sharing.prg import Seed
+from fedpruneshare.topics import Role
+
+_log = structlog.get_logger()
+
+#: (payload bytes, whether this chunk was never sent before)
+CountSent = Callable[[int, bool], None]
+
+
+def split_upload(view: PlanView, device_id: str, upload: Upload) -> dict[int, bytes]:
+    """The share of every point: 32 seed bytes or the words, little-endian. Deterministic in the stored upload."""
+    seeds = {x: Seed(value) for x, value in upload.seeds.items()}
+    domain = view.keystream_domain(device_id, upload.upload_id)
+    full = view.scheme.split(upload.words, seeds, view.prg, domain)
+    return {**upload.seeds, **{x: bytes(to_bytes(words)) for x, words in full.items()}}
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One share on its way: which upload, to whom, at which point."""
+
+    view: PlanView
+    upload: Upload
+    aggregator_id: str
+    x: int
+    share: bytes
+
+    def __repr__(self) -> str:
+        return f"Parcel(to={self.aggregator_id!r}, x={self.x}, bytes={len(self.share)})"
+
+
+class Courier:
+    """Delivers one parcel over one link until a receipt comes."""
+
+    def __init__(self, party: Party, link: Link, parcel: Parcel, backoff: Backoff, outstanding: int) -> None:
+        self._party, self._link, self._parcel = party, link, parcel
+        self._backoff, self._slots = backoff, asyncio.Semaphore(outstanding)
+        self._pieces = cut(parcel.share, parcel.view.plan.chunk_bytes)
+        self._sent: set[int] = set()
+        self._answers: asyncio.Queue[Receipt | Missing] = asyncio.Queue()
+
+    def answer(self, message: Receipt | Missing) -> None:
+        """Hand over what the aggregator said; anything about another upload is dropped."""
+        upload = self._parcel.upload
+        if (message.round_id, message.upload_id) == (upload.round_id, upload.upload_id):
+            self._answers.put_nowait(message)
+
+    async def deliver(self, count_sent: CountSent) -> Receipt:
+        """Send until the aggregator has spoken. Runs until it is cancelled if it never does."""
+        chunks = list(range(len(self._pieces)))
+        attempt = 0
+        while True:
+            is_sent = await self._send(chunks, count_sent)
+            answer = await self._await_answer(attempt) if is_sent else None
+            if isinstance(answer, Receipt):
+                return answer
+            if isinstance(answer, Missing):
+                chunks, attempt = self._named(answer), 0
+                continue
+            if not is_sent:
+                await asyncio.sleep(self._backoff.wait_s(attempt))
+            attempt += 1
+            unsent = [chunk for chunk in range(len(self._pieces)) if chunk not in self._sent]
+            chunks = unsent or [0]  # all sent once: one repeat makes the aggregator say what it lacks
+
+    def _named(self, missing: Missing) -> list[int]:
+        try:
+            return Bitmap.decode(missing.bitmap, len(self._pieces)) or [0]
+        except MessageError as error:
+            _log.warning("missing-refused", aggregator=self._parcel.aggregator_id, reason=str(error))
+            return [0]
+
+    async def _send(self, chunks: list[int], count_sent: CountSent) -> bool:
+        """Publish chunks, a few outstanding at a time; whether all were taken by the broker."""
+
+        async def send_one(chunk: int) -> None:
+            async with self._slots:
+                payload = self._payload(chunk)
+                await self._link.publish(self._topic(), payload)
+                count_sent(len(payload), chunk not in self._sent)
+                self._sent.add(chunk)
+
+        results = await _gather_until_error([lambda c=chunk: send_one(c) for chunk in chunks])
+        for error in results:
+            _log.info("chunk-not-sent", aggregator=self._parcel.aggregator_id, error=str(error))
+        return not results
+
+    async def _await_answer(self, attempt: int) -> Receipt | Missing | None:
+        try:
+            return await asyncio.wait_for(self._answers.get(), 2.0 + 2.0 * self._backoff.wait_s(attempt))
+        except TimeoutError:
+            return None
+
+    def _topic(self) -> str:
+        return self._party.topics.name("up", self._party.ident)
+
+    def _payload(self, chunk: int) -> bytes:
+        parcel, upload = self._parcel, self._parcel.upload
+        position = (upload.upload_id, parcel.x, upload.rung, chunk, len(self._pieces))
+        context = share_context(upload.plan, self._party.ident, parcel.aggregator_id, position)
+        key = self._party.directory.sealing_key(Role.AGGREGATOR, parcel.aggregator_id)
+        sealed = seal(key, bytes(self._pieces[chunk]), context)
+        return self._party.sign(ShareUpload(upload.round_id, upload.plan, *position, sealed))
+
+
+async def _gather_until_error(calls: list[Callable[[], Awaitable[None]]]) -> list[LinkError]:
+    """Run all; link errors are returned, anything else is raised."""
+    results = await asyncio.gather(*(call() for call in calls), return_exceptions=True)
+    failures = [result for result in results if isinstance(result, BaseException)]
+    for failure in failures:
+        if not isinstance(failure, LinkError):
+            raise failure
+    return [failure for failure in failures if isinstance(failure, LinkError)]
+
+
+def is_accepted(receipt: Receipt | None) -> bool:
+    """Whether a receipt says that the aggregator holds the whole share."""
+    return receipt is not None and receipt.verdict is Verdict.ACCEPTED
