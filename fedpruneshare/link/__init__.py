@@ -37,7 +37,11 @@ ConnectHandler = Callable[[bool], Awaitable[None]]
 
 @dataclass
 class Traffic:
-    """MQTT payload bytes and messages that passed one link, re-sends of the link itself not included."""
+    """MQTT payload bytes and messages that passed one link.
+
+    Sent: every publish handed to a live connection, acknowledged or not (a link never re-sends; its callers do, and
+    each attempt counts). Received: every delivery, duplicates included.
+    """
 
     sent_bytes: int = 0
     sent_messages: int = 0
@@ -47,7 +51,11 @@ class Traffic:
 
 @dataclass(frozen=True)
 class LinkLimits:
-    """Bounds of one link. Nothing is allocated or queued beyond them."""
+    """Bounds of one link. Nothing is allocated or queued beyond them.
+
+    A link with `incoming_messages` waiting for its handlers stops reading; while an answer to a request of its own
+    is outstanding it reads on, up to four times as many (a handler that publishes would otherwise wait for ever).
+    """
 
     payload_bytes: int = 256 * 1024
     outgoing_messages: int = 64
@@ -80,34 +88,37 @@ class Link(Protocol):
 
     traffic: Traffic
 
-    async def connect(self) -> None:
+    async def connect(self, *, wait: bool = False) -> None:
         """Connect and keep connected (reconnects by itself, jittered) until `close`.
 
-        Raises `LinkError` if the first connection does not succeed within the limits
-        (with `wait=True` implementations keep trying instead; see the implementation).
+        Subscribe first: what a resumed session holds arrives at once. Raises `RefusedError` if the broker refuses
+        the login or a subscription, `LinkError` if it cannot be reached within `connect_timeout_s`; with `wait` it
+        is tried for ever instead (services may start before their broker).
         """
 
-    async def publish(
-        self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: float | None = None
-    ) -> None:
+    async def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: float | None = None) -> None:
         """Publish with QoS 1 and return when the broker has taken it.
 
         A return is *not* delivery: only an application `Receipt` is (docs/protocol.md §3.2).
-        `expiry_s` is rounded up to whole seconds.
+        `expiry_s` is rounded up to whole seconds, and to one at least. Waits while `outgoing_messages` are on the way.
 
-        Raises `PayloadTooLargeError` before queueing, `QueueFullError`, `RefusedError` on a negative reason,
-        `DisconnectedError` when the connection falls first (the message is then forgotten, never re-sent by the
-        link), `LinkError` on time-out.
+        Raises `PayloadTooLargeError` before queueing, `RefusedError` on a negative reason, `DisconnectedError` when
+        there is no connection or it falls first (the message is then forgotten, never re-sent by the link),
+        `LinkError` when `publish_timeout_s` has passed (it may still arrive).
         """
 
     async def subscribe(self, topic_filter: str, handler: Handler) -> None:
-        """Subscribe with QoS 1; `handler` gets every delivery that matches. Kept across reconnects."""
+        """Subscribe with QoS 1; `handler` gets every delivery that matches. Kept across reconnects.
+
+        Without a connection it is noted and made at the next connect. Retained messages come (again) with every
+        new subscription. Raises `RefusedError` (and forgets it) if the broker refuses, `LinkError` on time-out.
+        """
 
     async def unsubscribe(self, topic_filter: str) -> None:
-        """Forget a subscription."""
+        """Forget a subscription; its handler is not called again, also for what had arrived already."""
 
     def on_connect(self, handler: ConnectHandler) -> None:
-        """Register what to do after each connect."""
+        """Register what to do after each connect. Cancelled if the connection falls while it runs."""
 
     async def close(self) -> None:
         """Disconnect cleanly; waits for nothing that is not yet acknowledged. Idempotent."""

@@ -1,0 +1,107 @@
+"""Keeping a connection up: the first attempt, jittered reconnects, and whom to tell (docs/protocol.md §3.1).
+
+Knows nothing of MQTT: an attempt is a coroutine that returns the future of its own loss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from fedpruneshare.errors import LinkError, RefusedError
+from fedpruneshare.link import ConnectHandler, LinkLimits
+
+log = structlog.get_logger()
+
+#: Connects within so many seconds or raises `LinkError`; the future resolves to the reason when the connection falls.
+Attempt = Callable[[float], Awaitable[asyncio.Future[str]]]
+
+
+class Keeper:
+    """Runs one attempt after another, for as long as `run` is not cancelled."""
+
+    def __init__(self, name: str, attempt: Attempt, limits: LinkLimits, rng: random.Random) -> None:
+        self.greetings: list[ConnectHandler] = []
+        self._name = name
+        self._attempt = attempt
+        self._limits = limits
+        self._rng = rng
+
+    async def run(self, wait: bool, first: asyncio.Future[LinkError | None]) -> None:
+        """Connect, set `first` (to the error, if it is given up), then stay connected."""
+        try:
+            lost = await self._connect_first(wait)
+        except LinkError as error:
+            first.set_result(error)
+            return
+        first.set_result(None)
+        is_first, failures = True, 0
+        while True:
+            opened_s = time.monotonic()
+            await self._greet(lost, is_first)
+            log.warning("connection lost", broker=self._name, reason=await lost)
+            if time.monotonic() - opened_s > self._limits.reconnect_max_s:
+                failures = 0
+            lost, failures = await self._reconnect(failures)
+            is_first = False
+
+    async def _connect_first(self, wait: bool) -> asyncio.Future[str]:
+        limit_s = self._limits.connect_timeout_s
+        give_up_s = math.inf if wait else time.monotonic() + limit_s
+        failures = 0
+        while True:
+            try:
+                return await self._attempt(min(limit_s, give_up_s - time.monotonic()))
+            except RefusedError:
+                raise
+            except LinkError as error:
+                pause_s = self._pause_s(failures)
+                if time.monotonic() + pause_s >= give_up_s:
+                    raise
+                log.info("broker not reached yet", broker=self._name, reason=str(error))
+            failures += 1
+            await asyncio.sleep(pause_s)
+
+    async def _reconnect(self, failures: int) -> tuple[asyncio.Future[str], int]:
+        # The count lives on over short connections, so that a broker which accepts and drops is not hammered.
+        while True:
+            await asyncio.sleep(self._pause_s(failures))
+            failures += 1
+            try:
+                lost = await self._attempt(self._limits.connect_timeout_s)
+            except LinkError as error:
+                log.warning("reconnect failed", broker=self._name, reason=str(error), failures=failures)
+                continue
+            log.info("reconnected", broker=self._name, failures=failures)
+            return lost, failures
+
+    def _pause_s(self, failures: int) -> float:
+        # Full jitter: a thousand devices must not come back to a restarted broker in step.
+        cap_s = min(self._limits.reconnect_max_s, self._limits.reconnect_min_s * 2.0 ** min(failures, 30))
+        return self._rng.uniform(0.0, cap_s)
+
+    async def _greet(self, lost: asyncio.Future[str], is_first: bool) -> None:
+        greeting = asyncio.create_task(self._run_greetings(is_first))
+        try:
+            watched: set[asyncio.Future[Any]] = {greeting, lost}
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            greeting.cancel()
+
+    async def _run_greetings(self, is_first: bool) -> None:
+        for handler in self.greetings:
+            try:
+                await handler(is_first)
+            except LinkError as error:
+                log.warning("on_connect handler was cut short", broker=self._name, reason=str(error))
+            except Exception:
+                log.exception("on_connect handler failed", broker=self._name)
+
+
+__all__ = ["Attempt", "Keeper"]

@@ -1,0 +1,176 @@
+"""Brokers this project configures and, for tests, demos and the testbed, starts as processes of their own.
+
+`embedded.embedded_broker` (pip alone, loopback only) and `mosquitto.mosquitto_broker` (everything real) both give a
+`Broker`. The calls block for at most a few seconds; a broker never outlives the process that started it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from fedpruneshare.errors import SettingsError
+from fedpruneshare.link import BrokerAddress
+
+#: Writes the configuration for an address and returns the arguments of `child.py` (what to run, with what).
+Render = Callable[[BrokerAddress], list[str]]
+
+LOOPBACK: Final = "127.0.0.1"
+_CHILD: Final = Path(__file__).with_name("child.py")
+_START_S: Final = 10.0
+_STOP_S: Final = 5.0
+_PORT_TRIES: Final = 5
+_POLL_S: Final = 0.01
+
+
+class Broker:
+    """A broker process: started and stopped by this handle, its port kept over restarts.
+
+    With `port` None the kernel names a free one at the first start. What the process prints goes to `broker.log` in
+    `folder`. As a context manager it starts on entry and stops on exit.
+    """
+
+    def __init__(self, name: str, folder: Path, render: Render, host: str = LOOPBACK, port: int | None = None) -> None:
+        self._name = name
+        self._folder = folder
+        self._render = render
+        self._host = host
+        self._port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __repr__(self) -> str:
+        state = f"pid {self._process.pid}" if self.is_running and self._process else "stopped"
+        return f"Broker({self._name} at {self._host}:{self._port}, {state})"
+
+    def __enter__(self) -> Broker:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def address(self) -> BrokerAddress:
+        """Where it listens. A `RuntimeError` before the first start, unless the port was given."""
+        if self._port is None:
+            raise RuntimeError(f"{self!r} has no port before its first start")
+        return BrokerAddress(self._host, self._port)
+
+    @property
+    def pid(self) -> int:
+        """Its process id. A `RuntimeError` while it does not run."""
+        if self._process is None or not self.is_running:
+            raise RuntimeError(f"{self!r}, expected a running one")
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it and return when its listener accepts. Nothing happens if it runs.
+
+        Raises `SettingsError`, with the end of its log, if it ends or does not accept within ten seconds.
+        """
+        if self.is_running:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        tries = 1 if self._port is not None else _PORT_TRIES
+        for attempt in range(tries):
+            address = BrokerAddress(self._host, self._port if self._port is not None else _free_port(self._host))
+            self._process = self._launch(address)
+            try:
+                self._wait_ready(self._process, address)
+            except SettingsError:
+                self.kill()
+                # Another process may have taken the free port in between.
+                if attempt + 1 == tries:
+                    raise
+            else:
+                self._port = address.port
+                return
+
+    def stop(self) -> None:
+        """End it with SIGTERM (Mosquitto saves its data), after five seconds with SIGKILL. Idempotent."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it with SIGKILL, as a crash would. Idempotent."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Stop it if it runs, and start it on the same port with the data it left on disk."""
+        self.stop()
+        self.start()
+
+    def _launch(self, address: BrokerAddress) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-P", str(_CHILD), str(os.getpid()), *self._render(address)]
+        with (self._folder / "broker.log").open("ab") as log:
+            # A session of its own: Ctrl-C reaches the launcher, which stops its brokers last.
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=self._folder
+            )
+
+    def _wait_ready(self, process: subprocess.Popen[bytes], address: BrokerAddress) -> None:
+        give_up_s = time.monotonic() + _START_S
+        while time.monotonic() < give_up_s:
+            accepts = _accepts(address)
+            if process.poll() is not None:
+                raise SettingsError(f"{self._name} broker ended with code {process.returncode}: {self._log_end()}")
+            if accepts:
+                return
+            time.sleep(_POLL_S)
+        raise SettingsError(f"{self._name} broker does not accept at {address} after {_START_S} s: {self._log_end()}")
+
+    def _log_end(self) -> str:
+        return (self._folder / "broker.log").read_text(errors="replace")[-1000:].strip() or "(nothing logged)"
+
+    def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.poll() is None:
+            process.send_signal(how)
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(_STOP_S)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is an address of this machine only. A name is not: what it means is decided elsewhere."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _accepts(address: BrokerAddress) -> bool:
+    try:
+        with socket.create_connection((address.host, address.port), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+__all__ = ["LOOPBACK", "Broker", "Render", "is_loopback"]
