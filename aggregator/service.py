@@ -299,7 +299,9 @@ class Aggregator:
 
         async def publish() -> None:
             try:
-                await publish_until_taken(self._control, topic, payload, self._backoff, lambda: self._is_open(plan_digest))
+                await publish_until_taken(
+                    self._control, (topic, payload), self._backoff, is_wanted=lambda: self._is_open(plan_digest)
+                )
             except LinkError as error:
                 _log.error("publish-failed", topic=topic, error=str(error))
 

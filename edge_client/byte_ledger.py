@@ -30,13 +30,17 @@ class Down:
 
 @dataclass
 class RoundEntry:
-    """What one round cost this device. Seconds by phase; `status` says how it ended here."""
+    """What one round cost this device; `round` 0 is what passed outside any round.
+
+    `status` says how it ended here, `receipts` how many aggregators hold the whole share, `seconds` are by phase.
+    """
 
     round: int = 0
     rung: int | None = None
     status: str = ""
     constraint: str = ""
     reason: str = ""
+    receipts: int = 0
     up: Up = field(default_factory=Up)
     down: Down = field(default_factory=Down)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -46,29 +50,55 @@ class RoundEntry:
 
 
 class ByteLedger:
-    """Counts into the entry of the current round and appends it to `ledger.jsonl` when the round ends."""
+    """Counts into the entry of the current round, which is appended to `ledger.jsonl` when the round ends.
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
+    The unfinished entry stands in `ledger.partial` after every count, so that a killed process loses no byte: the
+    next one appends it with status "killed".
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path, self._partial = folder / "ledger.jsonl", folder / "ledger.partial"
         self.entry = RoundEntry()
+        self._recover()
+
+    def _recover(self) -> None:
+        try:
+            line = json.loads(self._partial.read_bytes())
+        except (OSError, ValueError):
+            return
+        self._append({**line, "status": "killed"})
+
+    def sent(self, cause: str, size_bytes: int) -> None:
+        """Count a payload sent; `cause` is a field of `Up`."""
+        setattr(self.entry.up, cause, getattr(self.entry.up, cause) + size_bytes)
+        self._save_partial()
+
+    def received(self, cause: str, size_bytes: int) -> None:
+        """Count a payload received; `cause` is a field of `Down`."""
+        setattr(self.entry.down, cause, getattr(self.entry.down, cause) + size_bytes)
+        self._save_partial()
 
     def begin(self, round_id: int) -> None:
-        """Close what was counted before and start a round's entry."""
-        self._write()
+        """Write what was counted before and start a round's entry."""
+        self.end()
         self.entry = RoundEntry(round=round_id)
 
-    def end(self) -> dict[str, Any]:
+    def end(self) -> None:
         """Append the entry; what follows counts as outside any round until the next `begin`."""
-        written = self._write()
-        self.entry = RoundEntry()
-        return written
-
-    def _write(self) -> dict[str, Any]:
-        line = asdict(self.entry)
         if self.entry != RoundEntry():
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        return line
+            self._append(asdict(self.entry))
+        self.entry = RoundEntry()
+
+    def _save_partial(self) -> None:
+        # Not synced: it must survive a killed process, for which the page cache suffices.
+        written = self._partial.with_name(self._partial.name + ".part")
+        written.write_text(json.dumps(asdict(self.entry)))
+        written.replace(self._partial)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._partial.unlink(missing_ok=True)

@@ -51,6 +51,7 @@ class Outbox:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "upload.msgpack"
+        self._done = folder / "done"
 
     def put(self, upload: Upload) -> None:
         """Keep an upload durably, instead of any earlier one."""
@@ -71,6 +72,14 @@ class Outbox:
             return None
         return Upload(plan, stored.round_id, stored.upload_id, stored.rung, stored.weight, stored.seeds, words)
 
-    def clear(self) -> None:
-        """Forget the upload: its round is over."""
+    def finish(self, plan: bytes) -> None:
+        """Forget the upload: its round is over, and its plan is not taken part in again."""
+        write_atomically(self._done, plan.hex().encode())
         self._path.unlink(missing_ok=True)
+
+    def is_finished(self, plan: bytes) -> bool:
+        """Whether the round of this plan is over for this device, also after a restart."""
+        try:
+            return self._done.read_bytes() == plan.hex().encode()
+        except OSError:
+            return False

@@ -27,6 +27,8 @@ from fedpruneshare.topics import Role
 
 _log = structlog.get_logger()
 
+#: Verdicts that may turn: the aggregator has not seen the plan yet, or is about to have room again.
+_NOT_YET = (Verdict.WRONG_ROUND, Verdict.STORE_FULL)
 #: (payload bytes, whether this chunk was never sent before)
 CountSent = Callable[[int, bool], None]
 
@@ -76,16 +78,20 @@ class Courier:
         while True:
             is_sent = await self._send(chunks, count_sent)
             answer = await self._await_answer(attempt) if is_sent else None
-            if isinstance(answer, Receipt):
+            if isinstance(answer, Receipt) and answer.verdict not in _NOT_YET:
                 return answer
+            if isinstance(answer, Receipt):
+                _log.info("not-yet", aggregator=self._parcel.aggregator_id, verdict=answer.verdict, why=answer.detail)
+                chunks, is_sent = list(range(len(self._pieces))), False
             if isinstance(answer, Missing):
                 chunks, attempt = self._named(answer), 0
                 continue
             if not is_sent:
                 await asyncio.sleep(self._backoff.wait_s(attempt))
             attempt += 1
-            unsent = [chunk for chunk in range(len(self._pieces)) if chunk not in self._sent]
-            chunks = unsent or [0]  # all sent once: one repeat makes the aggregator say what it lacks
+            if answer is None:
+                unsent = [chunk for chunk in range(len(self._pieces)) if chunk not in self._sent]
+                chunks = unsent or [0]  # all sent once: one repeat makes the aggregator say what it lacks
 
     def _named(self, missing: Missing) -> list[int]:
         try:

@@ -29,16 +29,24 @@ class Backoff:
 
 
 async def publish_until_taken(
-    link: Link, topic: str, payload: bytes, backoff: Backoff, is_wanted: Callable[[], bool]
+    link: Link,
+    message: tuple[str, bytes],
+    backoff: Backoff,
+    *,
+    is_wanted: Callable[[], bool] = lambda: True,
+    retain: bool = False,
+    expiry_s: float | None = None,
 ) -> bool:
-    """Publish again and again until the broker takes the payload or it is no longer wanted; whether it was taken.
+    """Publish `(topic, payload)` again and again until the broker takes it or it is no longer wanted.
 
+    Returns whether it was taken.
     Raises `PayloadTooLargeError` and `RefusedError` at once: repeating would not help.
     """
+    topic, payload = message
     attempt = 0
     while is_wanted():
         try:
-            await link.publish(topic, payload)
+            await link.publish(topic, payload, retain=retain, expiry_s=expiry_s)
             return True
         except (PayloadTooLargeError, RefusedError):
             raise

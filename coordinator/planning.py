@@ -1,0 +1,224 @@
+"""From the model and the fleet to a signed plan: cohort, rungs, supports, coding (docs/protocol.md §4.1, §6.2, §8.2)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.settings import CoordinatorSettings
+from fedpruneshare.directory import Directory
+from fedpruneshare.errors import PlanError
+from fedpruneshare.messages import Coding, RoundPlan, Segment, Sharing, Training, digest
+from fedpruneshare.rng import stream
+from fedpruneshare.sparse.model_coding import encode_segment
+from fedpruneshare.sparse.support import DensitySchedule, Support, derive_support, rung_counts
+from fedpruneshare.words import WordLayout
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """The global model between rounds. `coded` uint16[d] (float16 bits) and `vectors` float32[v] *are* the model."""
+
+    coded: NDArray[np.uint16] = field(repr=False)
+    vectors: NDArray[np.float32] = field(repr=False)
+    weight_clips: tuple[float, ...]
+    vector_clips: tuple[float, ...]
+    applied: int
+    """Rounds applied so far: the clock of the density schedule."""
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """The model as a round publishes it: the supports and one coded blob per segment."""
+
+    support: Support
+    densities: tuple[float, ...]
+    blobs: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What the plan says of the task: name, digests of bundle and parameter table."""
+
+    name: str
+    bundle: bytes
+    table: bytes
+
+
+def density_of(settings: CoordinatorSettings, applied: int) -> float:
+    """Density of the round after so many applied ones."""
+    p = settings.pruning
+    schedule = DensitySchedule(p.start_density, p.target_density, p.dense_rounds, p.final_round)
+    return schedule.density(applied)
+
+
+def publish_model(state: ModelState, round_id: int, settings: CoordinatorSettings) -> PublishedModel:
+    """Derive the supports of a round and code the model along them. Deterministic: a restart gets the same blobs."""
+    d = state.coded.size
+    density = density_of(settings, state.applied)
+    counts = rung_counts(d, settings.pruning.rungs, density)
+    support = derive_support(state.coded, round_id, counts)
+    blobs, taken = [], np.empty(0, dtype=np.int64)
+    for index, positions in enumerate(support.segments):
+        vectors = state.vectors if index == 0 else None
+        blobs.append(encode_segment(positions, state.coded[positions], d, taken, vectors))
+        taken = np.concatenate([taken, positions])
+    return PublishedModel(support, tuple(count / d for count in counts), tuple(blobs))
+
+
+# --------------------------------------------------------------------------- rungs and cohort
+
+
+def merge_rungs(limits: Sequence[int], rungs: int, floor: int, cohort: int) -> tuple[int, ...]:
+    """The rungs devices may take, so that every stratum of the fleet reaches the floor (docs/protocol.md §8.2).
+
+    `limits`: each available device's highest rung. A device takes the highest allowed rung up to its limit, so
+    removing a rung moves its devices down. Removed until each stratum is empty or holds >= `floor` devices, and
+    the cohort has room for `floor` of each.
+    """
+    allowed = list(range(rungs))
+    while len(allowed) > 1:
+        strata = _strata(limits, allowed)
+        small = [rung for rung in allowed if 0 < strata[rung] < floor]
+        filled = [rung for rung in allowed if strata[rung]]
+        if small:
+            rung = small[-1]
+            above = [r for r in filled if r > 0]
+            if rung > 0:
+                allowed.remove(rung)
+            elif above:
+                allowed.remove(above[0])
+            else:
+                break
+        elif len(filled) * floor > cohort and len(filled) > 1:
+            allowed.remove(min((r for r in filled if r > 0), key=lambda r: (strata[r], r)))
+        else:
+            break
+    return tuple(allowed)
+
+
+def _strata(limits: Sequence[int], allowed: Sequence[int]) -> Counter[int]:
+    return Counter(max(rung for rung in allowed if rung <= limit) for limit in limits)
+
+
+def draw_cohort(
+    limits: Mapping[str, int], allowed: Sequence[int], size: int, floor: int, rng: np.random.Generator
+) -> tuple[str, ...]:
+    """Draw a cohort stratified by effective rung: each stratum gets its proportional part, at least `floor`.
+
+    `limits`: highest rung by device. Returns sorted names; all of them if the fleet is not larger than `size`.
+    """
+    if len(limits) <= size:
+        return tuple(sorted(limits))
+    strata: dict[int, list[str]] = {}
+    for device in sorted(limits):
+        strata.setdefault(max(rung for rung in allowed if rung <= limits[device]), []).append(device)
+    quota = _quotas({rung: len(devices) for rung, devices in strata.items()}, size, floor)
+    drawn = [rng.choice(np.array(devices), quota[rung], replace=False) for rung, devices in sorted(strata.items())]
+    return tuple(sorted(str(device) for devices in drawn for device in devices))
+
+
+def _quotas(sizes: Mapping[int, int], size: int, floor: int) -> dict[int, int]:
+    """Largest-remainder shares of `size`, each at least min(floor, stratum) and at most its stratum."""
+    total = sum(sizes.values())
+    quota = {rung: min(count, floor) for rung, count in sizes.items()}
+    while sum(quota.values()) > size:  # a cohort too small for all floors: merge_rungs left one stratum only
+        largest = max(quota, key=lambda rung: quota[rung])
+        quota[largest] -= 1
+    while sum(quota.values()) < size:
+        open_rungs = [rung for rung in sizes if quota[rung] < sizes[rung]]
+        neediest = max(open_rungs, key=lambda rung: (sizes[rung] * size / total - quota[rung], -rung))
+        quota[neediest] += 1
+    return quota
+
+
+# --------------------------------------------------------------------------- the plan
+
+
+def plan_round(
+    round_id: int,
+    state: ModelState,
+    published: PublishedModel,
+    facts: TaskFacts,
+    fleet: tuple[Mapping[str, int], CoordinatorSettings, Directory],
+) -> RoundPlan:
+    """The plan of a round. `fleet` = (highest rung by available device, settings, directory).
+
+    Raises `PlanError` if too few devices are available; `fedpruneshare.plan.check_plan` checks the rest.
+    """
+    limits, settings, directory = fleet
+    rounds = settings.rounds
+    if len(limits) < rounds.min_devices:
+        raise PlanError(f"{len(limits)} devices are there, expected at least min_devices = {rounds.min_devices}")
+    allowed = merge_rungs(list(limits.values()), len(published.blobs), rounds.min_devices_segment, rounds.cohort)
+    rng = stream(rounds.seed, "cohort", round_id)
+    cohort = draw_cohort(limits, allowed, rounds.cohort, rounds.min_devices_segment, rng)
+    coding = _coding(settings, state, len(cohort))
+    return RoundPlan(
+        round_id=round_id,
+        directory_version=directory.version,
+        task=facts.name,
+        bundle=facts.bundle,
+        table=facts.table,
+        sharing=_sharing(settings, len(directory.aggregators)),
+        points=_points(sorted(directory.aggregators), round_id),
+        coding=coding,
+        segments=_segments(round_id, state, published, WordLayout(coding)),
+        rungs=allowed,
+        training=_training(settings),
+        cohort=cohort,
+        min_devices=rounds.min_devices,
+        min_devices_segment=rounds.min_devices_segment,
+        deadline_s=rounds.deadline_s,
+        chunk_bytes=settings.coding.chunk_bytes,
+    )
+
+
+def _sharing(settings: CoordinatorSettings, n: int) -> Sharing:
+    threshold = settings.sharing.threshold
+    return Sharing(n=n, k=threshold, t=threshold - 1, prg=settings.sharing.prg)
+
+
+def _points(aggregators: Sequence[str], round_id: int) -> dict[str, int]:
+    """x of each aggregator; rotated by round so that the traffic-free seed shares go round (docs/protocol.md §5.4)."""
+    return {name: 1 + (index + round_id) % len(aggregators) for index, name in enumerate(aggregators)}
+
+
+def _coding(settings: CoordinatorSettings, state: ModelState, devices: int) -> Coding:
+    coding = settings.coding
+    return Coding(
+        value_bits=coding.value_bits,
+        vector_bits=coding.vector_bits,
+        weight_clips=state.weight_clips,
+        vector_clips=state.vector_clips,
+        max_weight=coding.max_weight,
+        max_devices=devices,
+    )
+
+
+def _training(settings: CoordinatorSettings) -> Training:
+    t = settings.training
+    return Training(t.local_epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay)
+
+
+def _segments(round_id: int, state: ModelState, published: PublishedModel, layout: WordLayout) -> tuple[Segment, ...]:
+    segments = []
+    supports = published.support.digests(round_id)
+    for index, (positions, blob) in enumerate(zip(published.support.segments, published.blobs, strict=True)):
+        vectors = state.vectors.size if index == 0 else 0
+        segments.append(
+            Segment(
+                weights=positions.size,
+                vectors=vectors,
+                words=layout.words(vectors, positions.size),
+                density=published.densities[index],
+                blob=digest(blob),
+                blob_bytes=len(blob),
+                support=supports[index],
+            )
+        )
+    return tuple(segments)

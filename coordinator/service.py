@@ -1,0 +1,375 @@
+"""The coordinator at work: plan, collect, freeze, open, average, publish (docs/protocol.md §4).
+
+`Coordinator.run_round` is the whole of a round, top to bottom. What may be concluded stands in `ledger.py`, what
+survives a restart in `store.py`. Everything is committed before it is sent, so a restart repeats, never contradicts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from coordinator.ledger import Failure, RoundLedger
+from coordinator.opening import Opening, Round, open_and_apply
+from coordinator.planning import ModelState, PublishedModel, plan_round, publish_model
+from coordinator.publishing import Publisher
+from coordinator.settings import CoordinatorSettings
+from coordinator.store import OpenRound, RoundStore
+from coordinator.workbench import Workbench
+from fedpruneshare.errors import PeerError, PlanError, ProtocolError, SupportMismatchError
+from fedpruneshare.link import Delivery, Link
+from fedpruneshare.link.retry import Backoff
+from fedpruneshare.messages import (
+    Attendance,
+    Freeze,
+    Heartbeat,
+    Hello,
+    Outcome,
+    Refusal,
+    RoundPhase,
+    RoundPlan,
+    SumShare,
+    decode,
+    digest,
+    encode,
+)
+from fedpruneshare.party import Party
+from fedpruneshare.plan import PlanView, check_plan
+from fedpruneshare.sealing import Opened, sum_context
+
+_log = structlog.get_logger()
+#: A device that missed so many rounds in a row is not drawn again until it is heard of.
+_MISSED_LIMIT = 2
+
+
+@dataclass
+class _Seconds:
+    """How long the phases of a round took, by the monotonic clock."""
+
+    started: float = field(default_factory=time.monotonic)
+    phases: dict[str, float] = field(default_factory=dict)
+    _last: float = field(default_factory=time.monotonic)
+
+    def lap(self, phase: str) -> None:
+        now = time.monotonic()
+        self.phases[phase] = round(now - self._last, 4)
+        self._last = now
+
+    def all(self) -> dict[str, float]:
+        return {**self.phases, "total": round(time.monotonic() - self.started, 4)}
+
+
+class Coordinator:
+    """The coordinator of one federation, on the control broker."""
+
+    def __init__(self, party: Party, settings: CoordinatorSettings, link: Link, bench: Workbench) -> None:
+        self._party, self._settings, self._link, self._bench = party, settings, link, bench
+        self._store = RoundStore(bench.folder, bench.facts.bundle)
+        self._publisher = Publisher(party, link, Backoff(random.Random()))
+        self._ledger: RoundLedger | None = None
+        self._changed = asyncio.Event()
+        self._sent_freeze: bytes | None = None
+
+    # ------------------------------------------------------------------ the run
+
+    async def run(self) -> int:
+        """All rounds of the settings, from wherever the store is. Returns the exit code (docs/protocol.md §9.3)."""
+        await self._start()
+        if last_plan := self._store.last_plan():
+            self._publisher.remember(last_plan)
+        if self._store.model() is None:
+            self._store.save_first_model(self._bench.first_model())
+        rounds = self._settings.rounds
+        outcomes = self._store.outcomes()
+        while len(outcomes) < rounds.count and _failed(outcomes) <= rounds.max_failed:
+            await self.run_round()
+            outcomes = self._store.outcomes()
+        self._bench.render(self._model())
+        await self._publisher.clear(self._store.last_plan())
+        failed = _failed(outcomes)
+        _log.info("run-over", rounds=len(outcomes), failed=failed, allowed=rounds.max_failed)
+        return 0 if failed <= rounds.max_failed else 1
+
+    async def _start(self) -> None:
+        topics = self._party.topics
+        self._link.on_connect(self._on_connected)
+        await self._link.subscribe(topics.every("hello"), self._on_hello)
+        await self._link.subscribe(topics.every("heartbeat"), self._on_heartbeat)
+        await self._link.subscribe(topics.every("attendance"), self._on_attendance)
+        await self._link.subscribe(topics.every("sum"), self._on_sum)
+        await self._link.connect(wait=True)
+
+    async def stop(self) -> None:
+        """Disconnect and close the store; an open round is resumed by the next start."""
+        await self._link.close()
+        self._store.close()
+
+    # ------------------------------------------------------------------ one round
+
+    async def run_round(self) -> None:
+        """One round: PLANNED, COLLECTING, FROZEN, then APPLIED or FAILED."""
+        seconds = _Seconds()
+        begun = self._store.open_round() or await self._plan(seconds)
+        if begun is None:
+            return
+        state = self._model()
+        published = publish_model(state, begun.round_id, self._settings)
+        self._ledger = RoundLedger(self._check_open_round(begun, published))
+        remaining_s = self._remaining_s(begun)
+        freeze: Freeze | Failure | None = self._frozen_before(begun)
+        await self._publisher.announce(self._ledger.view, begun.plan, published, remaining_s)
+        if freeze is None:
+            await self._collect(remaining_s)
+            freeze = self._choose_freeze()
+        seconds.lap("collect")
+        if isinstance(freeze, Failure):
+            await self._close(RoundPhase.FAILED, seconds, reason=freeze.reason)
+            return
+        await self._send_freeze()
+        await self._await_sums()
+        seconds.lap("sum")
+        await self._open_and_apply(Round(self._ledger, state, published), seconds)
+
+    async def _plan(self, seconds: _Seconds) -> OpenRound | None:
+        """Wait for devices, plan, commit. None if the round failed before it began."""
+        await self._await_devices()
+        round_id = self._store.next_round_id()
+        state = self._model()
+        published = publish_model(state, round_id, self._settings)
+        fleet = (self._fleet(), self._settings, self._party.directory)
+        try:
+            plan = plan_round(round_id, state, published, self._bench.facts, fleet)
+            body = encode(plan)
+            check_plan(plan, digest(body), self._party.directory)
+        except PlanError as error:
+            _log.error("round-not-planned", round_id=round_id, reason=str(error))
+            outcome = self._outcome(round_id, RoundPhase.FAILED, seconds, {"reason": str(error)})
+            self._store.finish(round_id, outcome, None)
+            await self._publisher.close(Outcome(round_id, RoundPhase.FAILED, str(error)[:500]))
+            return None
+        started_at = time.time()
+        self._store.begin(round_id, body, started_at)
+        _log.info("round-planned", round_id=round_id, cohort=len(plan.cohort), rungs=plan.rungs)
+        return OpenRound(round_id, body, started_at, None)
+
+    async def _await_devices(self) -> None:
+        rounds = self._settings.rounds
+        wanted = min(rounds.cohort, len(self._party.directory.devices))
+        first = not self._store.outcomes()
+        enough = wanted if first else rounds.min_devices
+        await self._wait_until(lambda: len(self._fleet()) >= enough, rounds.wait_for_devices_s)
+
+    def _fleet(self) -> dict[str, int]:
+        known = self._store.fleet(_MISSED_LIMIT)
+        return {device: rung for device, rung in known.items() if device in self._party.directory.devices}
+
+    def _check_open_round(self, begun: OpenRound, published: PublishedModel) -> PlanView:
+        plan = decode("round-plan", begun.plan)
+        assert isinstance(plan, RoundPlan)
+        view = check_plan(plan, digest(begun.plan), self._party.directory)
+        found = [digest(blob) for blob in published.blobs]
+        if found != [segment.blob for segment in plan.segments]:
+            raise SupportMismatchError(f"round {begun.round_id}: the stored model is not the one its plan names")
+        return view
+
+    def _remaining_s(self, begun: OpenRound) -> float:
+        deadline_s = self._settings.rounds.deadline_s
+        return deadline_s - min(max(time.time() - begun.started_at, 0.0), deadline_s)
+
+    async def _collect(self, remaining_s: float) -> None:
+        """Wait for attendances: all of them, or k settled ones and a grace time, or the deadline and a grace time."""
+        ledger, grace_s = self._open_ledger(), self._settings.rounds.grace_s
+        await self._wait_until(lambda: ledger.is_everything_in() or ledger.is_quorum_settled(), remaining_s + grace_s)
+        if not ledger.is_everything_in() and ledger.is_quorum_settled():
+            await self._wait_until(ledger.is_everything_in, grace_s)
+
+    def _frozen_before(self, begun: OpenRound) -> Freeze | None:
+        if begun.freeze is None:
+            return None
+        freeze = decode("freeze", begun.freeze)
+        assert isinstance(freeze, Freeze)
+        return self._enter_frozen(freeze, begun.freeze)
+
+    def _choose_freeze(self) -> Freeze | Failure:
+        ledger = self._open_ledger()
+        freeze = ledger.choose_freeze()
+        if isinstance(freeze, Failure):
+            return freeze
+        body = encode(freeze)
+        self._store.freeze(freeze.round_id, body)
+        _log.info("frozen", round_id=freeze.round_id, contributors=len(freeze.contributors), by=freeze.aggregators)
+        return self._enter_frozen(freeze, body)
+
+    def _enter_frozen(self, freeze: Freeze, body: bytes) -> Freeze:
+        self._open_ledger().freeze(freeze, digest(body))
+        self._sent_freeze = body
+        return freeze
+
+    async def _send_freeze(self) -> None:
+        if self._sent_freeze is not None:
+            await self._publisher.freeze(self._sent_freeze)
+
+    async def _await_sums(self) -> None:
+        """Wait for every named sum; with k of them only a grace time longer."""
+        ledger, rounds = self._open_ledger(), self._settings.rounds
+        await self._wait_until(lambda: ledger.is_every_sum_in() or ledger.can_open(), rounds.sum_timeout_s)
+        await self._wait_until(ledger.is_every_sum_in, rounds.grace_s if ledger.can_open() else 0.0)
+
+    async def _open_and_apply(self, current: Round, seconds: _Seconds) -> None:
+        if not current.ledger.can_open():
+            await self._close(RoundPhase.FAILED, seconds, reason=current.ledger.why_not_opened())
+            return
+        try:
+            opening = await asyncio.to_thread(open_and_apply, current, self._bench, self._settings)
+        except PeerError as error:
+            await self._close(RoundPhase.FAILED, seconds, reason=str(error))
+            return
+        seconds.lap("apply")
+        await self._close(RoundPhase.APPLIED, seconds, opening=opening)
+
+    async def _close(
+        self, phase: RoundPhase, seconds: _Seconds, *, reason: str = "", opening: Opening | None = None
+    ) -> None:
+        """Commit the outcome (and the model), then say so."""
+        ledger = self._open_ledger()
+        plan = ledger.view.plan
+        ledger.phase = phase
+        if opening is not None:
+            self._bench.render(opening.model)
+        facts = self._facts(ledger, reason, opening)
+        outcome = self._outcome(plan.round_id, phase, seconds, facts)
+        self._store.note_round(plan.cohort, ledger.heard_of())
+        self._store.finish(plan.round_id, outcome, opening.model if opening else None)
+        self._ledger, self._sent_freeze = None, None
+        _log.info("round-closed", **{key: outcome[key] for key in ("round", "phase", "reason", "accuracy")})
+        await self._publisher.close(Outcome(plan.round_id, phase, reason[:500]))
+
+    def _facts(self, ledger: RoundLedger, reason: str, opening: Opening | None) -> dict[str, Any]:
+        plan = ledger.view.plan
+        facts: dict[str, Any] = {"reason": reason, "density": plan.segments[-1].density, "cohort": len(plan.cohort)}
+        facts["model_bytes"] = sum(segment.blob_bytes for segment in plan.segments)
+        if ledger.phase is RoundPhase.APPLIED and opening is not None:
+            freeze = ledger.frozen
+            rungs = [c.rung for c in freeze.contributors]
+            facts |= {
+                "contributors": len(freeze.contributors),
+                "aggregators": list(opening.aggregators),
+                "verified": opening.is_verified,
+                "rungs": [rungs.count(rung) for rung in range(ledger.view.rungs)],
+                "segments_open": list(freeze.segments),
+                "accuracy": opening.accuracy,
+                "loss": opening.loss,
+            }
+        return facts
+
+    @staticmethod
+    def _outcome(round_id: int, phase: RoundPhase, seconds: _Seconds, facts: dict[str, Any]) -> dict[str, Any]:
+        blank: dict[str, Any] = {
+            "round": round_id, "phase": str(phase), "reason": "", "contributors": 0, "aggregators": [],
+            "verified": False, "density": None, "rungs": [], "segments_open": [], "accuracy": None, "loss": None,
+            "model_bytes": 0, "cohort": 0,
+        }  # fmt: skip
+        return {**blank, **facts, "seconds": seconds.all()}
+
+    # ------------------------------------------------------------------ what arrives
+
+    async def _on_connected(self, first: bool) -> None:
+        """After a lost connection the broker may have forgotten everything: publish the open round again."""
+        begun = self._store.open_round()
+        if first or begun is None or self._ledger is None:
+            return
+        published = publish_model(self._model(), begun.round_id, self._settings)
+        await self._publisher.announce(self._ledger.view, begun.plan, published, self._remaining_s(begun))
+        await self._send_freeze()
+
+    async def _on_hello(self, delivery: Delivery) -> None:
+        opened = self._open("hello", delivery)
+        if opened and isinstance(opened.message, Hello):
+            self._store.greet(opened.sender, opened.message.rung_limit)
+            self._changed.set()
+
+    async def _on_heartbeat(self, delivery: Delivery) -> None:
+        opened = self._open("heartbeat", delivery)
+        if opened and isinstance(opened.message, Heartbeat):
+            beat = opened.message
+            _log.debug("heartbeat", device=opened.sender, round_id=beat.round_id, sent_bytes=beat.sent_bytes)
+
+    async def _on_attendance(self, delivery: Delivery) -> None:
+        opened = self._open("attendance", delivery)
+        if opened is None or not isinstance(opened.message, Attendance) or self._ledger is None:
+            return
+        try:
+            is_new = self._ledger.attend(opened.sender, opened.message)
+        except ProtocolError as error:
+            _log.warning("attendance-refused", aggregator=opened.sender, reason=str(error))
+            return
+        if self._ledger.phase is RoundPhase.FROZEN:
+            await self._send_freeze()  # it came back after the Freeze was sent
+        elif is_new:
+            _log.info("attended", aggregator=opened.sender, uploads=len(opened.message.uploads))
+            self._changed.set()
+
+    async def _on_sum(self, delivery: Delivery) -> None:
+        opened = self._open("sum", delivery)
+        ledger = self._ledger
+        if opened is None or ledger is None or ledger.phase is not RoundPhase.FROZEN:
+            return
+        message = opened.message
+        if isinstance(message, Refusal):
+            if ledger.refuse(opened.sender, message.freeze, message.reason):
+                _log.warning("freeze-refused", aggregator=opened.sender, reason=message.reason)
+        elif isinstance(message, SumShare):
+            self._take_sum(ledger, opened.sender, message)
+        self._changed.set()
+
+    def _take_sum(self, ledger: RoundLedger, sender: str, message: SumShare) -> None:
+        context = sum_context(message.freeze, sender, self._party.ident, (message.x, message.chunk, message.chunks))
+        try:
+            ledger.check_sum(sender, message)
+            ledger.add_sum_chunk(sender, message.chunk, self._party.identity.unseal(message.sealed, context))
+        except PeerError as error:
+            _log.warning("sum-refused", aggregator=sender, reason=str(error))
+
+    def _open(self, channel: str, delivery: Delivery) -> Opened | None:
+        try:
+            return self._party.open(channel, delivery.payload)
+        except PeerError as error:
+            _log.warning("message-refused", topic=delivery.topic, reason=str(error))
+            return None
+
+    # ------------------------------------------------------------------ small things
+
+    async def _wait_until(self, predicate: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until something that arrived makes the predicate true, at most so long; whether it is."""
+        end = time.monotonic() + timeout_s
+        while not predicate():
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), left)
+            except TimeoutError:
+                return predicate()
+        return True
+
+    def _model(self) -> ModelState:
+        state = self._store.model()
+        if state is None:
+            raise RuntimeError("no model is stored")
+        return state
+
+    def _open_ledger(self) -> RoundLedger:
+        if self._ledger is None:
+            raise RuntimeError("no round is open")
+        return self._ledger
+
+
+def _failed(outcomes: list[dict[str, Any]]) -> int:
+    return sum(outcome["phase"] == RoundPhase.FAILED for outcome in outcomes)

@@ -1,0 +1,323 @@
+"""The device at work: `take_part` is one round, top to bottom (docs/protocol.md §4.2).
+
+Receive the rung's segments, train, encode, keep the upload in the outbox, share it out, wait for receipts. A newer plan
+or the coordinator's close ends a round wherever it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from edge_client import local_round
+from edge_client.byte_ledger import ByteLedger
+from edge_client.density import Measurements, decide
+from edge_client.local_round import Workplace
+from edge_client.outbox import Outbox, Upload
+from edge_client.receiving import decode_model, receive_model
+from edge_client.settings import DeviceSettings
+from edge_client.uploading import Courier, Parcel, is_accepted, split_upload
+from fedpruneshare import __version__
+from fedpruneshare.errors import FedPruneShareError, LinkError, PeerError, PlanError
+from fedpruneshare.link import Delivery, Handler, Link
+from fedpruneshare.link.retry import Backoff, publish_until_taken
+from fedpruneshare.messages import Decline, Heartbeat, Hello, Missing, Outcome, Receipt, RoundPlan
+from fedpruneshare.party import Party
+from fedpruneshare.plan import PlanView, check_plan
+from fedpruneshare.rng import stream
+from fedpruneshare.sealing import Opened
+from fedpruneshare.sparse.onnx_codec import encode_update
+from fedpruneshare.storage import write_atomically
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class _Announced:
+    """A plan that arrived: what is left of its round, and the bytes it came in."""
+
+    view: PlanView
+    remaining_s: float
+    size_bytes: int
+
+
+class Device:
+    """One device: a link to the control broker and one to each aggregator's."""
+
+    def __init__(
+        self, party: Party, settings: DeviceSettings, work: Workplace, links: tuple[Link, dict[str, Link]]
+    ) -> None:
+        self._party, self._settings, self._work = party, settings, work
+        self._control, self._uplinks = links
+        self._folder = Path(settings.store)
+        self._outbox = Outbox(self._folder / "outbox")
+        self._ledger = ByteLedger(self._folder)
+        self._backoff = Backoff(random.Random())
+        # One worker: a round that is cut short must not train beside the next one on the same model.
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="train")
+        self._step_s: float | None = None
+        self._couriers: dict[str, Courier] = {}
+        self._plans: asyncio.Queue[_Announced] = asyncio.Queue()
+        self._newest_round = 0
+        self._current: PlanView | None = None
+        self._is_closed = asyncio.Event()
+
+    # ------------------------------------------------------------------ the run
+
+    async def run(self) -> None:
+        """Serve rounds until cancelled; the outbox stays, so that a restart resumes."""
+        topics = self._party.topics
+        self._control.on_connect(self._on_connected)
+        await self._control.subscribe(topics.name("outcome"), self._on_outcome)
+        await self._control.subscribe(topics.name("round"), self._on_plan)
+        for aggregator_id, link in self._uplinks.items():
+            await link.subscribe(topics.name("ack", self._party.ident), self._ack_handler(aggregator_id))
+        connecting = [asyncio.create_task(link.connect(wait=True)) for link in self._uplinks.values()]
+        try:
+            await self._control.connect(wait=True)
+            await self._serve()
+        finally:
+            await _cancel(connecting)
+            await asyncio.gather(self._control.close(), *(link.close() for link in self._uplinks.values()))
+            self._worker.shutdown(wait=False, cancel_futures=True)
+            self._ledger.end()
+
+    async def _serve(self) -> None:
+        """One round at a time; a newer plan ends the round under way."""
+        round_task: asyncio.Task[None] | None = None
+        try:
+            while True:
+                announced = await self._plans.get()
+                if round_task is not None:
+                    self._is_closed.set()
+                    await round_task
+                self._is_closed.clear()
+                self._current = announced.view
+                self._ledger.begin(announced.view.plan.round_id)
+                self._ledger.received("plan", announced.size_bytes)
+                round_task = asyncio.create_task(self._round(announced.view, announced.remaining_s))
+        finally:
+            if round_task is not None:
+                await _cancel([round_task])
+
+    # ------------------------------------------------------------------ one round
+
+    async def _round(self, view: PlanView, remaining_s: float) -> None:
+        """`take_part` with its bookkeeping: whatever happens inside, the device lives on and the ledger is written."""
+        if self._party.ident not in view.plan.cohort:
+            self._ledger.entry.status = "not-in-cohort"
+            self._ledger.end()
+            return
+        part = asyncio.create_task(self.take_part(view, remaining_s), name=f"round-{view.plan.round_id}")
+        closed = asyncio.create_task(self._is_closed.wait())
+        try:
+            await asyncio.wait({part, closed}, timeout=remaining_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            results = await _cancel([part, closed])
+            self._couriers = {}
+        if isinstance(results[0], FedPruneShareError):
+            await self._decline(view, str(results[0]))
+        elif isinstance(results[0], Exception):
+            _log.error("round-crashed", round_id=view.plan.round_id, exc_info=results[0])
+            await self._decline(view, f"unexpected {type(results[0]).__name__} on the device")
+        self._outbox.finish(view.digest)
+        await self._beat(view)
+        self._ledger.end()
+
+    async def take_part(self, view: PlanView, remaining_s: float) -> None:
+        """One round on this device. Raises `FedPruneShareError` when it cannot; the caller then declines."""
+        entry = self._ledger.entry
+        entry.status = "incomplete"
+        upload = self._outbox.get(view.digest)
+        is_resumed = upload is not None
+        if upload is None:
+            upload = await self._make_upload(view, self._decide(view, remaining_s))
+            self._outbox.put(upload)
+        entry.rung, entry.weight = upload.rung, upload.weight
+        _log.info("uploading", round_id=view.plan.round_id, rung=upload.rung, is_resumed=is_resumed)
+        receipts = await self._deliver(view, upload, is_resumed)
+        accepted = sum(is_accepted(receipt) for receipt in receipts)
+        _log.info("delivered", round_id=view.plan.round_id, receipts=accepted, of=len(receipts))
+
+    def _decide(self, view: PlanView, remaining_s: float) -> int:
+        plan = view.plan
+        measured = Measurements(self._step_s, -(-len(self._work.dataset) // plan.training.batch_size))
+        decision = decide(plan, self._settings.limits, measured, remaining_s)
+        self._ledger.entry.constraint = decision.constraint
+        if decision.rung is None:
+            found, allowed = decision.predicted_train_s, decision.available_s
+            raise PlanError(f"training would take {found:.1f} s, expected at most {allowed:.1f} s")
+        return decision.rung
+
+    async def _make_upload(self, view: PlanView, rung: int) -> Upload:
+        """Receive, train, encode. Training runs in a thread so that the links stay alive."""
+        entry, plan = self._ledger.entry, view.plan
+        started = time.monotonic()
+        blobs = await receive_model(
+            self._party, self._control, view, rung, lambda size: self._ledger.received("model", size)
+        )
+        received = decode_model(view, self._work.table, blobs)
+        entry.seconds["receive"], started = _lap(started)
+        rng = stream(self._settings.task.seed, "device", self._settings.task.index, plan.round_id)
+        result = await self._in_worker(local_round.train, self._work, view, received, rng)
+        self._step_s = result.training.seconds / max(result.training.steps, 1)
+        entry.examples, entry.loss = result.training.examples, result.training.mean_loss
+        entry.seconds["train"], started = _lap(started)
+        if result.is_clamped:
+            _log.warning("weight-clamped", found=result.training.examples, max_weight=plan.coding.max_weight)
+        artefact = encode_update(result.update, self._work.table)
+        write_atomically(self._folder / "update.onnx", artefact, mode=0o600)
+        words = local_round.encode_words(view, self._work.table, result.update, rng)
+        entry.seconds["encode"], started = _lap(started)
+        _log.info("trained", round_id=plan.round_id, rung=rung, loss=entry.loss, onnx_bytes=len(artefact))
+        return local_round.new_upload(view, result.update, words)
+
+    async def _deliver(self, view: PlanView, upload: Upload, is_resumed: bool) -> list[Receipt]:
+        """One courier per aggregator, all at once, until every one has a receipt (or the round ends)."""
+        started = time.monotonic()
+        shares = await self._in_worker(split_upload, view, self._party.ident, upload)
+        self._ledger.entry.seconds["share"], started = _lap(started)
+        for aggregator_id, x in view.plan.points.items():
+            parcel = Parcel(view, upload, aggregator_id, x, shares[x])
+            link, outstanding = self._uplinks[aggregator_id], self._settings.limits.outstanding_chunks
+            self._couriers[aggregator_id] = Courier(self._party, link, parcel, self._backoff, outstanding)
+
+        def count_share(size_bytes: int, is_first: bool) -> None:
+            # What a killed process had sent is not known chunk by chunk: a resumed upload counts as sent again.
+            self._ledger.sent("shares" if is_first and not is_resumed else "resent", size_bytes)
+
+        deliveries = [
+            asyncio.create_task(self._bring(courier, view, started, count_share)) for courier in self._couriers.values()
+        ]
+        try:
+            return list(await asyncio.gather(*deliveries))
+        finally:
+            await _cancel(deliveries)
+
+    async def _bring(
+        self, courier: Courier, view: PlanView, started: float, count_share: Callable[[int, bool], None]
+    ) -> Receipt:
+        entry = self._ledger.entry
+        receipt = await courier.deliver(count_share)
+        if not is_accepted(receipt):
+            entry.reason = f"{receipt.verdict}: {receipt.detail}"
+            return receipt
+        entry.receipts += 1
+        entry.seconds["send"], _ = _lap(started)
+        if entry.receipts >= view.plan.sharing.k:
+            entry.status = "uploaded"
+        return receipt
+
+    async def _in_worker(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
+
+    # ------------------------------------------------------------------ what is said
+
+    async def _on_connected(self, first: bool) -> None:
+        """Say hello after every connect: the broker may have forgotten the last one."""
+        hello = self._party.sign(Hello(__version__, self._settings.limits.rung_max))
+        await self._control.publish(self._party.topics.name("hello", self._party.ident), hello, retain=True)
+        self._ledger.sent("control", len(hello))
+
+    async def _decline(self, view: PlanView, reason: str) -> None:
+        entry = self._ledger.entry
+        entry.status, entry.reason = "declined", reason
+        _log.warning("declined", round_id=view.plan.round_id, reason=reason)
+        payload = self._party.sign(Decline(view.plan.round_id, view.digest, reason[:500]))
+        message = (self._party.topics.name("decline", self._party.ident), payload)
+        if await publish_until_taken(
+            self._control, message, self._backoff, is_wanted=lambda: not self._is_closed.is_set()
+        ):
+            self._ledger.sent("control", len(payload))
+
+    async def _beat(self, view: PlanView) -> None:
+        """Tell the coordinator how the round went; one try, nothing depends on it."""
+        entry = self._ledger.entry
+        sent = entry.up.shares + entry.up.resent + entry.up.control
+        received = entry.down.model + entry.down.plan + entry.down.receipts + entry.down.other
+        train_s, upload_s = entry.seconds.get("train", 0.0), entry.seconds.get("send", 0.0)
+        beat = Heartbeat(view.plan.round_id, entry.rung or 0, entry.constraint, train_s, upload_s, sent, received)
+        payload = self._party.sign(beat)
+        try:
+            await self._control.publish(self._party.topics.name("heartbeat", self._party.ident), payload)
+            self._ledger.sent("control", len(payload))
+        except LinkError as error:
+            _log.info("heartbeat-lost", error=str(error))
+
+    # ------------------------------------------------------------------ what arrives
+
+    async def _on_plan(self, delivery: Delivery) -> None:
+        plan = self._open("round", delivery)
+        if plan is None or not isinstance(plan.message, RoundPlan):
+            return
+        announced = self._announced(delivery, plan, plan.message)
+        if announced is None:
+            self._ledger.received("plan", len(delivery.payload))
+        else:
+            self._newest_round = plan.message.round_id
+            await self._plans.put(announced)
+
+    def _announced(self, delivery: Delivery, opened: Opened, plan: RoundPlan) -> _Announced | None:
+        """A plan worth serving: newer than any before, not finished already, sound, and for this model."""
+        if plan.round_id <= self._newest_round or self._outbox.is_finished(opened.digest):
+            return None
+        try:
+            view = check_plan(plan, opened.digest, self._party.directory)
+            if plan.table != self._work.table.digest():
+                raise PlanError(f"plan is for another model than task {self._settings.task.name!r} builds here")
+        except PeerError as error:
+            _log.error("plan-refused", round_id=plan.round_id, reason=str(error))
+            return None
+        remaining_s = plan.deadline_s if delivery.expiry_s is None else min(delivery.expiry_s, plan.deadline_s)
+        return _Announced(view, remaining_s, len(delivery.payload))
+
+    async def _on_outcome(self, delivery: Delivery) -> None:
+        self._ledger.received("other", len(delivery.payload))
+        opened = self._open("outcome", delivery)
+        if opened is None or not isinstance(opened.message, Outcome) or self._current is None:
+            return
+        if opened.message.round_id == self._current.plan.round_id:
+            self._is_closed.set()
+
+    def _ack_handler(self, aggregator_id: str) -> Handler:
+        async def on_ack(delivery: Delivery) -> None:
+            self._ledger.received("receipts", len(delivery.payload))
+            opened = self._open("ack", delivery)
+            courier = self._couriers.get(aggregator_id)
+            if opened is None or courier is None or not isinstance(opened.message, (Receipt, Missing)):
+                return
+            if opened.sender == aggregator_id:
+                courier.answer(opened.message)
+            else:
+                _log.warning("receipt-refused", sender=opened.sender, expected=aggregator_id)
+
+        return on_ack
+
+    def _open(self, channel: str, delivery: Delivery) -> Opened | None:
+        if not delivery.payload:  # the broker's eraser of a retained message, not a message
+            return None
+        try:
+            return self._party.open(channel, delivery.payload)
+        except PeerError as error:
+            _log.warning("message-refused", topic=delivery.topic, reason=str(error))
+            return None
+
+
+async def _cancel(tasks: list[asyncio.Task[Any]]) -> list[Any]:
+    """Cancel tasks and wait for them; their results, exceptions included."""
+    for task in tasks:
+        task.cancel()
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _lap(started: float) -> tuple[float, float]:
+    now = time.monotonic()
+    return round(now - started, 4), now
