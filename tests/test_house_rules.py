@@ -21,6 +21,8 @@ SOURCES = sorted(
 PICKLE_READER = "edge_client/datasets/allow_list_pickle.py"
 MQTT_MODULE = "fedpruneshare/link/mqtt.py"
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+#: Children of one fork must not share the libraries' own generators, so these are seeded anew there.
+RESEEDS_AFTER_FORK = "testbed/zygote.py"
 SEEDED = {"Random", "Generator", "PCG64", "Philox", "SeedSequence", "BitGenerator", "default_rng"}
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 40, 6
@@ -133,12 +135,16 @@ def global_randomness(source: str, module: ast.Module) -> Iterator[str]:
         head, _, last = name_of(call.func).rpartition(".")
         if head not in {"random", "np.random", "numpy.random"}:
             continue
+        if last == "seed" and source == RESEEDS_AFTER_FORK:
+            continue
         # `random.Random()`, seeded by the system, is an object of its own: services make one for their jitter.
         if last not in SEEDED or (last == "default_rng" and not (call.args or call.keywords)):
             yield f"line {call.lineno}: {head}.{last}(…) draws from global or unseeded state; pass an rng"
-    for line, imported in imports(module):
-        if imported == "numpy.random":
-            yield f"line {line}: imports from numpy.random; write np.random.Generator, or use fedpruneshare.rng"
+    for node in (node for node in ast.walk(module) if isinstance(node, ast.ImportFrom)):
+        names = {alias.name for alias in node.names}
+        hidden = node.module in {"numpy.random", "random"} and names - SEEDED
+        if (hidden or (node.module == "numpy" and "random" in names)) and source != RESEEDS_AFTER_FORK:
+            yield f"line {node.lineno}: imports random functions by name; pass an rng"
 
 
 def undocumented(source: str, module: ast.Module) -> Iterator[str]:
@@ -197,6 +203,8 @@ OFFENCES: list[tuple[Callable[[str, ast.Module], Iterator[str]], str]] = [
     (global_randomness, "np.random.default_rng()"),
     (global_randomness, "random.choice(x)"),
     (global_randomness, "from numpy.random import rand"),
+    (global_randomness, "from numpy import random as other"),
+    (global_randomness, "from random import choice"),
     (undocumented, '"""Doc."""\nclass A:\n    """Doc."""\n    def f(self): ...'),
     (undocumented, "x = 1"),
 ]
