@@ -1,0 +1,47 @@
+"""`fedpruneshare aggregator run --config FILE.toml`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from aggregator.service import Aggregator
+from aggregator.settings import AggregatorSettings
+from fedpruneshare import logs
+from fedpruneshare.party import Party
+from fedpruneshare.process import open_link, serve
+from fedpruneshare.settings import load_settings
+from fedpruneshare.topics import Role
+
+
+@click.group()
+def aggregator() -> None:
+    """Hold one share per device and answer with sums."""
+
+
+@aggregator.command()
+@click.option("--config", type=click.Path(path_type=Path), required=True, help="Settings of this aggregator.")
+def run(config: Path) -> int:
+    """Run one aggregator until SIGTERM."""
+    return main(load_settings(config, AggregatorSettings))
+
+
+def main(settings: AggregatorSettings) -> int:
+    """Run one aggregator; returns its exit code."""
+    party = Party.load(settings.party, Role.AGGREGATOR)
+    logs.rename("aggregator", party.ident)
+
+    async def work() -> int:
+        own = open_link(party.directory.aggregators[party.ident].address, party.ident, settings.link)
+        control = open_link(party.directory.coordinator.address, party.ident, settings.link)
+        service = Aggregator(party, settings, own, control)
+        try:
+            await service.start()
+            await asyncio.Event().wait()
+        finally:
+            await service.stop()
+        return 0
+
+    return serve(work)

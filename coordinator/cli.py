@@ -1,0 +1,45 @@
+"""`fedpruneshare coordinator run --config FILE.toml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from coordinator.service import Coordinator
+from coordinator.settings import CoordinatorSettings
+from coordinator.workbench import Workbench
+from fedpruneshare import logs
+from fedpruneshare.party import Party
+from fedpruneshare.process import open_link, serve
+from fedpruneshare.settings import load_settings
+from fedpruneshare.topics import Role
+
+
+@click.group()
+def coordinator() -> None:
+    """Plan rounds, open sums, publish the next model."""
+
+
+@coordinator.command()
+@click.option("--config", type=click.Path(path_type=Path), required=True, help="Settings of the coordinator.")
+def run(config: Path) -> int:
+    """Run all rounds of the settings, resuming from the store. Exit code 1 if too many rounds failed."""
+    return main(load_settings(config, CoordinatorSettings))
+
+
+def main(settings: CoordinatorSettings) -> int:
+    """Run one coordinator to the end of its rounds; returns its exit code."""
+    party = Party.load(settings.party, Role.COORDINATOR)
+    logs.rename("coordinator", party.ident)
+    bench = Workbench.open(Path(settings.bundle), Path(settings.store), settings.coding)
+
+    async def work() -> int:
+        link = open_link(party.directory.coordinator.address, party.ident, settings.link)
+        service = Coordinator(party, settings, link, bench)
+        try:
+            return await service.run()
+        finally:
+            await service.stop()
+
+    return serve(work)

@@ -1,0 +1,72 @@
+"""Starting a device: what is loaded before the first round, here or once for a whole emulated fleet."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from edge_client.local_round import Workplace
+from edge_client.service import Device
+from edge_client.settings import DeviceSettings
+from edge_client.tasks import Task, load_task, parameter_table
+from edge_client.training import TrainingSettings, fit
+from fedpruneshare import logs
+from fedpruneshare.link import Link
+from fedpruneshare.party import Party
+from fedpruneshare.process import open_link, serve
+from fedpruneshare.rng import stream
+from fedpruneshare.topics import Role
+
+
+@lru_cache(maxsize=2)
+def _task(name: str, data_dir: str) -> Task:
+    return load_task(name, Path(data_dir))
+
+
+def warm_up(task_name: str, data_dir: str) -> Task:
+    """Import torch, load the task and take one training step, in one thread.
+
+    A process that forks devices calls this first: they then share the pages. No thread is left behind.
+    """
+    torch.set_num_threads(1)
+    task = _task(task_name, data_dir)
+    dataset = task.load_train(0, 1 if task_name.endswith(".py") else _WARM_DEVICES, stream(0, "warm-up"))
+    one_step = TrainingSettings(local_epochs=1, batch_size=len(dataset), learning_rate=1e-4)
+    fit(task.build_model(), dataset, None, one_step, np.random.default_rng(0), task.loss)
+    return task
+
+
+#: Into how many parts the data is cut for the warm-up step; any number that every task accepts.
+_WARM_DEVICES = 2
+
+
+def workplace(settings: DeviceSettings) -> Workplace:
+    """The task, its model and this device's part of the data. Raises `TaskError` or `DataError`."""
+    torch.set_num_threads(settings.limits.torch_threads)
+    where = settings.task
+    task = _task(where.name, where.data_dir)
+    model = task.seeded_model(where.seed)
+    dataset = task.load_train(where.index, where.devices, stream(where.seed, "split"))
+    return Workplace(task, model, parameter_table(model), dataset)
+
+
+def main(settings: DeviceSettings) -> int:
+    """Run one device until SIGTERM; returns its exit code."""
+    party = Party.load(settings.party, Role.DEVICE)
+    logs.rename("device", party.ident)
+    work = workplace(settings)
+
+    async def run() -> int:
+        directory = party.directory
+        control = open_link(directory.coordinator.address, party.ident, settings.link)
+        uplinks: dict[str, Link] = {
+            ident: open_link(service.address, party.ident, settings.link)
+            for ident, service in directory.aggregators.items()
+        }
+        await Device(party, settings, work, (control, uplinks)).run()
+        return 0
+
+    return serve(run)

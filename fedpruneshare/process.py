@@ -1,0 +1,42 @@
+"""Running a service as a process: an event loop that ends cleanly on SIGTERM and Ctrl-C (docs/protocol.md §9)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from fedpruneshare.link import BrokerAddress, Link
+from fedpruneshare.link.mqtt import MqttLink
+from fedpruneshare.party import LinkSettings
+
+_log = structlog.get_logger()
+
+
+def open_link(address: BrokerAddress, client_id: str, settings: LinkSettings) -> Link:
+    """A link to one broker, not yet connected.
+
+    Sessions are clean: what a broker would have queued is asked for again by the protocol itself, which a broker that
+    lost its memory forces on it anyway (docs/protocol.md §3.2).
+    """
+    return MqttLink(address, client_id, settings.limits(), random.Random())
+
+
+def serve(work: Callable[[], Awaitable[int]]) -> int:
+    """Run `work` in a new event loop until it returns its exit code, or SIGTERM or SIGINT cancels it (then 0)."""
+    return asyncio.run(_serve(work))
+
+
+async def _serve(work: Callable[[], Awaitable[int]]) -> int:
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        _log.info("stopped")
+        return 0
