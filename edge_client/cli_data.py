@@ -7,8 +7,6 @@ from pathlib import Path
 
 import click
 
-from edge_client.cli_errors import explained_errors
-
 
 @click.group()
 def data() -> None:
@@ -32,7 +30,7 @@ def get(name: str, folder: Path | None) -> None:
 
     started = time.perf_counter()
     columns = (TextColumn("{task.description:>10}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bars, explained_errors():
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bars:
         stages = {}
 
         def report(stage: str, done: int, total: int) -> None:

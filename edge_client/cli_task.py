@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from edge_client.cli_errors import explained_errors
-
 
 @click.group()
 def task() -> None:
@@ -21,11 +19,10 @@ def task() -> None:
 @click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Data folder [default: data].")
 def export(name: str, path: Path, seed: int, data_dir: Path | None) -> None:
     """Write the bundle of TASK: a built-in name, a dotted module or a .py file (whose code is run)."""
-    with explained_errors():
-        from edge_client.exporting import export_bundle
-        from edge_client.tasks import load_task
+    from edge_client.exporting import export_bundle
+    from edge_client.tasks import load_task
 
-        bundle = export_bundle(load_task(name, data_dir), path, seed)
+    bundle = export_bundle(load_task(name, data_dir), path, seed)
     table = bundle.manifest.table
     click.echo(f"task         {bundle.manifest.task} ({bundle.manifest.data_source} data)")
     click.echo(f"parameters   {table.weight_count} prunable, {table.vector_count} others")
