@@ -119,7 +119,9 @@ class ShareBook:
         self._attended, self._freeze = False, None
         return True
 
-    def resume(self, attempts: Iterable[Attempt], declined: Iterable[str], attended: bool, freeze: bytes | None) -> None:
+    def resume(
+        self, attempts: Iterable[Attempt], declined: Iterable[str], attended: bool, freeze: bytes | None
+    ) -> None:
         """Put back what the store held of the open round."""
         self._attempts = {(a.device_id, a.upload_id): a for a in attempts}
         self._declined, self._attended, self._freeze = set(declined), attended, freeze
@@ -245,7 +247,9 @@ class ShareBook:
     def _check_parties(self, freeze: Freeze, view: PlanView) -> None:
         names = freeze.aggregators
         if len(set(names)) != len(names) or not set(names) <= set(view.plan.points) or len(names) < view.plan.sharing.k:
-            raise ProtocolError(f"freeze names aggregators {names}, expected at least k = {view.plan.sharing.k} of the plan")
+            raise ProtocolError(
+                f"freeze names aggregators {names}, expected at least k = {view.plan.sharing.k} of the plan"
+            )
         devices = [c.device_id for c in freeze.contributors]
         if len(set(devices)) != len(devices):
             raise ProtocolError("freeze names a device twice")
@@ -254,7 +258,9 @@ class ShareBook:
         for c in freeze.contributors:
             attempt = self._attempts.get((c.device_id, c.upload_id))
             if attempt is None or not attempt.is_complete or attempt.rung != c.rung:
-                raise ProtocolError(f"freeze names an upload of {c.device_id!r} that is not held here complete at that rung")
+                raise ProtocolError(
+                    f"freeze names an upload of {c.device_id!r} that is not held here complete at that rung"
+                )
 
     def _check_floors(self, freeze: Freeze, view: PlanView) -> None:
         floor = max(self._floors.min_devices, view.plan.min_devices)

@@ -17,13 +17,11 @@ from aggregator.book import Attempt, Refused, ShareBook
 from aggregator.settings import AggregatorSettings
 from aggregator.store import ShareStore
 from aggregator.summing import check_share, sum_words
-from fedpruneshare.errors import LinkError, PeerError, ProtocolError, SharingError
-from fedpruneshare.link import BrokerAddress, Delivery, Link
+from fedpruneshare.errors import LinkError, PeerError, ProtocolError
+from fedpruneshare.link import Delivery, Link
 from fedpruneshare.link.chunks import cut
-from fedpruneshare.link.mqtt import MqttLink
 from fedpruneshare.link.retry import Backoff, publish_until_taken
 from fedpruneshare.messages import (
-    Attendance,
     Decline,
     Freeze,
     Message,

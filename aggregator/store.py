@@ -86,7 +86,9 @@ class ShareStore:
             db.execute("DELETE FROM declines")
             db.execute("DELETE FROM rounds WHERE round_id <= ?", (round_id - _KEPT_ROUNDS,))
             db.execute("UPDATE rounds SET sum = NULL")
-            db.execute("INSERT INTO rounds (round_id, plan, deadline_at) VALUES (?, ?, ?)", (round_id, plan, deadline_at))
+            db.execute(
+                "INSERT INTO rounds (round_id, plan, deadline_at) VALUES (?, ?, ?)", (round_id, plan, deadline_at)
+            )
         self._held = 0
 
     def attempts(self, round_id: int) -> list[Attempt]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+from fedpruneshare.sharing.field import F31, check_canonical, from_bytes, to_bytes
+from fedpruneshare.sharing.prg import Seed, fill_elements
+from fedpruneshare.sharing.shamir import Accumulator
 from numpy.typing import NDArray
 
 from fedpruneshare.messages import Contribution
 from fedpruneshare.plan import PlanView
-from fedpruneshare.sharing.field import F31, check_canonical, from_bytes, to_bytes
-from fedpruneshare.sharing.prg import Seed, fill_elements
-from fedpruneshare.sharing.shamir import Accumulator
 from fedpruneshare.words import total_words
 
 
@@ -20,9 +20,7 @@ def check_share(data: bytes) -> None:
     check_canonical(from_bytes(data, len(data) // 4), F31)
 
 
-def sum_words(
-    view: PlanView, x: int, segments: tuple[int, ...], shares: Iterable[tuple[Contribution, bytes]]
-) -> bytes:
+def sum_words(view: PlanView, x: int, segments: tuple[int, ...], shares: Iterable[tuple[Contribution, bytes]]) -> bytes:
     """Sum of the frozen shares over the opened segments, one after the other, as little-endian uint32.
 
     A contributor adds to the opened segments its rung reaches. `shares` yields one share at a time, so memory holds the

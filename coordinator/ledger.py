@@ -1,6 +1,8 @@
-"""RoundLedger: what the coordinator may conclude from what aggregators say. Rules only, no I/O (docs/protocol.md §4.3-§4.6).
+"""RoundLedger: what the coordinator may conclude from what aggregators say (docs/protocol.md §4.3-§4.6).
 
-    COLLECTING --attend…--> choose_freeze --freeze--> FROZEN --add_sum_chunk…--> sums --> (APPLIED | FAILED by the service)
+Rules only, no I/O:
+
+    COLLECTING --attend…--> choose_freeze --freeze--> FROZEN --add_sum_chunk…--> sums --> APPLIED or FAILED
 
 All n attendances end the collection at once; k of them that account for the whole cohort end it after a grace
 time; otherwise the deadline does. The Freeze is chosen once. Sums over any other Freeze are refused, because sums of
@@ -70,7 +72,9 @@ class RoundLedger:
         for upload in attendance.uploads:
             ids = seen.setdefault(upload.device_id, set())
             if upload.device_id not in cohort or upload.rung not in self.view.plan.rungs:
-                raise ProtocolError(f"attendance names {upload.device_id!r} at rung {upload.rung}, which the plan does not")
+                raise ProtocolError(
+                    f"attendance names {upload.device_id!r} at rung {upload.rung}, which the plan does not"
+                )
             if upload.upload_id in ids or len(ids) == _MAX_ATTEMPTS:
                 raise ProtocolError(f"attendance names too many uploads of {upload.device_id!r}")
             ids.add(upload.upload_id)
@@ -109,7 +113,9 @@ class RoundLedger:
         """The contributor set: most devices, then most aggregators (docs/protocol.md §4.4)."""
         plan = self.view.plan
         if len(self._attendances) < plan.sharing.k:
-            return Failure(f"attendance of {len(self._attendances)} aggregators, expected at least k = {plan.sharing.k}")
+            return Failure(
+                f"attendance of {len(self._attendances)} aggregators, expected at least k = {plan.sharing.k}"
+            )
         names = self.attended
         subsets = [c for size in range(len(names), plan.sharing.k - 1, -1) for c in combinations(names, size)]
         best = max(subsets, key=lambda subset: (len(self._common(subset)), len(subset)))
@@ -117,7 +123,9 @@ class RoundLedger:
         rungs = [c.rung for c in contributors]
         segments = open_segments(rungs, self.view.rungs, plan.min_devices, plan.min_devices_segment)
         if not segments:
-            return Failure(f"{len(contributors)} devices uploaded to k aggregators, expected min_devices = {plan.min_devices}")
+            return Failure(
+                f"{len(contributors)} devices uploaded to k aggregators, expected min_devices = {plan.min_devices}"
+            )
         return Freeze(plan.round_id, self.view.digest, best, contributors, segments)
 
     def _common(self, aggregators: tuple[str, ...]) -> tuple[Contribution, ...]:
@@ -151,7 +159,9 @@ class RoundLedger:
         """Whether a sum chunk belongs to this Freeze, before it is opened. Raises `ProtocolError`."""
         freeze = self.frozen
         if (message.round_id, message.freeze) != (freeze.round_id, self._freeze_digest):
-            raise ProtocolError(f"sum for another freeze of round {message.round_id}, expected that of {freeze.round_id}")
+            raise ProtocolError(
+                f"sum for another freeze of round {message.round_id}, expected that of {freeze.round_id}"
+            )
         if aggregator_id not in freeze.aggregators or message.x != self.view.plan.points[aggregator_id]:
             raise ProtocolError(f"sum of {aggregator_id!r} at x = {message.x}, which the freeze does not name")
         expected = self.view.chunks(self.view.sum_bytes(freeze.segments))

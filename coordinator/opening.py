@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-from coordinator.averaging import SegmentSum, apply_update
 from coordinator.ledger import RoundLedger
 from coordinator.planning import ModelState, PublishedModel
 from coordinator.settings import CoordinatorSettings
 from coordinator.workbench import Workbench
-from fedpruneshare.sparse.support import code_values, decode_values
-from fedpruneshare.sparse.update import ClipRule, dequantise_sum, per_element_clips
 
 
 @dataclass(frozen=True)

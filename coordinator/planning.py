@@ -1,4 +1,4 @@
-"""From the model and the fleet to a signed plan: cohort, rungs, supports, coding (docs/protocol.md §4.1, §6.2, §8.2)."""
+"""From the model and the fleet to a plan: cohort, rungs, supports, coding (docs/protocol.md §4.1, §6.2, §8.2)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from fedpruneshare.sparse.model_coding import encode_segment
+from fedpruneshare.sparse.support import DensitySchedule, Support, derive_support, rung_counts
 from numpy.typing import NDArray
 
 from coordinator.settings import CoordinatorSettings
@@ -14,8 +16,6 @@ from fedpruneshare.directory import Directory
 from fedpruneshare.errors import PlanError
 from fedpruneshare.messages import Coding, RoundPlan, Segment, Sharing, Training, digest
 from fedpruneshare.rng import stream
-from fedpruneshare.sparse.model_coding import encode_segment
-from fedpruneshare.sparse.support import DensitySchedule, Support, derive_support, rung_counts
 from fedpruneshare.words import WordLayout
 
 
@@ -184,7 +184,7 @@ def _sharing(settings: CoordinatorSettings, n: int) -> Sharing:
 
 
 def _points(aggregators: Sequence[str], round_id: int) -> dict[str, int]:
-    """x of each aggregator; rotated by round so that the traffic-free seed shares go round (docs/protocol.md §5.4)."""
+    """X of each aggregator; rotated by round so that the traffic-free seed shares go round (docs/protocol.md §5.4)."""
     return {name: 1 + (index + round_id) % len(aggregators) for index, name in enumerate(aggregators)}
 
 

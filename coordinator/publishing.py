@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coordinator.planning import PublishedModel
 from fedpruneshare.link import Link
 from fedpruneshare.link.chunks import cut
 from fedpruneshare.link.retry import Backoff, publish_until_taken
@@ -9,7 +10,6 @@ from fedpruneshare.messages import ModelChunk, Outcome, RoundPlan, decode, diges
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sealing import sign_body
-from coordinator.planning import PublishedModel
 
 
 class Publisher:

@@ -50,7 +50,7 @@ class SharingSettings(_Table, frozen=True):
 
 
 class PruningSettings(_Table, frozen=True):
-    """Nested supports: rung j of round r keeps `rungs[j]` times the density of round r (docs/protocol.md §6.2, §6.3)."""
+    """Nested supports: rung j of round r keeps `rungs[j]` times that round's density (docs/protocol.md §6.2, §6.3)."""
 
     rungs: Annotated[tuple[Density, ...], Meta(min_length=1, max_length=16)] = (0.5, 1.0)
     start_density: Density = 1.0
@@ -63,7 +63,9 @@ class PruningSettings(_Table, frozen=True):
         if list(self.rungs) != sorted(set(self.rungs)) or self.rungs[-1] != 1.0:
             yield Fault(f"{path}.rungs", str(list(self.rungs)), "rising numbers that end with 1.0")
         if self.target_density > self.start_density:
-            yield Fault(f"{path}.target_density", str(self.target_density), f"at most start_density {self.start_density}")
+            yield Fault(
+                f"{path}.target_density", str(self.target_density), f"at most start_density {self.start_density}"
+            )
         if self.final_round <= self.dense_rounds:
             yield Fault(f"{path}.final_round", str(self.final_round), f"more than dense_rounds = {self.dense_rounds}")
 

@@ -66,12 +66,16 @@ class RoundStore:
 
     def last_plan(self) -> bytes | None:
         """Body of the newest plan: names the model chunks still retained on the broker."""
-        row = self._db.execute("SELECT plan FROM rounds WHERE plan IS NOT NULL ORDER BY round_id DESC LIMIT 1").fetchone()
+        row = self._db.execute(
+            "SELECT plan FROM rounds WHERE plan IS NOT NULL ORDER BY round_id DESC LIMIT 1"
+        ).fetchone()
         return row[0] if row else None
 
     def begin(self, round_id: int, plan: bytes, started_at: float) -> None:
         """Commit a plan before it is published."""
-        self._db.execute("INSERT INTO rounds (round_id, plan, started_at) VALUES (?, ?, ?)", (round_id, plan, started_at))
+        self._db.execute(
+            "INSERT INTO rounds (round_id, plan, started_at) VALUES (?, ?, ?)", (round_id, plan, started_at)
+        )
 
     def freeze(self, round_id: int, freeze: bytes) -> None:
         """Commit the one Freeze of a round before it is sent."""
@@ -113,7 +117,9 @@ class RoundStore:
 
     def model(self) -> ModelState | None:
         """The newest model, if any."""
-        row = self._db.execute("SELECT applied, coded, vectors, clips FROM models ORDER BY applied DESC LIMIT 1").fetchone()
+        row = self._db.execute(
+            "SELECT applied, coded, vectors, clips FROM models ORDER BY applied DESC LIMIT 1"
+        ).fetchone()
         if row is None:
             return None
         weight_clips, vector_clips = (tuple(clips) for clips in json.loads(row[3]))

@@ -1,4 +1,4 @@
-"""What the coordinator works on: the task bundle, the evaluator, and the folder that shows the result (docs/protocol.md §6.6)."""
+"""What the coordinator works on: task bundle, evaluator, and the folder of results (docs/protocol.md §6.6)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from fedpruneshare.sparse.onnx_codec import build_model
+from fedpruneshare.sparse.support import code_values, decode_values
 from numpy.typing import NDArray
 
 from coordinator.evaluation import Evaluation, Evaluator
 from coordinator.planning import ModelState, TaskFacts
 from coordinator.settings import CodingSettings
 from fedpruneshare.bundle import Bundle
-from fedpruneshare.sparse.onnx_codec import build_model
 from fedpruneshare.sparse.parameters import ParameterTable
-from fedpruneshare.sparse.support import code_values, decode_values
 from fedpruneshare.storage import write_atomically
 
 

@@ -1,4 +1,4 @@
-"""The device's byte ledger: every MQTT payload byte by direction and cause, written as it happens (docs/protocol.md §9.1)."""
+"""The device's byte ledger: every MQTT payload byte by direction and cause, as it happens (docs/protocol.md §9.1)."""
 
 from __future__ import annotations
 

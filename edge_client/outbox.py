@@ -31,7 +31,7 @@ class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_lik
 
 @dataclass(frozen=True)
 class Upload:
-    """One upload, ready to be split: quantised words uint32[m] and the seeds of the seed points. All of it is secret."""
+    """One upload, ready to be split: quantised words uint32[m] and the seeds of the seed points. All is secret."""
 
     plan: bytes
     round_id: int

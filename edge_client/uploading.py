@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
+from fedpruneshare.sharing.field import to_bytes
+from fedpruneshare.sharing.prg import Seed
 
 from edge_client.outbox import Upload
 from fedpruneshare.errors import LinkError, MessageError
@@ -21,8 +23,6 @@ from fedpruneshare.messages import Missing, Receipt, ShareUpload, Verdict
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sealing import seal, share_context
-from fedpruneshare.sharing.field import to_bytes
-from fedpruneshare.sharing.prg import Seed
 from fedpruneshare.topics import Role
 
 _log = structlog.get_logger()

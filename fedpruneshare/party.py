@@ -62,7 +62,9 @@ class Party:
         identity = Identity.load(Path(settings.key_file))
         directory = read_directory(Path(settings.directory), settings.root_key)
         if directory.signing_key(role, identity.ident) != identity.public().signing:
-            raise SettingsError(f"key file {settings.key_file} does not hold the key the directory has for {identity.ident!r}")
+            raise SettingsError(
+                f"key file {settings.key_file} does not hold the key the directory has for {identity.ident!r}"
+            )
         return cls(identity, directory, role)
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final
@@ -102,7 +102,9 @@ class Identity:
         try:
             ident, signing, sealing = body["id"], bytes.fromhex(body["signing"]), bytes.fromhex(body["sealing"])
             return cls(
-                str(ident), ECC.construct(curve="Ed25519", seed=signing), ECC.construct(curve="Curve25519", seed=sealing)
+                str(ident),
+                ECC.construct(curve="Ed25519", seed=signing),
+                ECC.construct(curve="Curve25519", seed=sealing),
             )
         except (KeyError, TypeError, ValueError):
             raise SettingsError(f"key file {path} does not hold an id and two 32-byte keys") from None
@@ -209,14 +211,17 @@ def open_message(payload: bytes, federation: str, keys: KeyLookup, kinds: tuple[
 def share_context(plan: bytes, sender: str, receiver: str, position: tuple[bytes, int, int, int, int]) -> bytes:
     """Context of a share chunk. `position` = (upload id, x, rung, chunk, chunks)."""
     upload_id, *numbers = position
-    return _context(b"share", plan, sender, receiver, upload_id, numbers)
+    return _context(b"share", plan, sender.encode(), receiver.encode(), upload_id, *_digits(numbers))
 
 
 def sum_context(freeze: bytes, sender: str, receiver: str, position: tuple[int, int, int]) -> bytes:
     """Context of a sum chunk. `position` = (x, chunk, chunks)."""
-    return _context(b"sum", freeze, sender, receiver, b"", list(position))
+    return _context(b"sum", freeze, sender.encode(), receiver.encode(), *_digits(position))
 
 
-def _context(label: bytes, root: bytes, sender: str, receiver: str, extra: bytes, numbers: list[int]) -> bytes:
-    parts = [label, root, sender.encode(), receiver.encode(), extra, *(str(n).encode() for n in numbers)]
+def _digits(numbers: Iterable[int]) -> list[bytes]:
+    return [str(number).encode() for number in numbers]
+
+
+def _context(*parts: bytes) -> bytes:
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)

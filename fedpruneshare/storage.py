@@ -1,4 +1,4 @@
-"""SQLite as the services use it: one file, one writer, committed before anything is acknowledged (docs/protocol.md §9)."""
+"""SQLite as the services use it: one file, one writer, committed before any answer (docs/protocol.md §9)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def open_database(path: Path, schema: str) -> sqlite3.Connection:
         database.execute("PRAGMA foreign_keys=ON")
         database.executescript(schema)
     except (OSError, sqlite3.Error) as error:
-        raise SettingsError(f"store {path}: {error}, expected a database of this version in a writable folder") from None
+        raise SettingsError(
+            f"store {path}: {error}, expected a database of this version in a writable folder"
+        ) from None
     return database
 
 

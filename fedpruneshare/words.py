@@ -75,7 +75,9 @@ class WordLayout:
         middle = 1 + self._vectors.words(vectors)
         end = middle + self._values.words(values)
         return SegmentWords(
-            int(words[0]), self._vectors.unpack(words[1:middle], vectors), self._values.unpack(words[middle:end], values)
+            int(words[0]),
+            self._vectors.unpack(words[1:middle], vectors),
+            self._values.unpack(words[middle:end], values),
         )
 
 

@@ -120,6 +120,7 @@ def _import_name(name: str) -> ModuleType:
         near = difflib.get_close_matches(name, BUILT_IN, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise TaskError(f"no task {name!r}, expected one of {list(BUILT_IN)}, a dotted module or a .py file{hint}")
+    _import_also_from(Path.cwd())
     try:
         return importlib.import_module(BUILT_IN.get(name, name))
     except Exception as error:  # a user's module may raise anything while it is imported
@@ -129,6 +130,7 @@ def _import_name(name: str) -> ModuleType:
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise TaskError(f"task file {path} is not there, expected a Python file")
+    _import_also_from(path.resolve().parent)
     unique = f"fedpruneshare_task_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}_{path.stem}"
     spec = importlib.util.spec_from_file_location(unique, path)
     if spec is None or spec.loader is None:
@@ -141,6 +143,12 @@ def _import_file(path: Path) -> ModuleType:
         del sys.modules[unique]
         raise TaskError(f"task file {path} does not import: {type(error).__name__}: {error}") from error
     return module
+
+
+def _import_also_from(folder: Path) -> None:
+    """As `python my_task.py` would, but last, so that nothing installed is shadowed."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def _function_fault(module: ModuleType, name: str, wanted: tuple[str, ...]) -> str:

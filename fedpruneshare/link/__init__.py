@@ -53,8 +53,9 @@ class Traffic:
 class LinkLimits:
     """Bounds of one link. Nothing is allocated or queued beyond them.
 
-    A link with `incoming_messages` waiting for its handlers stops reading; while an answer to a request of its own
-    is outstanding it reads on, up to four times as many (a handler that publishes would otherwise wait for ever).
+    A link with `incoming_messages` waiting for its handlers stops reading. While an answer to a request of its own is
+    outstanding it reads on (a handler that publishes would otherwise wait for ever), until what waits takes as many
+    bytes as `incoming_messages` of `payload_bytes` each.
     """
 
     payload_bytes: int = 256 * 1024

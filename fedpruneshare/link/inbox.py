@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Final
 
 import structlog
 
@@ -17,6 +18,9 @@ from fedpruneshare.link import Delivery, Handler, LinkLimits, Subscription, Traf
 log = structlog.get_logger()
 
 Clock = Callable[[], float]
+
+#: What one waiting message takes besides its payload and topic.
+_ENTRY_BYTES: Final = 1024
 
 
 def matches(topic_filter: str, topic: str) -> bool:
@@ -31,6 +35,10 @@ def matches(topic_filter: str, topic: str) -> bool:
         if place >= len(levels) or part not in ("+", levels[place]):
             return False
     return len(wanted) == len(levels)
+
+
+def _cost_bytes(delivery: Delivery) -> int:
+    return len(delivery.payload) + len(delivery.topic) + _ENTRY_BYTES
 
 
 @dataclass(frozen=True)
@@ -57,15 +65,19 @@ class Inbox:
         self._clock = clock
         self._on_space = on_space
         self._queue: deque[Arrival] = deque()
+        self._queued_bytes = 0
         self._work = asyncio.Event()
-
-    def __len__(self) -> int:
-        return len(self._queue)
+        self._worker: asyncio.Task[None] | None = None
 
     @property
     def is_full(self) -> bool:
         """Whether the bound on waiting messages is reached."""
         return len(self._queue) >= self._limits.incoming_messages
+
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Whether what waits takes as many bytes as `incoming_messages` of the largest size would."""
+        return self._queued_bytes >= self._limits.incoming_messages * self._limits.payload_bytes
 
     def add(self, topic_filter: str, handler: Handler) -> None:
         """Route what matches a filter to a handler; a filter has one handler, the last one given."""
@@ -80,15 +92,29 @@ class Inbox:
             log.warning("incoming message too large", topic=delivery.topic, bytes=found, limit_bytes=expected)
             acknowledge()
             return
+        self._queued_bytes += _cost_bytes(delivery)
         self._queue.append(Arrival(delivery, acknowledge, self._clock()))
         self._work.set()
 
-    async def run(self) -> None:
-        """Handle what comes, until cancelled."""
+    def start(self, name: str) -> None:
+        """Start handling. A `RuntimeError` the second time: a link connects once."""
+        if self._worker is not None:
+            raise RuntimeError(f"{name} was connected before, expected one connect on an open link")
+        self._worker = asyncio.create_task(self._run(), name=f"inbox of {name}")
+
+    def stop(self) -> list[asyncio.Task[None]]:
+        """Cancel the handler that runs; what is left to be waited for, nothing if that handler called."""
+        if self._worker is None or self._worker is asyncio.current_task():
+            return []
+        self._worker.cancel()
+        return [self._worker]
+
+    async def _run(self) -> None:
         while True:
             await self._work.wait()
             was_full = self.is_full
             arrival = self._queue.popleft()
+            self._queued_bytes -= _cost_bytes(arrival.delivery)
             if not self._queue:
                 self._work.clear()
             if was_full:

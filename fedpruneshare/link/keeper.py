@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from fedpruneshare.errors import LinkError, RefusedError
+from fedpruneshare.errors import DisconnectedError, LinkError, RefusedError
 from fedpruneshare.link import ConnectHandler, LinkLimits
 
 log = structlog.get_logger()
@@ -24,7 +24,7 @@ Attempt = Callable[[float], Awaitable[asyncio.Future[str]]]
 
 
 class Keeper:
-    """Runs one attempt after another, for as long as `run` is not cancelled."""
+    """Runs one attempt after another, from `connect` to `stop`."""
 
     def __init__(self, name: str, attempt: Attempt, limits: LinkLimits, rng: random.Random) -> None:
         self.greetings: list[ConnectHandler] = []
@@ -32,9 +32,30 @@ class Keeper:
         self._attempt = attempt
         self._limits = limits
         self._rng = rng
+        self._task: asyncio.Task[None] | None = None
+        self._first: asyncio.Future[LinkError | None] | None = None
 
-    async def run(self, wait: bool, first: asyncio.Future[LinkError | None]) -> None:
-        """Connect, set `first` (to the error, if it is given up), then stay connected."""
+    async def connect(self, wait: bool) -> None:
+        """Return with the first connection, and keep it up from then on until `stop`.
+
+        Raises `RefusedError` at once, other `LinkError`s after `connect_timeout_s`, or never with `wait`.
+        """
+        self._first = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._run(wait, self._first), name=f"keeper of {self._name}")
+        error = await asyncio.shield(self._first)
+        if error is not None:
+            raise error
+
+    def stop(self) -> list[asyncio.Task[None]]:
+        """Cancel everything; what is left to be waited for."""
+        if self._first is not None and not self._first.done():
+            self._first.set_result(DisconnectedError("the link was closed while it was connecting"))
+        if self._task is None:
+            return []
+        self._task.cancel()
+        return [self._task]
+
+    async def _run(self, wait: bool, first: asyncio.Future[LinkError | None]) -> None:
         try:
             lost = await self._connect_first(wait)
         except LinkError as error:

@@ -10,6 +10,7 @@ every negative reason into an error, acknowledge only after the handler returned
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 import socket
@@ -36,8 +37,6 @@ log = structlog.get_logger()
 #: What a PUBLISH adds to topic and payload at most: fixed header 5, topic length 2, packet id 2, expiry property 1 + 5.
 _PUBLISH_OVERHEAD_BYTES: Final = 15
 _TOPIC_BYTES: Final = 65_535
-#: While an answer is awaited, reading goes on up to this many times `incoming_messages`: it sits behind deliveries.
-_READ_AHEAD: Final = 4
 _GOODBYE_S: Final = 1.0
 _TICK_S: Final = 5.0
 _NEGATIVE: Final = 0x80
@@ -66,11 +65,11 @@ class MqttLink:
         self._client_id = client_id
         self._limits = limits
         self._session_expiry_s = session_expiry_s
-        self._inbox = Inbox(limits, self.traffic, time.monotonic, self._read_on)
+        self._inbox = Inbox(
+            limits, self.traffic, time.monotonic, lambda: self._connection and self._connection.regulate()
+        )
         self._keeper = Keeper(f"{address.host}:{address.port}", self._attempt, limits, rng)
         self._connection: _Connection | None = None
-        self._tasks: list[asyncio.Task[None]] = []
-        self._first: asyncio.Future[LinkError | None] | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -79,21 +78,12 @@ class MqttLink:
 
     async def connect(self, *, wait: bool = False) -> None:
         """See `Link.connect`. May be called once; the link is closed if it raises."""
-        if self._tasks or self._closed:
-            raise RuntimeError("connect was called before, expected one call on an open link")
-        first = self._first = asyncio.get_running_loop().create_future()
-        self._tasks = [
-            asyncio.create_task(self._inbox.run(), name=f"inbox {self._client_id}"),
-            asyncio.create_task(self._keeper.run(wait, first), name=f"keeper {self._client_id}"),
-        ]
+        self._inbox.start(self._client_id)
         try:
-            error = await asyncio.shield(first)
-        except asyncio.CancelledError:
+            await self._keeper.connect(wait)
+        except BaseException:
             await self.close()
             raise
-        if error is not None:
-            await self.close()
-            raise error
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: float | None = None) -> None:
         """See `Link.publish`."""
@@ -119,16 +109,14 @@ class MqttLink:
             self._inbox.subscriptions.pop(topic_filter, None)
             raise
         except DisconnectedError:
-            log.debug("subscription waits for the next connection", topic_filter=topic_filter)
+            log.debug("subscribed at the next connection", topic_filter=topic_filter)
 
     async def unsubscribe(self, topic_filter: str) -> None:
         """See `Link.unsubscribe`. Raises `LinkError` on time-out; the handler is forgotten all the same."""
         if self._inbox.subscriptions.pop(topic_filter, None) is None or self._connection is None:
             return
-        try:
+        with contextlib.suppress(DisconnectedError):
             await self._answer(self._connection.unsubscribe(topic_filter), f"unsubscribe from {topic_filter}")
-        except DisconnectedError:
-            log.debug("unsubscribed by disconnection", topic_filter=topic_filter)
 
     def on_connect(self, handler: ConnectHandler) -> None:
         """See `Link.on_connect`."""
@@ -139,16 +127,12 @@ class MqttLink:
         if self._closed:
             return
         self._closed = True
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
+        tasks = [*self._keeper.stop(), *self._inbox.stop()]
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
         if tasks:
             await asyncio.wait(tasks, timeout=_GOODBYE_S)
-        if self._first is not None and not self._first.done():
-            self._first.set_result(DisconnectedError("the link was closed while it was connecting"))
 
     async def _answer(self, request: Awaitable[int | None], what: str) -> int:
         """The broker's reason code to a request; `DisconnectedError` or `LinkError` where there is none."""
@@ -320,9 +304,14 @@ class _Connection:
         return asyncio.shield(self._expect(self._client.unsubscribe(topic_filter)[1]))
 
     def regulate(self) -> None:
-        """Read while there is room; stop while there is none, so that the broker feels it."""
-        room = self._limits.incoming_messages * (_READ_AHEAD if self._answers or not self._granted.done() else 1)
-        should_read = len(self._inbox) < room and not self.lost.done()
+        """Read while there is room; stop while there is none, so that the broker feels it.
+
+        An answer we wait for sits behind deliveries: then reading goes on as far as memory allows, or a handler that
+        publishes would wait for ever. (iotcore ignores ReceiveMaximum; Mosquitto 2.0.11 exceeds it after each PUBACK.)
+        """
+        is_waiting = bool(self._answers) or not self._granted.done()
+        is_full = self._inbox.is_out_of_memory if is_waiting else self._inbox.is_full
+        should_read = not is_full and not self.lost.done()
         if should_read and not self._is_reading:
             assert self._client is not None
             self._loop.add_reader(self._fd, self._guarded, self._client.loop_read)
@@ -362,14 +351,14 @@ class _Connection:
         self._fd = sock.fileno()
         self.regulate()
 
-    def _on_close(self, _client: paho.Client, _userdata: Any, _sock: Any) -> None:
+    def _on_close(self, *_: Any) -> None:
         self._loop.remove_reader(self._fd)
         self._is_reading = False
 
-    def _on_writing(self, client: paho.Client, _userdata: Any, _sock: Any) -> None:
+    def _on_writing(self, client: paho.Client, *_: Any) -> None:
         self._loop.add_writer(self._fd, self._guarded, client.loop_write)
 
-    def _on_written(self, _client: paho.Client, _userdata: Any, _sock: Any) -> None:
+    def _on_written(self, *_: Any) -> None:
         self._loop.remove_writer(self._fd)
 
     def _on_connack(self, reason: ReasonCode, properties: Properties | None) -> None:
