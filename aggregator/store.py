@@ -77,7 +77,10 @@ class ShareStore:
             "SELECT round_id, plan, deadline_at, attendance, freeze, freeze_digest, sum, closed FROM rounds"
             " ORDER BY round_id DESC LIMIT 1"
         ).fetchone()
-        return StoredRound(*row[:-1], bool(row[-1])) if row else None
+        if row is None:
+            return None
+        round_id, plan, deadline_at, attendance, freeze, freeze_digest, words, is_closed = row
+        return StoredRound(round_id, plan, deadline_at, attendance, freeze, freeze_digest, words, bool(is_closed))
 
     def open_round(self, round_id: int, plan: bytes, deadline_at: float) -> None:
         """Begin a round: the shares of earlier ones are dropped. `deadline_at` is wall time, a restart's hint only."""

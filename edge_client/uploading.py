@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from fedpruneshare.sharing.field import to_bytes
@@ -110,7 +111,7 @@ class Courier:
                 count_sent(len(payload), chunk not in self._sent)
                 self._sent.add(chunk)
 
-        results = await _gather_until_error([lambda c=chunk: send_one(c) for chunk in chunks])
+        results = await _gather_until_error([partial(send_one, chunk) for chunk in chunks])
         for error in results:
             _log.info("chunk-not-sent", aggregator=self._parcel.aggregator_id, error=str(error))
         return not results

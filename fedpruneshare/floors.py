@@ -2,7 +2,8 @@
 
 A segment of the nested supports is contributed to by the devices whose rung reaches it, so counts never rise from
 segment to segment. Opening two segments also shows what the *difference* of their contributors added to the
-weight sum: a difference of one device would show that device's weight. Hence three rules, applied from the shortest segment on.
+weight sum: a difference of one device would show that device's weight. Hence three rules, applied from the shortest
+segment on.
 """
 
 from __future__ import annotations

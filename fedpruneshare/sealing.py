@@ -17,6 +17,7 @@ from typing import Annotated, Final
 
 import msgspec
 from Crypto.Protocol import HPKE
+from Crypto.Protocol.DH import import_x25519_public_key
 from Crypto.PublicKey import ECC
 from Crypto.Signature import eddsa
 from msgspec import Meta
@@ -125,7 +126,7 @@ def seal(public_sealing_key: bytes, plaintext: bytes, context: bytes) -> bytes:
     `context` is bound as associated data: the seal opens only for the same context.
     """
     sealer = HPKE.new(
-        receiver_key=HPKE.import_x25519_public_key(public_sealing_key),
+        receiver_key=import_x25519_public_key(public_sealing_key),
         aead_id=HPKE.AEAD.CHACHA20_POLY1305,
         info=_SEAL_DOMAIN,
     )
