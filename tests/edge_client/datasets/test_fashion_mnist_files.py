@@ -43,7 +43,7 @@ LAYOUTS = {
     "gzipped": lambda root: write_idx(root / "fashion-mnist"),
     "raw": lambda root: write_idx(root / "fashion-mnist", packed=False),
     "dotted names": lambda root: write_idx(root / "fashion-mnist", dash=".", packed=False),
-    "the folder itself": lambda root: write_idx(root),
+    "the folder itself": write_idx,
     "torchvision": lambda root: write_idx(root / "FashionMNIST" / "raw", packed=False),
     "torchvision inside": lambda root: write_idx(root / "fashion-mnist" / "FashionMNIST" / "raw"),
     "torchvision's own folder": lambda root: write_idx(root / "raw"),
