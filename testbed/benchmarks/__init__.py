@@ -1,0 +1,1 @@
+"""Benchmarks: measured figures as JSON, each with what it was measured on."""

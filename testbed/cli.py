@@ -1,0 +1,135 @@
+"""`fedpruneshare testbed …`, `fedpruneshare report` and `fedpruneshare bench`."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from pathlib import Path
+from types import FrameType
+
+import click
+import msgspec
+
+from fedpruneshare import logs
+from testbed.benchmarks.rounds import measure_rounds, write_measurements
+from testbed.progress import Progress
+from testbed.report.page import size, write_report
+from testbed.run import FIXTURE_NOTICE, Finished, RunOptions, run_scenario
+from testbed.scenario import Scenario, load_scenario, shipped_scenarios
+
+_set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the scenario: rounds.count=40"
+)
+
+
+@click.group()
+def testbed() -> None:
+    """Run and compare whole fleets on this machine."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    # As Ctrl-C: the fleet is stopped on the way out.
+    raise KeyboardInterrupt
+
+
+@testbed.command("list")
+def list_scenarios() -> None:
+    """Show the scenarios that ship with the project."""
+    for name in shipped_scenarios():
+        click.echo(f"{name:16} {load_scenario(name).description}")
+
+
+@testbed.command()
+@click.argument("scenario")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the results; new or empty.")
+@_set_option
+@click.option("--task", help="Train this task instead: a name, a dotted module or a .py file.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Run this one seed instead of the scenario's.")
+@click.option("--replace", is_flag=True, help="Delete the old run that lies in the folder.")
+@click.option("--keep-state", is_flag=True, help="Keep what the services stored, in OUT/state.")
+@click.option("--verbose", is_flag=True, help="Show the log of the run itself, too.")
+def run(
+    *,
+    scenario: str,
+    out: Path,
+    overrides: tuple[str, ...],
+    task: str | None,
+    seed: int | None,
+    replace: bool,
+    keep_state: bool,
+    verbose: bool,
+) -> int:
+    """Run a fleet of devices, aggregators and brokers by a SCENARIO (a shipped name or a TOML file)."""
+    logs.configure("testbed", "", "info" if verbose else "warning")
+    chosen = load_scenario(scenario, [*overrides, *_options_as_overrides(task, seed)])
+    progress = Progress()
+    try:
+        finished = run_scenario(chosen, RunOptions(out, replace, keep_state), progress)
+    finally:
+        progress.end()
+    _conclude(finished)
+    return 0 if finished.succeeded else 1
+
+
+def _options_as_overrides(task: str | None, seed: int | None) -> list[str]:
+    overrides = []
+    if task is not None:
+        name = str(Path(task).absolute()) if task.endswith(".py") else task
+        overrides.append(f"task.name={msgspec.json.encode(name).decode()}")
+    if seed is not None:
+        overrides.append(f"seeds=[{seed}]")
+    return overrides
+
+
+def _conclude(finished: Finished) -> None:
+    for name, arm in finished.summary.arms.items():
+        click.echo(
+            f"{name}: final accuracy {arm.final_accuracy:.3f} at density {arm.density_final:.3f}, "
+            f"{arm.rounds_applied} rounds applied, {arm.rounds_failed} failed, {arm.wall_s:.0f} s"
+        )
+        click.echo(
+            f"uplink of all devices: {arm.uplink_bytes} bytes ({size(arm.uplink_bytes)}), "
+            f"{size(arm.uplink_bytes_last_round_per_device)} a device in the last round"
+        )
+    if finished.data == "fixture":
+        click.echo(FIXTURE_NOTICE)
+    if not finished.succeeded:
+        click.echo("FAILED: more rounds failed than max_failed_rounds allows; the report says why", err=True)
+    click.echo(f"report: {finished.folder / 'report.html'}")
+
+
+@click.command()
+@click.argument("folders", nargs=-1, required=True, metavar="DIR…", type=click.Path(path_type=Path))
+def report(folders: tuple[Path, ...]) -> None:
+    """Make report.html of one or more finished run folders again."""
+    for folder in folders:
+        click.echo(f"report: {write_report(folder)}")
+
+
+@click.group()
+def bench() -> None:
+    """Measure, and write the figures as JSON."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+@bench.command()
+@click.argument("scenarios", nargs=-1, metavar="[SCENARIO]…")
+@click.option("--json", "target", type=click.Path(path_type=Path), required=True, help="File the figures go to.")
+@_set_option
+def rounds(scenarios: tuple[str, ...], target: Path, overrides: tuple[str, ...]) -> int:
+    """Seconds and bytes a round of whole fleets (default: the demo)."""
+    logs.configure("bench", "", "warning")
+    chosen: list[Scenario] = [load_scenario(name, overrides) for name in scenarios or ("demo",)]
+    progress = Progress()
+    measured = {}
+    with tempfile.TemporaryDirectory(prefix="fedpruneshare-bench-") as folder:
+        for number, scenario in enumerate(chosen):
+            try:
+                finished = run_scenario(scenario, RunOptions(Path(folder) / str(number)), progress)
+            finally:
+                progress.end()
+            measured[scenario.name] = measure_rounds(finished)
+    write_measurements(target, measured)
+    click.echo(f"figures: {target}")
+    return 0 if all(figures.succeeded for figures in measured.values()) else 1

@@ -1,0 +1,233 @@
+"""A whole federation on this machine: brokers, aggregators, coordinator and devices, each a process of its own.
+
+    with Fleet(scenario, folder, seed=1) as fleet:      # brokers, keys, settings and task bundle are there
+        fleet.start()                                   # services run
+        fleet.wait_for(lambda: len(fleet.rounds()) >= 2, timeout_s=60, what="two rounds")
+        fleet.kill_aggregator("aggregator-1")
+
+Leaving the block stops everything by pid, whatever happened in it, and deletes the private keys. If this process is
+killed, the kernel kills what it started (`testbed.orphans`). To be used from one thread, the one that made it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Final, TypeVar
+
+import structlog
+
+from edge_client.datasets import DataSource, data_folder
+from fedpruneshare.bundle import Bundle
+from fedpruneshare.directory import Directory
+from fedpruneshare.errors import RunError, SettingsError
+from firmware_configs.brokers import Broker
+from firmware_configs.brokers.embedded import embedded_broker
+from firmware_configs.brokers.mosquitto import MosquittoSettings, mosquitto_broker
+from testbed.devices import DeviceProcesses
+from testbed.federation import CONTROL, COORDINATOR, Federation, RunFolder, aggregator_ids, device_ids
+from testbed.ledger import CoordinatorRound, read_coordinator_rounds
+from testbed.processes import Processes, tail
+from testbed.scenario import Scenario
+
+T = TypeVar("T")
+_STOP_GRACE_S: Final = 8.0
+_POLL_S: Final = 0.05
+_log = structlog.get_logger()
+
+
+class Fleet:
+    """The processes of one run of a scenario with one seed; a context manager."""
+
+    def __init__(self, scenario: Scenario, folder: Path, seed: int | None = None) -> None:
+        self.scenario = scenario
+        self.seed = scenario.seeds[0] if seed is None else seed
+        self.folder = RunFolder(folder.absolute())
+        self.aggregators = aggregator_ids(scenario)
+        self.devices = device_ids(scenario)
+        self.brokers: dict[str, Broker] = {}
+        self.directory: Directory | None = None
+        self.data: DataSource = "full"
+        self._services = Processes(self.folder.logs)
+        self._devices = DeviceProcesses(self.folder.logs)
+        self._killed: set[str] = set()
+
+    def __enter__(self) -> Fleet:
+        try:
+            self._prepare()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _prepare(self) -> None:
+        self.folder.create()
+        data_dir = self._data_dir()
+        self._devices.launch(self.scenario.task.name, data_dir)  # warms up while the brokers start
+        for name in (CONTROL, *self.aggregators):
+            self.brokers[name] = self._new_broker(name)
+            self.brokers[name].start()
+        addresses = {name: broker.address for name, broker in self.brokers.items()}
+        self.directory = Federation(self.scenario, self.seed, self.folder, data_dir, addresses).write()
+        self._devices.wait_ready()
+        self._devices.export(self.seed, self.folder.bundle)
+        self.data = Bundle.open(self.folder.bundle).manifest.data_source
+        wanted = self.scenario.task.data
+        if wanted not in ("any", self.data):
+            raise SettingsError(f"task.data: found the {self.data} data in {data_dir}, expected the {wanted} data")
+
+    def _data_dir(self) -> Path:
+        task = self.scenario.task
+        if task.data == "fixture":
+            empty = self.folder.state / "no-data"
+            empty.mkdir(exist_ok=True)
+            return empty
+        return data_folder(Path(task.data_dir) if task.data_dir else None).absolute()
+
+    def _new_broker(self, name: str) -> Broker:
+        folder = self.folder.state / f"broker-{name}"
+        if self.scenario.brokers.kind == "mosquitto":
+            return mosquitto_broker(MosquittoSettings(folder))
+        return embedded_broker(folder)
+
+    # ------------------------------------------------------------------ starting
+
+    def start(self) -> None:
+        """Start aggregators, coordinator and every device."""
+        for ident in self.aggregators:
+            self.start_aggregator(ident)
+        self.start_coordinator()
+        for ident in self.devices:
+            self.start_device(ident)
+
+    def start_aggregator(self, ident: str) -> int:
+        """Start an aggregator, for the first time or again, and return its pid."""
+        return self._start_service("aggregator", ident)
+
+    def start_coordinator(self) -> int:
+        """Start the coordinator, for the first time or again, and return its pid."""
+        return self._start_service("coordinator", COORDINATOR)
+
+    def start_device(self, device: str | int) -> int:
+        """Start a device by name or number, for the first time or again, and return its pid."""
+        ident = self.device_id(device)
+        self._killed.discard(ident)
+        return self._devices.start(ident, self.folder.config(ident))
+
+    def _start_service(self, command: str, ident: str) -> int:
+        self._killed.discard(ident)
+        arguments = [
+            sys.executable,
+            "-m",
+            "fedpruneshare.cli",
+            command,
+            "run",
+            "--config",
+            str(self.folder.config(ident)),
+        ]
+        return self._services.start(ident, arguments)
+
+    # ------------------------------------------------------------------ killing, as a loss of power would
+
+    def kill_aggregator(self, ident: str) -> None:
+        """SIGKILL an aggregator; its broker lives on."""
+        self._killed.add(ident)
+        self._services.kill(ident)
+
+    def kill_coordinator(self) -> None:
+        """SIGKILL the coordinator; its broker lives on."""
+        self._killed.add(COORDINATOR)
+        self._services.kill(COORDINATOR)
+
+    def kill_device(self, device: str | int) -> None:
+        """SIGKILL a device by name or number."""
+        self._killed.add(self.device_id(device))
+        self._devices.kill(self.device_id(device))
+
+    def kill_broker(self, name: str) -> None:
+        """SIGKILL a broker: an aggregator's by the aggregator's name, the coordinator's as `control`."""
+        self.brokers[name].kill()
+
+    def start_broker(self, name: str) -> None:
+        """Start a killed broker again on its old port."""
+        self.brokers[name].start()
+
+    def restart_broker(self, name: str) -> None:
+        """Stop a broker and start it again on its old port."""
+        self.brokers[name].restart()
+
+    # ------------------------------------------------------------------ watching
+
+    def device_id(self, device: str | int) -> str:
+        """The name of a device given by name or number. Raises `SettingsError` if there is none."""
+        if isinstance(device, int) and 0 <= device < len(self.devices):
+            return self.devices[device]
+        if device in self.devices:
+            return str(device)
+        raise SettingsError(f"no device {device!r}, expected {self.devices[0]} to {self.devices[-1]}")
+
+    def is_running(self, ident: str) -> bool:
+        """Whether a service or device runs."""
+        return self._devices.is_running(ident) if ident in self.devices else self._services.is_running(ident)
+
+    def coordinator_exit(self) -> int | None:
+        """Exit code of the coordinator: 0 when all rounds are done, None while it runs."""
+        return self._services.exit_code(COORDINATOR)
+
+    def rounds(self) -> list[CoordinatorRound]:
+        """The rounds the coordinator has finished."""
+        return read_coordinator_rounds(self.folder.coordinator_rounds)
+
+    def lost(self) -> dict[str, int]:
+        """Services and devices that ended though nobody killed them: name -> exit code. The coordinator is left out."""
+        ended = self._devices.ended()
+        for name in self._services.names():
+            code = self._services.exit_code(name)
+            if code is not None and name != COORDINATOR:
+                ended[name] = code
+        return {name: code for name, code in ended.items() if name not in self._killed}
+
+    def log_tail(self, ident: str) -> str:
+        """The last lines of a process's log."""
+        return tail(self.folder.logs / f"{ident}.log")
+
+    def wait_for(self, condition: Callable[[], T], timeout_s: float, what: str) -> T:
+        """Return what `condition` gives as soon as that is true; it is asked 20 times a second.
+
+        Raises `RunError` after `timeout_s`, naming `what` was waited for.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not (found := condition()):
+            if time.monotonic() > deadline:
+                done = len(self.rounds())
+                raise RunError(f"waited {timeout_s:g} s for {what}; {done} rounds are done, see {self.folder.logs}")
+            time.sleep(_POLL_S)
+        return found
+
+    def wait_done(self, timeout_s: float) -> int:
+        """Wait until the coordinator has ended and return its exit code."""
+        self.wait_for(lambda: self.coordinator_exit() is not None, timeout_s, "the end of the run")
+        return self.coordinator_exit() or 0
+
+    # ------------------------------------------------------------------ stopping
+
+    def stop(self) -> None:
+        """Stop every process and delete the private keys. Idempotent; after it only the files are left."""
+        for step in (
+            lambda: self._devices.stop(_STOP_GRACE_S),
+            lambda: self._services.stop(self._services.names(), _STOP_GRACE_S),
+            *(broker.stop for broker in self.brokers.values()),
+            self.folder.delete_keys,
+        ):
+            try:
+                step()
+            except Exception as error:  # one that will not end must not keep the others alive
+                _log.warning("while stopping", error=error)

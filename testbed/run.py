@@ -1,0 +1,192 @@
+"""One scenario from start to report: a fleet for each seed, then the run folder of DESIGN §5."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edge_client.datasets import DataSource
+from fedpruneshare.errors import RunError, SettingsError
+from fedpruneshare.settings import render_toml
+from testbed.federation import COORDINATOR, RunFolder
+from testbed.fleet import Fleet
+from testbed.ledger import CoordinatorRound, merge, read_ledgers, uplink_bytes, write_rounds
+from testbed.progress import Progress
+from testbed.report.page import REPORT, write_report
+from testbed.scenario import Scenario
+from testbed.summary import ARM, SeedRun, Sharing, Summary, arm_figures, write_summary
+
+RESULTS: Final = ("summary.json", "rounds.jsonl", REPORT, "model.onnx", "settings.toml", "logs", "state")
+#: What a round may take beyond its own time-outs before the run is given up: evaluation, a crowded machine.
+_SLACK_S: Final = 60.0
+_START_S: Final = 120.0
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line says beside the scenario. `keep_state` keeps what the services stored."""
+
+    folder: Path
+    replace: bool = False
+    keep_state: bool = False
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run. `succeeded`: no seed had more failed rounds than the scenario allows."""
+
+    summary: Summary
+    folder: Path
+    data: DataSource
+    succeeded: bool
+
+
+@dataclass(frozen=True)
+class _SeedResult:
+    run: SeedRun
+    data: DataSource
+    succeeded: bool
+
+
+def run_scenario(scenario: Scenario, options: RunOptions, progress: Progress) -> Finished:
+    """Run every seed of a scenario and fill the run folder.
+
+    Raises `SettingsError` where the folder is not empty or the task cannot be used, `RunError` where a run came to no
+    end of its own; what the services stored and logged is then kept in the folder.
+    """
+    clear_folder(options)
+    results = []
+    for seed in scenario.seeds:
+        one = msgspec.structs.replace(scenario, seeds=(seed,))
+        folder = options.folder if len(scenario.seeds) == 1 else options.folder / f"seed-{seed}"
+        results.append(_run_seed(one, RunFolder(folder.absolute()), progress))
+        _write_results(one, folder, results[-1:])
+        if not options.keep_state:
+            RunFolder(folder).delete_state()
+    if len(scenario.seeds) > 1:
+        last = options.folder / f"seed-{scenario.seeds[-1]}" / "model.onnx"
+        shutil.copyfile(last, options.folder / "model.onnx")
+        summary = _write_results(scenario, options.folder, results)
+    else:
+        summary = _summarise(scenario, results)
+    return Finished(summary, options.folder, results[0].data, all(result.succeeded for result in results))
+
+
+def clear_folder(options: RunOptions) -> None:
+    """Make the run folder. Raises `SettingsError` if it holds anything, unless it is an old run to be replaced."""
+    folder = options.folder
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"--out {folder} is a file, expected a new or empty folder")
+    entries = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    if entries and not options.replace:
+        raise SettingsError(
+            f"--out {folder} is not empty, expected a new or empty folder (or --replace for an old run)"
+        )
+    foreign = sorted(name for name in entries if name not in RESULTS and not name.startswith("seed-"))
+    if foreign:
+        raise SettingsError(f"--out {folder} holds {foreign[0]!r}, which no run wrote; expected an old run to replace")
+    for name in entries:
+        entry = folder / name
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _run_seed(scenario: Scenario, folder: RunFolder, progress: Progress) -> _SeedResult:
+    seed, started = scenario.seeds[0], time.monotonic()
+    progress.say(f"{scenario.name}: starting {scenario.fleet.devices} devices, seed {seed}")
+    with Fleet(scenario, folder.root, seed) as fleet:
+        if fleet.data == "fixture":
+            progress.say(FIXTURE_NOTICE)
+        progress.begin(scenario.rounds.count)
+        fleet.start()
+        code = _watch(fleet, progress)
+        rounds = fleet.rounds()
+        data = fleet.data
+    wall_s = time.monotonic() - started
+    progress.end()
+    if code not in (0, 1):
+        raise RunError(f"the coordinator ended with code {code}, expected 0 or 1:\n{fleet.log_tail(COORDINATOR)}")
+    merged = merge(seed, rounds, read_ledgers({ident: folder.ledger(ident) for ident in fleet.devices}))
+    run = SeedRun(merged, wall_s, _sharing(scenario), _initial_accuracy(scenario, folder, rounds))
+    return _SeedResult(run, data, succeeded=code == 0)
+
+
+FIXTURE_NOTICE: Final = (
+    "NOTE: the full data set was not found; the small sample that ships with the project is used. "
+    "Accuracies are those of the sample."
+)
+
+
+def _watch(fleet: Fleet, progress: Progress) -> int:
+    """Show rounds as they finish until the coordinator ends; its exit code. Raises `RunError` where nothing moves."""
+    rounds = fleet.scenario.rounds
+    # As the round's own time-outs add up; the first round may also wait for its devices.
+    round_s = rounds.deadline_s + 2 * rounds.grace_s + rounds.sum_timeout_s + rounds.wait_for_devices_s + _SLACK_S
+    shown, lost, limit_s = 0, set[str](), round_s + _START_S
+    while True:
+        _wait_for_more(fleet, shown, limit_s)
+        code, done = fleet.coordinator_exit(), fleet.rounds()
+        for line in done[shown:]:
+            progress.round_done(line, _bytes_so_far(fleet))
+        shown, limit_s = len(done), round_s
+        for ident, ended in fleet.lost().items():
+            if code is None and ident not in lost:
+                progress.say(f"{ident} ended by itself with code {ended}: see logs/{ident}.log")
+                lost.add(ident)
+        if code is not None:
+            return code
+
+
+def _wait_for_more(fleet: Fleet, shown: int, limit_s: float) -> None:
+    fleet.wait_for(
+        lambda: fleet.coordinator_exit() is not None or len(fleet.rounds()) > shown, limit_s, "the next round"
+    )
+
+
+def _bytes_so_far(fleet: Fleet) -> int:
+    return uplink_bytes(read_ledgers({ident: fleet.folder.ledger(ident) for ident in fleet.devices}))
+
+
+def _sharing(scenario: Scenario) -> Sharing:
+    k = scenario.sharing.threshold
+    return Sharing(n=scenario.aggregators.count, k=k, t=k - 1)
+
+
+def _initial_accuracy(scenario: Scenario, folder: RunFolder, rounds: list[CoordinatorRound]) -> float | None:
+    """The accuracy of the model before the first round, where no round got as far as an evaluation."""
+    if any(line.accuracy is not None for line in rounds):
+        return None
+    from coordinator.workbench import Workbench  # brings onnxruntime, which a run itself does not need
+
+    bench = Workbench.open(folder.bundle, folder.store(COORDINATOR), scenario.coding)
+    return float(bench.score(bench.first_model()).metric)
+
+
+def _summarise(scenario: Scenario, results: list[_SeedResult]) -> Summary:
+    return Summary(
+        scenario=scenario.name,
+        seeds=scenario.seeds,
+        task=scenario.task.name,
+        devices=scenario.fleet.devices,
+        emulated=True,
+        arms={ARM: arm_figures([result.run for result in results])},
+    )
+
+
+def _write_results(scenario: Scenario, folder: Path, results: list[_SeedResult]) -> Summary:
+    """Everything DESIGN §5 wants in a run folder. The settings say which data were used, so a repeat uses the same."""
+    summary = _summarise(scenario, results)
+    model = RunFolder(folder).store(COORDINATOR) / "model.onnx"
+    if model.is_file():
+        shutil.copyfile(model, folder / "model.onnx")
+    used = msgspec.structs.replace(scenario, task=msgspec.structs.replace(scenario.task, data=results[0].data))
+    (folder / "settings.toml").write_text(render_toml(used), "utf-8")
+    write_rounds(folder / "rounds.jsonl", [line for result in results for line in result.run.rounds])
+    write_summary(folder / "summary.json", summary)
+    write_report(folder)
+    return summary

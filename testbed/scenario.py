@@ -1,0 +1,246 @@
+"""Scenarios: what a fleet on one machine runs, as one TOML file whose keys `--set` reaches.
+
+The tables of a round (`rounds`, `sharing`, `pruning`, `coding`, `training`) are the coordinator's own. All mistakes
+of a file are reported at once, those between tables too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from coordinator.settings import CodingSettings, PruningSettings, RoundSettings, SharingSettings, TrainingSettings
+from fedpruneshare.errors import Fault, SettingsError
+from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES
+from fedpruneshare.settings import load_settings
+
+SCENARIOS: Final = Path(__file__).parent / "scenarios"
+#: Tasks that ship with the project, by name (`edge_client.tasks.BUILT_IN`, which only torch can import).
+SHIPPED_TASKS: Final = ("fashion-mnist", "hapt")
+_MODULUS: Final = 2**31 - 1
+BrokerKind = Literal["embedded", "mosquitto"]
+DataChoice = Literal["any", "full", "fixture"]
+Seed = Annotated[int, Meta(ge=0, lt=2**31)]
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Options shared by all tables."""
+
+
+class ScenarioTask(_Table, frozen=True):
+    """What is trained: a shipped task, a dotted module or a `.py` file.
+
+    `data_dir` is the folder of the full data sets (empty: $FEDPRUNESHARE_DATA, else `data/`). `data` says which data
+    must be used: `full`, `fixture`, or `any` (the full data where they are, else the fixture).
+    """
+
+    name: str = "hapt"
+    data_dir: str = ""
+    data: DataChoice = "any"
+
+
+class DeviceGroup(_Table, frozen=True):
+    """Devices alike. `share` is the group's part of the fleet in proportion to the other groups' shares."""
+
+    share: Annotated[float, Meta(gt=0)] = 1.0
+    rung_max: Annotated[int, Meta(ge=0, le=15)] = 15
+
+
+class FleetSettings(_Table, frozen=True):
+    """How many devices, and the groups they fall in (none: all devices may train every rung)."""
+
+    devices: Annotated[int, Meta(ge=1, le=MAX_DEVICES)] = 24
+    groups: Annotated[tuple[DeviceGroup, ...], Meta(max_length=16)] = ()
+
+    def rung_limits(self) -> tuple[int, ...]:
+        """`rung_max` of each device, group after group; parts of a device are given by largest remainder."""
+        groups = self.groups or (DeviceGroup(),)
+        total = sum(group.share for group in groups)
+        exact = [self.devices * group.share / total for group in groups]
+        counts = [int(part) for part in exact]
+        by_remainder = sorted(range(len(groups)), key=lambda index: counts[index] - exact[index])
+        for index in by_remainder[: self.devices - sum(counts)]:
+            counts[index] += 1
+        return tuple(group.rung_max for group, count in zip(groups, counts, strict=True) for _ in range(count))
+
+
+class AggregatorFleet(_Table, frozen=True):
+    """How many aggregators, each with a broker of its own."""
+
+    count: Annotated[int, Meta(ge=2, le=MAX_AGGREGATORS)] = 3
+
+
+class BrokerSettings(_Table, frozen=True):
+    """Which broker program every party of the fleet uses."""
+
+    kind: BrokerKind = "embedded"
+
+
+class Scenario(_Table, frozen=True):
+    """The whole file. With several `seeds` the fleet runs once for each, one after the other."""
+
+    name: Annotated[str, Meta(max_length=80)] = ""
+    description: str = ""
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, max_length=100)] = (1,)
+    max_failed_rounds: Annotated[int, Meta(ge=0)] = 0
+    task: ScenarioTask = ScenarioTask()
+    fleet: FleetSettings = FleetSettings()
+    aggregators: AggregatorFleet = AggregatorFleet()
+    brokers: BrokerSettings = BrokerSettings()
+    rounds: RoundSettings = RoundSettings()
+    sharing: SharingSettings = SharingSettings()
+    pruning: PruningSettings = PruningSettings()
+    coding: CodingSettings = CodingSettings()
+    training: TrainingSettings = TrainingSettings()
+
+    def faults(self, path: str) -> Iterator[Fault]:
+        """Checks across tables."""
+        yield from _task_faults(self.task)
+        yield from _count_faults(self)
+        yield from _group_faults(self)
+        yield from _single_place_faults(self)
+
+
+def _task_faults(task: ScenarioTask) -> Iterator[Fault]:
+    if "." in task.name or task.name in SHIPPED_TASKS:
+        return
+    near = difflib.get_close_matches(task.name, SHIPPED_TASKS, n=1)
+    expected = f"one of {', '.join(SHIPPED_TASKS)}, a dotted module or a .py file"
+    yield Fault("task.name", f"the text {task.name!r}", expected, f"did you mean {near[0]!r}?" if near else "")
+
+
+def _count_faults(scenario: Scenario) -> Iterator[Fault]:
+    n, k, devices, rounds = (
+        scenario.aggregators.count,
+        scenario.sharing.threshold,
+        scenario.fleet.devices,
+        scenario.rounds,
+    )
+    if k > n:
+        yield Fault("sharing.threshold", str(k), f"at most aggregators.count = {n}")
+    if 2 * k <= n:
+        yield Fault(
+            "sharing.threshold",
+            str(k),
+            f"more than half of aggregators.count = {n}",
+            "two disjoint sets could open two sums",
+        )
+    if rounds.cohort > devices:
+        yield Fault("rounds.cohort", str(rounds.cohort), f"at most fleet.devices = {devices}")
+    if rounds.cohort * scenario.coding.max_weight >= _MODULUS:
+        expected = f"below {_MODULUS // rounds.cohort} for rounds.cohort = {rounds.cohort}"
+        yield Fault("coding.max_weight", str(scenario.coding.max_weight), expected, "the sum of weights could wrap")
+    if scenario.coding.chunk_bytes % 4:
+        yield Fault(
+            "coding.chunk_bytes", str(scenario.coding.chunk_bytes), "a multiple of 4", "chunks hold whole words"
+        )
+
+
+def _group_faults(scenario: Scenario) -> Iterator[Fault]:
+    rungs = len(scenario.pruning.rungs)
+    for index, group in enumerate(scenario.fleet.groups):
+        if group.rung_max >= rungs and group.rung_max != DeviceGroup().rung_max:
+            expected = f"below {rungs}, the number of pruning.rungs"
+            yield Fault(f"fleet.groups.{index}.rung_max", str(group.rung_max), expected)
+
+
+def _single_place_faults(scenario: Scenario) -> Iterator[Fault]:
+    """Two keys of the coordinator's table that a scenario says elsewhere."""
+    if scenario.rounds.seed:
+        yield Fault(
+            "rounds.seed", str(scenario.rounds.seed), "no such key in a scenario", "say seeds = [...] at the top"
+        )
+    if scenario.rounds.max_failed:
+        hint = "say max_failed_rounds = ... at the top"
+        yield Fault("rounds.max_failed", str(scenario.rounds.max_failed), "no such key in a scenario", hint)
+    if len(set(scenario.seeds)) < len(scenario.seeds):
+        yield Fault("seeds", str(list(scenario.seeds)), "each seed once")
+
+
+# --------------------------------------------------------------------------- reading
+
+
+def shipped_scenarios() -> dict[str, Path]:
+    """Name -> file of each scenario that ships with the project, by name."""
+    return {path.stem: path for path in sorted(SCENARIOS.glob("*.toml"))}
+
+
+def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
+    """Read a shipped scenario by name, or a TOML file, with `a.b=value` overrides. An empty name becomes the file's.
+
+    Raises `SettingsError` with every mistake found, within tables and between them.
+    """
+    path = find_scenario(name_or_path)
+    try:
+        scenario = load_settings(path, Scenario, overrides)
+    except SettingsError as error:
+        if not error.faults:
+            raise
+        further = _faults_between_tables(path, overrides, error.faults)
+        if not further:
+            raise
+        count = len(error.faults) + len(further)
+        raise SettingsError(f"{path}: {count} mistakes", (*error.faults, *further)) from None
+    return msgspec.structs.replace(scenario, name=scenario.name or path.stem)
+
+
+def find_scenario(name_or_path: str) -> Path:
+    """The file of a shipped name or path. Raises `SettingsError` with the nearest shipped name."""
+    shipped = shipped_scenarios()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    near = difflib.get_close_matches(name_or_path, shipped, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise SettingsError(f"no scenario {name_or_path!r}, expected a TOML file or one of {', '.join(shipped)}{hint}")
+
+
+def _faults_between_tables(path: Path, overrides: Sequence[str], faults: Sequence[Fault]) -> list[Fault]:
+    """What else is wrong once every faulty key is taken out, so that one typing error does not hide it.
+
+    Checks between tables need tables that convert; defaults stand in for what is faulty, and a complaint about a key
+    that is already reported, or that is measured against one, is dropped.
+    """
+    known = {fault.path for fault in faults}
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return []
+    for place in known:
+        _take_out(data, place.split("."))
+    sound = [text for text in overrides if not any(_concerns(text, place) for place in known)]
+    try:
+        load_settings(data, Scenario, sound)
+    except SettingsError as error:
+        return [
+            fault for fault in error.faults if fault.path not in known and not any(p in fault.expected for p in known)
+        ]
+    return []
+
+
+def _take_out(data: Any, keys: list[str]) -> None:
+    """Remove the entry at a key path; a faulty entry of a list takes the list along, so that indices stay true."""
+    *parents, last = keys
+    for depth, key in enumerate(parents):
+        if isinstance(data, list):
+            return
+        inner = data.get(key) if isinstance(data, dict) else None
+        if isinstance(inner, list) and depth < len(keys) - 1:
+            data.pop(key)
+            return
+        data = inner
+    if isinstance(data, dict):
+        data.pop(last.strip('"'), None)
+
+
+def _concerns(override: str, place: str) -> bool:
+    key = override.partition("=")[0].strip()
+    return key == place or key.startswith(f"{place}.") or place.startswith(f"{key}.") or place == f"--set {override}"

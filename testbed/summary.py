@@ -1,0 +1,190 @@
+"""summary.json: the figures of a run, each computed from counted bytes and evaluated models (DESIGN §5).
+
+For several seeds, accuracies, density and rates are means over the seeds; rounds, bytes and seconds are totals.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from fedpruneshare.errors import PeerError, RunError
+from fedpruneshare.storage import write_atomically
+from testbed.ledger import RunRound
+
+ARM: Final = "fedpruneshare"
+#: Evaluations whose mean is the final accuracy.
+LAST_EVALUATIONS: Final = 5
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=0)]
+
+
+class _Closed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Options shared by all parts: what is read back must be exactly this."""
+
+
+class Sharing(_Closed, frozen=True):
+    """n aggregators, any k open the sum, t together learn nothing."""
+
+    n: int
+    k: int
+    t: int
+
+
+class WireBytes(_Closed, frozen=True):
+    """Bytes of all devices, and what counted them: MQTT payloads, or the devices' network interfaces."""
+
+    up: Count
+    down: Count
+    source: Literal["interface", "payload"]
+
+
+class Energy(_Closed, frozen=True):
+    """Joules of one component and what measured or modelled them."""
+
+    value: float
+    source: str
+
+
+class Figures(_Closed, frozen=True, kw_only=True):
+    """The figures of one arm. Bytes are MQTT payload bytes of all devices; `final_accuracy_sd` is over the seeds."""
+
+    final_accuracy: Share
+    final_accuracy_sd: float
+    last_accuracy: Share
+    best_accuracy: Share
+    rounds_applied: Count
+    rounds_failed: Count
+    verified: bool
+    density_final: Share
+    sharing: Sharing | None
+    uplink_bytes: Count
+    downlink_bytes: Count
+    uplink_share_bytes: Count
+    uplink_bytes_per_device_round: float
+    uplink_bytes_last_round_per_device: float
+    wire_bytes: WireBytes
+    energy_j: dict[str, Energy] | None
+    wall_s: float
+
+
+class Arm(Figures, frozen=True, kw_only=True):
+    """The figures over all seeds, and of each seed in the order of the summary's `seeds`."""
+
+    by_seed: tuple[Figures, ...]
+
+
+class Summary(_Closed, frozen=True, kw_only=True):
+    """The whole of summary.json."""
+
+    schema: Literal[1] = 1
+    scenario: str
+    seeds: tuple[int, ...]
+    task: str
+    metric: Literal["accuracy"] = "accuracy"
+    devices: Count
+    emulated: bool
+    arms: dict[str, Arm]
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """What one seed's run left: its merged rounds, how long it took, and who shared among whom.
+
+    `initial_accuracy` is that of the model before the first round; it stands in where no round was evaluated.
+    """
+
+    rounds: Sequence[RunRound]
+    wall_s: float
+    sharing: Sharing | None
+    initial_accuracy: float | None = None
+
+
+def seed_figures(run: SeedRun) -> Figures:
+    """The figures of one seed. Raises `RunError` where no model was ever evaluated."""
+    rounds = [line for line in run.rounds if line.phase != "OUTSIDE"]
+    applied = [line for line in rounds if line.phase == "APPLIED"]
+    accuracies = _accuracies(rounds, run.initial_accuracy)
+    uploads = sum(line.uploads for line in rounds)
+    last = next((line for line in reversed(applied) if line.uploads), None)
+    up, down = sum(line.up.total for line in run.rounds), sum(line.down.total for line in run.rounds)
+    return Figures(
+        final_accuracy=statistics.fmean(accuracies[-LAST_EVALUATIONS:]),
+        final_accuracy_sd=0.0,
+        last_accuracy=accuracies[-1],
+        best_accuracy=max(accuracies),
+        rounds_applied=len(applied),
+        rounds_failed=len(rounds) - len(applied),
+        verified=bool(applied) and all(line.verified for line in applied),
+        # The model starts dense, and a failed round leaves it as it was.
+        density_final=1.0 if not applied or applied[-1].density is None else applied[-1].density,
+        sharing=run.sharing,
+        uplink_bytes=up,
+        downlink_bytes=down,
+        uplink_share_bytes=sum(line.up.shares for line in run.rounds),
+        uplink_bytes_per_device_round=sum(line.uploaded_bytes for line in rounds) / uploads if uploads else 0.0,
+        uplink_bytes_last_round_per_device=last.uploaded_bytes / last.uploads if last else 0.0,
+        wire_bytes=WireBytes(up, down, "payload"),
+        energy_j=None,
+        wall_s=run.wall_s,
+    )
+
+
+def _accuracies(rounds: Sequence[RunRound], initial: float | None) -> list[float]:
+    found = [line.accuracy for line in rounds if line.accuracy is not None]
+    if not found and initial is not None:
+        return [initial]
+    if not found:
+        raise RunError("no round was evaluated and the initial model was not either: there is no accuracy to report")
+    return found
+
+
+def arm_figures(runs: Sequence[SeedRun]) -> Arm:
+    """The figures of an arm over its seeds. Raises `RunError` where a seed has no accuracy."""
+    seeds = tuple(seed_figures(run) for run in runs)
+    finals = [one.final_accuracy for one in seeds]
+    uploads = sum(line.uploads for run in runs for line in run.rounds)
+    uploaded = sum(line.uploaded_bytes for run in runs for line in run.rounds)
+    up, down = sum(one.uplink_bytes for one in seeds), sum(one.downlink_bytes for one in seeds)
+    return Arm(
+        final_accuracy=statistics.fmean(finals),
+        final_accuracy_sd=statistics.stdev(finals) if len(finals) > 1 else 0.0,
+        last_accuracy=statistics.fmean(one.last_accuracy for one in seeds),
+        best_accuracy=statistics.fmean(one.best_accuracy for one in seeds),
+        rounds_applied=sum(one.rounds_applied for one in seeds),
+        rounds_failed=sum(one.rounds_failed for one in seeds),
+        verified=all(one.verified for one in seeds),
+        density_final=statistics.fmean(one.density_final for one in seeds),
+        sharing=seeds[0].sharing,
+        uplink_bytes=up,
+        downlink_bytes=down,
+        uplink_share_bytes=sum(one.uplink_share_bytes for one in seeds),
+        uplink_bytes_per_device_round=uploaded / uploads if uploads else 0.0,
+        uplink_bytes_last_round_per_device=statistics.fmean(one.uplink_bytes_last_round_per_device for one in seeds),
+        wire_bytes=WireBytes(up, down, "payload"),
+        energy_j=None,
+        wall_s=sum(one.wall_s for one in seeds),
+        by_seed=seeds,
+    )
+
+
+def write_summary(path: Path, summary: Summary) -> None:
+    """Write summary.json, indented, in the order of the fields."""
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+
+
+def read_summary(path: Path) -> Summary:
+    """Read and check summary.json. Raises `PeerError` where a field is missing, unknown or out of bounds."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Summary)
+    except OSError as error:
+        raise PeerError(f"{path}: {error.strerror}, expected the summary of a run") from None
+    except msgspec.DecodeError as error:
+        raise PeerError(f"{path}: {error}, expected a summary of schema 1") from None

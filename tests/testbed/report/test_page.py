@@ -1,0 +1,130 @@
+"""The report: its plots are inside, it fetches nothing, and no text from a run becomes markup."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from fedpruneshare.cli import run as command_line
+from fedpruneshare.errors import SettingsError
+from fedpruneshare.settings import render_toml
+from testbed.ledger import BytesDown, BytesUp, CoordinatorRound, DeviceRound, merge, write_rounds
+from testbed.report.page import size, write_report
+from testbed.scenario import Scenario, ScenarioTask
+from testbed.summary import ARM, SeedRun, Sharing, Summary, arm_figures, write_summary
+
+EVIL = "</td><script>alert(1)</script>"
+
+
+def run_folder(folder: Path, seeds: tuple[int, ...] = (1,), data: str = "full", text: str = "plain") -> Path:
+    runs = []
+    for seed in seeds:
+        rounds = [
+            CoordinatorRound(1, "APPLIED", accuracy=0.4, density=1.0, verified=True, rungs=(1, 1), contributors=2),
+            CoordinatorRound(2, "FAILED", text, density=0.5),
+            CoordinatorRound(3, "APPLIED", accuracy=0.75, density=0.25, seconds={"total": 1.5}, contributors=2),
+        ]
+        lines = [DeviceRound(n, "uploaded", up=BytesUp(30_000, 0, 9), down=BytesDown(7_000)) for n in (1, 3)]
+        runs.append(SeedRun(merge(seed, rounds, {"a": lines, "b": lines}), 3.0, Sharing(3, 2, 1)))
+    summary = Summary(scenario=text, seeds=seeds, task=text, devices=2, emulated=True, arms={ARM: arm_figures(runs)})
+    task = ScenarioTask("hapt", data=data)  # type: ignore[arg-type]
+    write_summary(folder / "summary.json", summary)
+    write_rounds(folder / "rounds.jsonl", [line for run in runs for line in run.rounds])
+    (folder / "settings.toml").write_text(render_toml(Scenario(name="x", description=text, seeds=seeds, task=task)))
+    return folder
+
+
+class Links(HTMLParser):
+    """Collects every tag and whatever a page could fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in {"src", "href", "srcset", "data", "action"}]
+
+
+def parsed(page: str) -> Links:
+    links = Links()
+    links.feed(page)
+    return links
+
+
+def test_the_plots_are_inside_the_page_and_nothing_is_fetched(tmp_path: Path) -> None:
+    page = write_report(run_folder(tmp_path)).read_text()
+    links = parsed(page)
+    assert len(links.sources) == 4
+    for source in links.sources:
+        head, _, body = source.partition(",")
+        assert head == "data:image/svg+xml;base64"
+        drawing = ElementTree.fromstring(base64.b64decode(body))
+        assert sum(1 for _ in drawing.iter("{http://www.w3.org/2000/svg}path")) > 10
+    assert "url(" not in page
+    assert "@import" not in page
+    assert {"script", "link", "iframe"}.isdisjoint(links.tags)
+
+
+def test_it_says_the_figures_the_rounds_and_their_reasons(tmp_path: Path) -> None:
+    page = write_report(run_folder(tmp_path, text="contributors 2, expected 6")).read_text()
+    text = re.sub(r"<[^>]+>", " ", page)
+    for words in ("57.5 %", "75.0 %", "25.0 %", "FAILED: contributors 2, expected 6", "60 kB", "2 of 3", "[sharing]"):
+        assert words in text, words
+    assert 'class="failed"' in page
+
+
+def test_sample_data_is_said_aloud(tmp_path: Path) -> None:
+    assert "Sample data." in write_report(run_folder(tmp_path, data="fixture")).read_text()
+    assert "Sample data." not in write_report(run_folder(tmp_path, data="full")).read_text()
+
+
+def test_every_text_is_escaped(tmp_path: Path) -> None:
+    page = write_report(run_folder(tmp_path, text=EVIL)).read_text()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 4
+    assert "script" not in parsed(page).tags
+
+
+def test_several_seeds_are_told_apart(tmp_path: Path) -> None:
+    page = write_report(run_folder(tmp_path, seeds=(3, 8))).read_text()
+    assert "<th>seed</th>" in page
+    assert "fedpruneshare, seed 8" in page
+
+
+def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    first = write_report(folder).read_bytes()
+    assert write_report(folder).read_bytes() == first
+
+
+def test_the_report_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_folder(tmp_path)
+    assert command_line(["report", str(tmp_path)]) == 0
+    assert (tmp_path / "report.html").is_file()
+    assert "report.html" in capsys.readouterr().out
+    with pytest.raises(SettingsError, match="holds no summary"):
+        write_report(tmp_path / "elsewhere")
+    assert command_line(["report", str(tmp_path / "elsewhere")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (12_345, "12.3 kB"),
+        (999_000, "999 kB"),
+        (4_560_000, "4.56 MB"),
+        (3e12, "3000 GB"),
+    ],
+)
+def test_sizes_for_readers(count: float, words: str) -> None:
+    assert size(count) == words
