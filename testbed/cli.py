@@ -15,7 +15,7 @@ from testbed.benchmarks.rounds import measure_rounds, write_measurements
 from testbed.progress import Progress
 from testbed.report.page import size, write_report
 from testbed.run import FIXTURE_NOTICE, Finished, RunOptions, run_scenario
-from testbed.scenario import Scenario, load_scenario, shipped_scenarios
+from testbed.scenario import Scenario, load_scenario, scenario_keys, shipped_scenarios
 
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the scenario: rounds.count=40"
@@ -38,6 +38,13 @@ def list_scenarios() -> None:
     """Show the scenarios that ship with the project."""
     for name in shipped_scenarios():
         click.echo(f"{name:16} {load_scenario(name).description}")
+
+
+@testbed.command("keys")
+def list_keys() -> None:
+    """Show every key of a scenario that --set takes, what it accepts and its default."""
+    for key, accepted, default in scenario_keys():
+        click.echo(f"{key} = {default}  # {accepted}")
 
 
 @testbed.command()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Final, TypeVar
@@ -221,13 +222,17 @@ class Fleet:
 
     def stop(self) -> None:
         """Stop every process and delete the private keys. Idempotent; after it only the files are left."""
-        for step in (
-            lambda: self._devices.stop(_STOP_GRACE_S),
-            lambda: self._services.stop(self._services.names(), _STOP_GRACE_S),
-            *(broker.stop for broker in self.brokers.values()),
-            self.folder.delete_keys,
-        ):
-            try:
-                step()
-            except Exception as error:  # one that will not end must not keep the others alive
-                _log.warning("while stopping", error=error)
+        with ExitStack() as steps:  # last in, first out; every step is taken, also after a second Ctrl-C
+            steps.callback(self.folder.delete_keys)
+            for broker in self.brokers.values():
+                steps.callback(_quietly, broker.stop)
+            steps.callback(_quietly, lambda: self._services.stop(self._services.names(), _STOP_GRACE_S))
+            steps.callback(_quietly, lambda: self._devices.stop(_STOP_GRACE_S))
+
+
+def _quietly(step: Callable[[], None]) -> None:
+    """Take a step; one process that will not end must not keep the others alive."""
+    try:
+        step()
+    except Exception as error:
+        _log.warning("while stopping", error=error)

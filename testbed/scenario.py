@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, inspect
 
 from coordinator.settings import CodingSettings, PruningSettings, RoundSettings, SharingSettings, TrainingSettings
 from fedpruneshare.errors import Fault, SettingsError
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES
 from fedpruneshare.settings import load_settings
+from fedpruneshare.settings_words import describe, sole_member
 
 SCENARIOS: Final = Path(__file__).parent / "scenarios"
 #: Tasks that ship with the project, by name (`edge_client.tasks.BUILT_IN`, which only torch can import).
@@ -188,6 +189,26 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
         count = len(error.faults) + len(further)
         raise SettingsError(f"{path}: {count} mistakes", (*error.faults, *further)) from None
     return msgspec.structs.replace(scenario, name=scenario.name or path.stem)
+
+
+def scenario_keys() -> Iterator[tuple[str, str, str]]:
+    """Every key `--set` takes: its path, what it accepts, and its default as TOML would write it."""
+    yield from (line for line in _keys_of(Scenario, "") if line[0] not in ("rounds.seed", "rounds.max_failed"))
+
+
+def _keys_of(kind: type[Any], path: str) -> Iterator[tuple[str, str, str]]:
+    info = inspect.type_info(kind)
+    assert isinstance(info, inspect.StructType)
+    for field in info.fields:
+        member = sole_member(field.type)
+        here = f"{path}.{field.encode_name}" if path else field.encode_name
+        if isinstance(member, inspect.StructType):
+            yield from _keys_of(member.cls, here)
+            continue
+        yield here, describe(member), msgspec.json.encode(field.default).decode()
+        item = sole_member(member.item_type) if isinstance(member, inspect.VarTupleType) else None
+        if isinstance(item, inspect.StructType):
+            yield from _keys_of(item.cls, f"{here}.0")
 
 
 def find_scenario(name_or_path: str) -> Path:

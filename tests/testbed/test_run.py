@@ -121,3 +121,11 @@ def test_list_shows_the_shipped_scenarios(capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out
     assert "demo" in shown
     assert "fashion-mnist" in shown
+
+
+def test_every_key_shown_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line(["testbed", "keys"]) == 0
+    shown = [line.partition("  # ")[0].replace(" = ", "=", 1) for line in capsys.readouterr().out.splitlines()]
+    assert len(shown) > 35
+    # An index needs an entry.
+    load_scenario("fashion-mnist", [key for key in shown if not key.startswith("fleet.groups.0.")])
