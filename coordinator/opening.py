@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.averaging import SegmentSum, apply_update
 from coordinator.ledger import RoundLedger
 from coordinator.planning import ModelState, PublishedModel
 from coordinator.settings import CoordinatorSettings
 from coordinator.workbench import Workbench
+from fedpruneshare.sparse.support import code_values, decode_values
+from fedpruneshare.sparse.update import ClipRule, dequantise_sum, per_element_clips
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,8 @@ def open_and_apply(current: Round, bench: Workbench, settings: CoordinatorSettin
     a model that is not finite.
     """
     view, sums = current.ledger.view, current.ledger.sums()
-    words = view.scheme.open(sums)
-    opened = open_segments_words(current, bench, words)
-    model = _next_model(current, bench, settings, opened)
+    opened = decode_sums(current, bench, view.scheme.open(sums))
+    model = next_model(current, bench, settings, opened)
     evaluation = bench.score(model)
     names = {x: name for name, x in view.plan.points.items()}
     return Opening(
@@ -48,4 +53,80 @@ def open_and_apply(current: Round, bench: Workbench, settings: CoordinatorSettin
         is_verified=len(sums) > view.plan.sharing.k,
         accuracy=evaluation.metric,
         loss=evaluation.loss,
+    )
+
+
+def decode_sums(current: Round, bench: Workbench, words: NDArray[np.uint32]) -> dict[int, SegmentSum]:
+    """Opened words of the frozen segments, one after the other -> Σw and folded sums by segment."""
+    view, coding = current.ledger.view, current.ledger.view.plan.coding
+    counts = current.ledger.contributors_per_segment()
+    vector_clips = _vector_clips(bench, coding.vector_clips)
+    opened, start = {}, 0
+    for index in current.ledger.frozen.segments:
+        segment = view.plan.segments[index]
+        part = view.layout.unpack(words[start : start + segment.words], segment.vectors, segment.weights)
+        start += segment.words
+        positions = current.published.support.segments[index]
+        clips = per_element_clips(bench.table.weight_bounds(), positions, coding.weight_clips)
+        count = counts[index]
+        opened[index] = SegmentSum(
+            weight=part.weight,
+            contributors=count,
+            values=dequantise_sum(part.values, clips, coding.value_bits, count),
+            vectors=dequantise_sum(part.vectors, vector_clips[: segment.vectors], coding.vector_bits, count),
+        )
+    return opened
+
+
+def next_model(
+    current: Round, bench: Workbench, settings: CoordinatorSettings, opened: dict[int, SegmentSum]
+) -> ModelState:
+    """Average, code and set the next clips."""
+    state, max_weight = current.state, current.ledger.view.plan.coding.max_weight
+    before = (decode_values(state.coded), state.vectors)
+    weights, vectors = apply_update(before, current.published.support, opened, bench.table, max_weight)
+    rule = ClipRule(settings.coding.clip_factor)
+    return ModelState(
+        coded=code_values(weights),
+        vectors=vectors,
+        weight_clips=_next_weight_clips(current, bench, rule, opened),
+        vector_clips=_next_vector_clips(current, bench, rule, opened),
+        applied=state.applied + 1,
+    )
+
+
+def _vector_clips(bench: Workbench, clips: tuple[float, ...]) -> NDArray[np.float32]:
+    everything = np.arange(bench.table.vector_count, dtype=np.int64)
+    return per_element_clips(bench.table.vector_bounds(), everything, clips)
+
+
+def _next_weight_clips(
+    current: Round, bench: Workbench, rule: ClipRule, opened: dict[int, SegmentSum]
+) -> tuple[float, ...]:
+    """By tensor, over all its opened coordinates; N is the number of contributors most of them had."""
+    clips = current.ledger.view.plan.coding.weight_clips
+    if not opened:
+        return clips
+    positions = np.concatenate([current.published.support.segments[index] for index in opened])
+    means = np.concatenate([segment.values / segment.contributors for segment in opened.values()])
+    counts = np.concatenate([np.full(s.values.size, s.contributors) for s in opened.values()])
+    tensors = np.searchsorted(bench.table.weight_bounds(), positions, side="right") - 1
+    return tuple(
+        rule.next_clip(
+            clip, means[tensors == index], int(np.median(counts[tensors == index])) if index in tensors else 1
+        )
+        for index, clip in enumerate(clips)
+    )
+
+
+def _next_vector_clips(
+    current: Round, bench: Workbench, rule: ClipRule, opened: dict[int, SegmentSum]
+) -> tuple[float, ...]:
+    clips, bounds = current.ledger.view.plan.coding.vector_clips, bench.table.vector_bounds()
+    if 0 not in opened:
+        return clips
+    count = opened[0].contributors
+    means = opened[0].vectors / count
+    return tuple(
+        rule.next_clip(clip, means[bounds[index] : bounds[index + 1]], count) for index, clip in enumerate(clips)
     )

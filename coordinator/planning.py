@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from fedpruneshare.sparse.model_coding import encode_segment
-from fedpruneshare.sparse.support import DensitySchedule, Support, derive_support, rung_counts
 from numpy.typing import NDArray
 
 from coordinator.settings import CoordinatorSettings
@@ -16,6 +14,8 @@ from fedpruneshare.directory import Directory
 from fedpruneshare.errors import PlanError
 from fedpruneshare.messages import Coding, RoundPlan, Segment, Sharing, Training, digest
 from fedpruneshare.rng import stream
+from fedpruneshare.sparse.model_coding import encode_segment
+from fedpruneshare.sparse.support import DensitySchedule, Support, derive_support, rung_counts
 from fedpruneshare.words import WordLayout
 
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from fedpruneshare.sparse.onnx_codec import build_model
-from fedpruneshare.sparse.support import code_values, decode_values
 from numpy.typing import NDArray
 
 from coordinator.evaluation import Evaluation, Evaluator
 from coordinator.planning import ModelState, TaskFacts
 from coordinator.settings import CodingSettings
 from fedpruneshare.bundle import Bundle
+from fedpruneshare.sparse.onnx_codec import build_model
 from fedpruneshare.sparse.parameters import ParameterTable
+from fedpruneshare.sparse.support import code_values, decode_values
 from fedpruneshare.storage import write_atomically
 
 

@@ -31,7 +31,7 @@ class DigitPacking:
     @property
     def radix(self) -> int:
         """R: one more than the largest sum of a digit."""
-        return self.max_devices * (2**self.bits - 1) + 1
+        return self.max_devices * ((1 << self.bits) - 1) + 1
 
     @cached_property
     def digits(self) -> int:

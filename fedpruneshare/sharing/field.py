@@ -55,7 +55,7 @@ def check_canonical(words: Words, field: Field = F31) -> None:
 
 
 def modadd(a: Words, b: Words, out: Words) -> Words:
-    """a + b mod p into `out`. All uint32 of one length; `out` may be `a`."""
+    """Write a + b mod p into `out`. All uint32 of one length; `out` may be `a`."""
     scratch = np.empty(min(CHUNK, a.size), dtype=F31.dtype)
     for start in range(0, a.size, CHUNK):
         part = slice(start, start + CHUNK)
@@ -68,7 +68,7 @@ def modadd(a: Words, b: Words, out: Words) -> Words:
 
 
 def modsub(a: Words, b: Words, out: Words) -> Words:
-    """a − b mod p into `out`. All uint32 of one length; `out` may be `a`."""
+    """Write a − b mod p into `out`. All uint32 of one length; `out` may be `a`."""
     scratch = np.empty(min(CHUNK, a.size), dtype=F31.dtype)
     for start in range(0, a.size, CHUNK):
         part = slice(start, start + CHUNK)
@@ -107,7 +107,7 @@ def _fold(total: NDArray[np.uint64]) -> None:
 def to_bytes(words: Words) -> memoryview:
     """Words as little-endian bytes, without a copy where they are contiguous."""
     check_words(words)
-    return memoryview(np.ascontiguousarray(words)).cast("B")
+    return np.ascontiguousarray(words).data.cast("B")
 
 
 def from_bytes(data: bytes | memoryview, count: int) -> Words:

@@ -67,7 +67,7 @@ class _Keystream:
     def fill(self, out: Words) -> None:
         """Next words of the stream, top bit cleared."""
         out[:] = 0
-        view = memoryview(out).cast("B")
+        view = out.data.cast("B")
         self._encrypt(view, output=view)
         np.bitwise_and(out, _MASK, out=out)
 

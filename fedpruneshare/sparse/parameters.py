@@ -82,7 +82,7 @@ class ParameterTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return hashlib.sha256(b"fedpruneshare/table/1\0" + msgspec.json.encode(self)).digest()
 
     def flatten(self, arrays: dict[str, NDArray[np.generic]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Named arrays -> (weights float32[d], vectors float32[v]). Raises `ModelFileError` on wrong names or shapes."""
+        """Named arrays -> (weights float32[d], vectors float32[v]). Raises `ModelFileError` on a wrong one."""
         return _gather(self.weights(), arrays), _gather(self.vectors(), arrays)
 
     def unflatten(self, weights: NDArray[np.float32], vectors: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:

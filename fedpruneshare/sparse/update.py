@@ -1,0 +1,97 @@
+"""Updates as small integers and back (docs/protocol.md §6.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpruneshare.errors import PlanError, ProtocolError
+from fedpruneshare.sparse.support import Positions
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SparseUpdate:
+    """What one device learnt: values float32[m] on positions int64[m], vectors float32[v], and its weight. Secret."""
+
+    round_id: int
+    table: bytes
+    rung: int
+    weight: int
+    positions: Positions
+    values: Floats
+    vectors: Floats
+
+    def __repr__(self) -> str:
+        sizes = f"values={self.values.size}, vectors={self.vectors.size}"
+        return f"SparseUpdate(round_id={self.round_id}, rung={self.rung}, {sizes})"
+
+
+def clamp_weight(examples: int, max_weight: int) -> tuple[int, bool]:
+    """Number of examples -> weight 1…max_weight, and whether it was clamped."""
+    weight = min(max(examples, 1), max_weight)
+    return weight, weight != examples
+
+
+def zero_point(bits: int) -> int:
+    """Q = 2^(bits−1) − 1: the integer that stands for zero, and the largest magnitude."""
+    return (1 << (bits - 1)) - 1
+
+
+def per_element_clips(bounds: NDArray[np.int64], positions: Positions, clips: tuple[float, ...]) -> Floats:
+    """Clip of each flat coordinate, float32[m]: tensor i owns coordinates bounds[i] to bounds[i+1].
+
+    Raises `PlanError` if there is not one clip per tensor.
+    """
+    if len(clips) != bounds.size - 1:
+        raise PlanError(f"{len(clips)} clips, expected {bounds.size - 1}: one per tensor")
+    tensor = np.searchsorted(bounds, positions, side="right") - 1
+    return np.asarray(clips, dtype=np.float32)[tensor] if len(clips) else np.empty(0, dtype=np.float32)
+
+
+def quantise(
+    values: Floats, clips: Floats, bits: int, fold: tuple[int, int], rng: np.random.Generator
+) -> NDArray[np.uint32]:
+    """Values float32[m] -> integers uint32[m] in 0…2Q: folded by weight/max_weight, clipped, rounded stochastically.
+
+    `fold` = (weight, max_weight). Rounding is unbiased: the expectation is the folded value, where it is not clipped.
+    Raises `ProtocolError` for a value that is not finite: such an update must not be sent.
+    """
+    if not np.isfinite(values).all():
+        raise ProtocolError("the update holds a value that is not finite, expected finite numbers")
+    q = zero_point(bits)
+    scaled = values.astype(np.float64) * (fold[0] / fold[1]) / clips * q
+    np.clip(scaled, -q, q, out=scaled)
+    floor = np.floor(scaled)
+    rounded = floor + (rng.random(values.size) < scaled - floor)
+    return (rounded + q).astype(np.uint32)
+
+
+def dequantise_sum(digit_sums: NDArray[np.uint32], clips: Floats, bits: int, contributors: int) -> NDArray[np.float64]:
+    """Digit sums uint32[m] of so many contributors -> Σ v·w/max_weight, float64[m]."""
+    q = zero_point(bits)
+    return (digit_sums.astype(np.float64) - contributors * q) * clips.astype(np.float64) / q
+
+
+@dataclass(frozen=True)
+class ClipRule:
+    """How the clip of a tensor follows what was opened: factor·√N·rms(mean), changed at most `growth_max`-fold.
+
+    The mean is that of the *folded* values, the ones that are clipped. So what rounding noise adds to the next clip is
+    about 0.41·factor/Q of this one, whatever the weights are, and cannot run away.
+    """
+
+    factor: float
+    growth_max: float = 4.0
+    floor: float = 1e-6
+
+    def next_clip(self, clip: float, mean: NDArray[np.float64], contributors: int) -> float:
+        """Next clip from the opened mean of folded values; the old one if nothing was opened or nothing moved."""
+        rms = float(np.sqrt(np.mean(np.square(mean)))) if mean.size else 0.0
+        if rms == 0.0:
+            return clip
+        wanted = self.factor * contributors**0.5 * rms
+        return float(max(min(wanted, clip * self.growth_max), clip / self.growth_max, self.floor))
