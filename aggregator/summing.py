@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from fedpruneshare.sharing.field import F31, check_canonical, from_bytes, to_bytes
-from fedpruneshare.sharing.prg import Seed, fill_elements
-from fedpruneshare.sharing.shamir import Accumulator
 from numpy.typing import NDArray
 
 from fedpruneshare.messages import Contribution
 from fedpruneshare.plan import PlanView
+from fedpruneshare.sharing.field import F31, check_canonical, from_bytes, to_bytes
+from fedpruneshare.sharing.prg import Seed, fill_elements
+from fedpruneshare.sharing.shamir import Accumulator
 from fedpruneshare.words import total_words
 
 

@@ -9,8 +9,6 @@ import os
 from dataclasses import dataclass
 
 import numpy as np
-from fedpruneshare.sparse.support import decode_values
-from fedpruneshare.sparse.update import SparseUpdate, clamp_weight, per_element_clips, quantise
 from numpy.typing import NDArray
 from torch import nn
 
@@ -22,6 +20,8 @@ from edge_client.tasks import Task, read_state, write_state
 from edge_client.training import TrainingResult, TrainingSettings, fit
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sparse.parameters import ParameterTable
+from fedpruneshare.sparse.support import decode_values
+from fedpruneshare.sparse.update import SparseUpdate, clamp_weight, per_element_clips, quantise
 from fedpruneshare.words import SegmentWords
 
 

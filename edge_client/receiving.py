@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
-from fedpruneshare.sparse.model_coding import decode_segment
-from fedpruneshare.sparse.support import check_prefix
 from numpy.typing import NDArray
 
 from fedpruneshare.errors import PeerError, ProtocolError
@@ -18,7 +16,9 @@ from fedpruneshare.link.chunks import Joiner
 from fedpruneshare.messages import ModelChunk, Segment, digest
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView
+from fedpruneshare.sparse.model_coding import decode_segment
 from fedpruneshare.sparse.parameters import ParameterTable
+from fedpruneshare.sparse.support import check_prefix
 
 _log = structlog.get_logger()
 #: A model segment larger than this is refused before anything is allocated.

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from fedpruneshare.sparse.onnx_codec import encode_update
 
 from edge_client import local_round
 from edge_client.byte_ledger import ByteLedger
@@ -35,6 +34,7 @@ from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.rng import stream
 from fedpruneshare.sealing import Opened
+from fedpruneshare.sparse.onnx_codec import encode_update
 from fedpruneshare.storage import write_atomically
 
 _log = structlog.get_logger()

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import structlog
-from fedpruneshare.sharing.field import to_bytes
-from fedpruneshare.sharing.prg import Seed
 
 from edge_client.outbox import Upload
 from fedpruneshare.errors import LinkError, MessageError
@@ -24,6 +22,8 @@ from fedpruneshare.messages import Missing, Receipt, ShareUpload, Verdict
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sealing import seal, share_context
+from fedpruneshare.sharing.field import to_bytes
+from fedpruneshare.sharing.prg import Seed
 from fedpruneshare.topics import Role
 
 _log = structlog.get_logger()
