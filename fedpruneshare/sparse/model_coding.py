@@ -96,7 +96,9 @@ def _decode_bitmap(places: NDArray[np.uint8], weights: int, count: int) -> NDArr
 def _encode_gaps(gaps: NDArray[np.int64]) -> bytes:
     """LEB128, all numbers at once: column c holds the c-th seven bits of each."""
     columns = [((gaps >> (7 * c)) & 0x7F).astype(np.uint8) for c in range(_MAX_GAP_BYTES)]
-    lengths = 1 + sum((gaps >= 1 << 7 * c).astype(np.int64) for c in range(1, _MAX_GAP_BYTES))
+    lengths = np.ones(gaps.size, dtype=np.int64)
+    for c in range(1, _MAX_GAP_BYTES):
+        lengths += gaps >= 1 << 7 * c
     table = np.stack(columns, axis=1) if gaps.size else np.zeros((0, _MAX_GAP_BYTES), dtype=np.uint8)
     column = np.arange(_MAX_GAP_BYTES)
     table |= np.where(column < (lengths - 1)[:, None], 0x80, 0).astype(np.uint8)
