@@ -318,6 +318,8 @@ class Aggregator:
             _log.info("answer-lost", topic=topic, error=str(error))
 
     def _open(self, channel: str, delivery: Delivery) -> Opened | None:
+        if not delivery.payload:  # the broker's eraser of a retained message, not a message
+            return None
         try:
             return self._party.open(channel, delivery.payload)
         except PeerError as error:

@@ -337,6 +337,8 @@ class Coordinator:
             _log.warning("sum-refused", aggregator=sender, reason=str(error))
 
     def _open(self, channel: str, delivery: Delivery) -> Opened | None:
+        if not delivery.payload:  # the broker's eraser of a retained message, not a message
+            return None
         try:
             return self._party.open(channel, delivery.payload)
         except PeerError as error:
