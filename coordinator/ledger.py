@@ -187,18 +187,21 @@ class RoundLedger:
     def sums(self) -> dict[int, NDArray[np.uint32]]:
         """Complete sums by evaluation point, uint32 words over the opened segments."""
         points = self.view.plan.points
-        done = {name: joiner for name, joiner in self._joiners.items() if joiner.is_complete}
-        return {points[name]: np.frombuffer(joiner.payload(), dtype="<u4") for name, joiner in sorted(done.items())}
+        done = {name: self._joiners[name].payload() for name in self._summed()}
+        return {points[name]: np.frombuffer(payload, dtype="<u4") for name, payload in done.items()}
+
+    def _summed(self) -> list[str]:
+        return sorted(name for name, joiner in self._joiners.items() if joiner.is_complete)
 
     def is_every_sum_in(self) -> bool:
         """Whether every named aggregator has answered with a sum or a refusal."""
-        return len(self.sums()) + len(self._refusals) >= len(self.frozen.aggregators)
+        return len(self._summed()) + len(self._refusals) >= len(self.frozen.aggregators)
 
     def can_open(self) -> bool:
         """Whether at least k sums are complete."""
-        return len(self.sums()) >= self.view.plan.sharing.k
+        return len(self._summed()) >= self.view.plan.sharing.k
 
     def why_not_opened(self) -> str:
         """The reason of a round that ends with too few sums."""
         refusals = "".join(f"; {name}: {reason}" for name, reason in sorted(self._refusals.items()))
-        return f"sums of {len(self.sums())} aggregators, expected at least k = {self.view.plan.sharing.k}{refusals}"
+        return f"sums of {len(self._summed())} aggregators, expected at least k = {self.view.plan.sharing.k}{refusals}"

@@ -42,10 +42,10 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class _Announced:
-    """A plan that arrived: what is left of its round, and the bytes it came in."""
+    """A plan that arrived: when its round ends (by the loop's monotonic clock), and the bytes it came in."""
 
     view: PlanView
-    remaining_s: float
+    ends_at: float
     size_bytes: int
 
 
@@ -103,23 +103,23 @@ class Device:
                 self._current = announced.view
                 self._ledger.begin(announced.view.plan.round_id)
                 self._ledger.received("plan", announced.size_bytes)
-                round_task = asyncio.create_task(self._round(announced.view, announced.remaining_s))
+                round_task = asyncio.create_task(self._round(announced.view, announced.ends_at))
         finally:
             if round_task is not None:
                 await _cancel([round_task])
 
     # ------------------------------------------------------------------ one round
 
-    async def _round(self, view: PlanView, remaining_s: float) -> None:
+    async def _round(self, view: PlanView, ends_at: float) -> None:
         """`take_part` with its bookkeeping: whatever happens inside, the device lives on and the ledger is written."""
         if self._party.ident not in view.plan.cohort:
             self._ledger.entry.status = "not-in-cohort"
             self._ledger.end()
             return
-        part = asyncio.create_task(self.take_part(view, remaining_s), name=f"round-{view.plan.round_id}")
+        part = asyncio.create_task(self.take_part(view, ends_at), name=f"round-{view.plan.round_id}")
         closed = asyncio.create_task(self._is_closed.wait())
         try:
-            await asyncio.wait({part, closed}, timeout=remaining_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({part, closed}, timeout=_until(ends_at), return_when=asyncio.FIRST_COMPLETED)
         finally:
             results = await _cancel([part, closed])
             self._couriers = {}
@@ -132,18 +132,18 @@ class Device:
         await self._beat(view)
         self._ledger.end()
 
-    async def take_part(self, view: PlanView, remaining_s: float) -> None:
+    async def take_part(self, view: PlanView, ends_at: float) -> None:
         """One round on this device. Raises `FedPruneShareError` when it cannot; the caller then declines."""
         entry = self._ledger.entry
         entry.status = "incomplete"
         upload = self._outbox.get(view.digest)
         is_resumed = upload is not None
         if upload is None:
-            upload = await self._make_upload(view, self._decide(view, remaining_s))
+            upload = await self._make_upload(view, self._decide(view, _until(ends_at)))
             self._outbox.put(upload)
         entry.rung, entry.weight = upload.rung, upload.weight
         _log.info("uploading", round_id=view.plan.round_id, rung=upload.rung, is_resumed=is_resumed)
-        receipts = await self._deliver(view, upload, is_resumed)
+        receipts = await self._deliver(view, upload, is_resumed, ends_at)
         accepted = sum(is_accepted(receipt) for receipt in receipts)
         _log.info("delivered", round_id=view.plan.round_id, receipts=accepted, of=len(receipts))
 
@@ -180,13 +180,13 @@ class Device:
         _log.info("trained", round_id=plan.round_id, rung=rung, loss=entry.loss, onnx_bytes=len(artefact))
         return local_round.new_upload(view, result.update, words)
 
-    async def _deliver(self, view: PlanView, upload: Upload, is_resumed: bool) -> list[Receipt]:
+    async def _deliver(self, view: PlanView, upload: Upload, is_resumed: bool, ends_at: float) -> list[Receipt]:
         """One courier per aggregator, all at once, until every one has a receipt (or the round ends)."""
         started = time.monotonic()
         shares = await self._in_worker(split_upload, view, self._party.ident, upload)
         self._ledger.entry.seconds["share"], started = _lap(started)
         for aggregator_id, x in view.plan.points.items():
-            parcel = Parcel(view, upload, aggregator_id, x, shares[x])
+            parcel = Parcel(view, upload, aggregator_id, x, shares[x], ends_at)
             link, outstanding = self._uplinks[aggregator_id], self._settings.limits.outstanding_chunks
             self._couriers[aggregator_id] = Courier(self._party, link, parcel, self._backoff, outstanding)
 
@@ -277,7 +277,8 @@ class Device:
             _log.error("plan-refused", round_id=plan.round_id, reason=str(error))
             return None
         remaining_s = plan.deadline_s if delivery.expiry_s is None else min(delivery.expiry_s, plan.deadline_s)
-        return _Announced(view, remaining_s, len(delivery.payload))
+        ends_at = asyncio.get_running_loop().time() + remaining_s
+        return _Announced(view, ends_at, len(delivery.payload))
 
     async def _on_outcome(self, delivery: Delivery) -> None:
         self._ledger.received("other", len(delivery.payload))
@@ -316,6 +317,10 @@ async def _cancel(tasks: list[asyncio.Task[Any]]) -> list[Any]:
     for task in tasks:
         task.cancel()
     return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _until(ends_at: float) -> float:
+    return max(0.0, ends_at - asyncio.get_running_loop().time())
 
 
 def _lap(started: float) -> tuple[float, float]:

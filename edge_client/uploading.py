@@ -51,6 +51,8 @@ class Parcel:
     aggregator_id: str
     x: int
     share: bytes
+    ends_at: float
+    """When the round is over, by the loop's monotonic clock: what every chunk's message expiry follows from."""
 
     def __repr__(self) -> str:
         return f"Parcel(to={self.aggregator_id!r}, x={self.x}, bytes={len(self.share)})"
@@ -107,7 +109,7 @@ class Courier:
         async def send_one(chunk: int) -> None:
             async with self._slots:
                 payload = self._payload(chunk)
-                await self._link.publish(self._topic(), payload)
+                await self._link.publish(self._topic(), payload, expiry_s=self._remaining_s())
                 count_sent(len(payload), chunk not in self._sent)
                 self._sent.add(chunk)
 
@@ -121,6 +123,10 @@ class Courier:
             return await asyncio.wait_for(self._answers.get(), 2.0 + 2.0 * self._backoff.wait_s(attempt))
         except TimeoutError:
             return None
+
+    def _remaining_s(self) -> float:
+        # A share that is late in a broker's queue must not land in the next round.
+        return max(1.0, self._parcel.ends_at - asyncio.get_running_loop().time())
 
     def _topic(self) -> str:
         return self._party.topics.name("up", self._party.ident)
