@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	@$(BIN)/fedpruneshare data get hapt || \
 		echo "The full hapt recordings cannot be had here: the demo runs on the small sample that ships with the project."
-	@$(BIN)/fedpruneshare testbed run demo --out $(RUN_DIR)/demo
+	@$(BIN)/fedpruneshare testbed run demo --replace --out $(RUN_DIR)/demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not soak' tests
