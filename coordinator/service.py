@@ -159,10 +159,10 @@ class Coordinator:
         return OpenRound(round_id, body, started_at, None)
 
     async def _await_devices(self) -> None:
+        """Before the first round for the whole roster, or the quickest would be the cohort; later for the floor."""
         rounds = self._settings.rounds
-        wanted = min(rounds.cohort, len(self._party.directory.devices))
-        first = not self._store.outcomes()
-        enough = wanted if first else rounds.min_devices
+        is_first = not self._store.outcomes()
+        enough = len(self._party.directory.devices) if is_first else rounds.min_devices
         await self._wait_until(lambda: len(self._fleet()) >= enough, rounds.wait_for_devices_s)
 
     def _fleet(self) -> dict[str, int]:
