@@ -58,18 +58,16 @@ class Aggregator:
     # ------------------------------------------------------------------ start and stop
 
     async def start(self) -> None:
-        """Put back the stored round, connect, subscribe."""
+        """Put back the stored round, subscribe, connect (as soon as both brokers are there)."""
         self._resume()
         topics = self._party.topics
         self._control.on_connect(self._on_control_connected)
-        await self._control.connect()
-        await self._own.connect()
         await self._control.subscribe(topics.name("outcome"), self._on_outcome)
         await self._control.subscribe(topics.every("decline"), self._on_decline)
         await self._control.subscribe(topics.name("freeze"), self._on_freeze)
         await self._own.subscribe(topics.every("up"), self._on_upload)
         await self._control.subscribe(topics.name("round"), self._on_plan)
-        await self._repeat_answers()
+        await asyncio.gather(self._control.connect(wait=True), self._own.connect(wait=True))
 
     async def stop(self) -> None:
         """Stop cleanly; everything that was answered is stored."""
@@ -275,8 +273,7 @@ class Aggregator:
     # ------------------------------------------------------------------ answers
 
     async def _on_control_connected(self, first: bool) -> None:
-        if not first:
-            await self._repeat_answers()
+        await self._repeat_answers()
 
     async def _repeat_answers(self) -> None:
         """Send attendance and sum of the open round again: they are idempotent and may have been lost."""

@@ -3,8 +3,8 @@
 Blob = version (1 byte) ‖ position coding (1 byte) ‖ position bytes ‖ float16 codes, uint16 LE ‖ vectors, float32 LE.
 Positions count among the coordinates no earlier segment holds, in ascending order ("remaining" index). Codings:
 0 all of them; 1 bitmap, bit i%8 (least significant first) of byte i//8 is remaining index i; 2 gaps, each the
-distance to the one before minus one (the first: the index itself), as LEB128. Counts come from the plan, so all lengths are known
-or bounded before anything is allocated.
+distance to the one before minus one (the first: the index itself), as LEB128. Counts come from the plan, so all
+lengths are known or bounded before anything is allocated.
 """
 
 from __future__ import annotations
