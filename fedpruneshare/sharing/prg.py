@@ -18,6 +18,7 @@ import numpy as np
 from Crypto.Cipher import AES, ChaCha20
 
 from fedpruneshare.errors import SharingError
+from fedpruneshare.secret import SecretBytes
 from fedpruneshare.sharing.field import CHUNK, F31, Words, check_words
 
 _LABEL: Final = b"fedpruneshare/prg/1"
@@ -32,28 +33,21 @@ class Prg(StrEnum):
     AES_256_CTR = "aes-256-ctr"
 
 
-class Seed:
-    """32 secret bytes that stand for a whole share. `repr` and `str` show none of them."""
+class Seed(SecretBytes):
+    """32 secret bytes that stand for a whole share."""
 
-    __slots__ = ("_value",)
+    __slots__ = ()
 
     def __init__(self, value: bytes) -> None:
         """Raises `SharingError` unless it is 32 bytes."""
         if len(value) != SEED_BYTES:
             raise SharingError(f"seed of {len(value)} bytes, expected {SEED_BYTES}")
-        self._value = bytes(value)
+        super().__init__(value)
 
     @classmethod
     def fresh(cls) -> Seed:
         """A new seed from the operating system's generator."""
         return cls(os.urandom(SEED_BYTES))
-
-    def reveal(self) -> bytes:
-        """The bytes themselves, to seal or store them."""
-        return self._value
-
-    def __repr__(self) -> str:
-        return f"Seed({SEED_BYTES} bytes)"
 
 
 class _Keystream:
