@@ -65,9 +65,7 @@ class MqttLink:
         self._client_id = client_id
         self._limits = limits
         self._session_expiry_s = session_expiry_s
-        self._inbox = Inbox(
-            limits, self.traffic, time.monotonic, lambda: self._connection and self._connection.regulate()
-        )
+        self._inbox = Inbox(limits, self.traffic, time.monotonic, self._read_on)
         self._keeper = Keeper(f"{address.host}:{address.port}", self._attempt, limits, rng)
         self._connection: _Connection | None = None
         self._closed = False
@@ -186,9 +184,6 @@ def _refused(what: str, reason: ReasonCode) -> RefusedError:
     return RefusedError(f"{what}: the broker answered {reason} (0x{reason.value:02x}), expected success", str(reason))
 
 
-# --------------------------------------------------------------------------- one connection, one paho client
-
-
 class _Client(paho.Client):
     """paho on a socket that asyncio connected, so that no name or address lookup blocks the loop.
 
@@ -245,8 +240,7 @@ class _Connection:
         client.on_connect = lambda _c, _u, _flags, reason, properties: self._on_connack(reason, properties)
         client.on_disconnect = lambda _c, _u, _flags, reason, _properties: self._fall(str(reason))
         client.on_publish = lambda _c, _u, mid, reason, _properties: self._on_answer(mid, reason)
-        client.on_subscribe = lambda _c, _u, mid, reasons, _properties: self._on_answer(mid, *reasons)
-        client.on_unsubscribe = lambda _c, _u, mid, reasons, _properties: self._on_answer(mid, *reasons)
+        client.on_subscribe = client.on_unsubscribe = lambda _c, _u, mid, reasons, _p: self._on_answer(mid, *reasons)
         client.on_message = lambda _c, _u, message: self._on_message(message)
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = session_expiry_s
@@ -403,6 +397,3 @@ class _Connection:
             return
         self._ticker = self._loop.call_later(min(_TICK_S, self._limits.keepalive_s / 4), self._tick)
         self._guarded(self._client.loop_misc if self._is_reading else self._client.ping)
-
-
-__all__ = ["MqttLink"]
