@@ -1,0 +1,130 @@
+"""Small fleets for the end-to-end tests: the shipped sample, few devices, short deadlines, and what tests watch."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edge_client.outbox import Outbox
+from fedpruneshare.link import BrokerAddress, Delivery
+from fedpruneshare.party import LinkSettings
+from fedpruneshare.process import open_link
+from testbed.fleet import Fleet
+from testbed.scenario import load_scenario
+
+SMALL = (
+    "fleet.devices=8", "rounds.cohort=8", "rounds.min_devices=4", "rounds.grace_s=1.0", 'task.data="fixture"',
+    "training.local_epochs=1",
+)  # fmt: skip
+
+
+def small_fleet(folder: Path, *overrides: str) -> Fleet:
+    """A fleet of eight devices on the sample; its brokers run, its services do not yet."""
+    return Fleet(load_scenario("demo", [*SMALL, *overrides]), folder, seed=1)
+
+
+def start(fleet: Fleet) -> dict[str, int]:
+    """Start everything; process ids by name, those of the brokers as `broker-NAME`."""
+    pids = {f"broker-{name}": broker.pid for name, broker in fleet.brokers.items()}
+    pids |= {ident: fleet.start_aggregator(ident) for ident in fleet.aggregators}
+    pids["coordinator"] = fleet.start_coordinator()
+    return pids | {ident: fleet.start_device(ident) for ident in fleet.devices}
+
+
+@contextmanager
+def paused(*pids: int) -> Iterator[None]:
+    """SIGSTOP processes for as long as the block lasts: they are there, and say nothing."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def query(path: Path, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
+    """Rows of a service's store, read beside it."""
+    database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
+    try:
+        return database.execute(statement, arguments).fetchall()
+    except sqlite3.OperationalError:
+        return []
+    finally:
+        database.close()
+
+
+def coordinator_rows(fleet: Fleet, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
+    """Rows of the coordinator's store."""
+    path = fleet.folder.store("coordinator") / "rounds.sqlite"
+    return query(path, statement, *arguments) if path.exists() else []
+
+
+def begun_rounds(fleet: Fleet) -> int:
+    """How many rounds the coordinator has planned."""
+    rows = coordinator_rows(fleet, "SELECT COUNT(*) FROM rounds WHERE plan IS NOT NULL")
+    return int(rows[0][0]) if rows else 0
+
+
+def upload_id_of(fleet: Fleet, device: str, plan: bytes) -> bytes | None:
+    """Id of the upload in a device's outbox for a plan, if it has got that far."""
+    folder = fleet.folder.store(device) / "outbox"
+    upload = Outbox(folder).get(plan) if folder.exists() else None
+    return upload.upload_id if upload else None
+
+
+@dataclass
+class Capture:
+    """Every payload that passes a set of brokers, taken down by a client that subscribes to everything."""
+
+    addresses: dict[str, BrokerAddress]
+    messages: list[tuple[str, str, bytes, bool]] = field(default_factory=list)
+    _stop: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def running(self) -> Iterator[Capture]:
+        """Capture while the block lasts. `messages`: (broker, topic, payload, retained)."""
+        ready, failure = threading.Event(), []
+
+        def work() -> None:
+            try:
+                asyncio.run(self._listen(ready))
+            except Exception as error:
+                failure.append(error)
+                ready.set()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert ready.wait(20.0)
+        assert not failure, failure
+        try:
+            yield self
+        finally:
+            self._stop()
+            thread.join(20.0)
+
+    async def _listen(self, ready: threading.Event) -> None:
+        over, loop = asyncio.Event(), asyncio.get_running_loop()
+        self._stop = lambda: loop.call_soon_threadsafe(over.set)
+        links = []
+        for name, address in self.addresses.items():
+            link = open_link(address, f"tap-{name}", LinkSettings())
+
+            async def keep(delivery: Delivery, name: str = name) -> None:
+                self.messages.append((name, delivery.topic, delivery.payload, delivery.retained))
+
+            await link.subscribe("#", keep)
+            await link.connect()
+            links.append(link)
+        ready.set()
+        await over.wait()
+        for link in links:
+            await link.close()
