@@ -1,6 +1,6 @@
 """The files of one run: throw-away keys, the root-signed directory, and the settings of every service.
 
-OUT/summary.json, rounds.jsonl, report.html, model.onnx, settings.toml   the run's results (DESIGN §5)
+OUT/summary.json, rounds.jsonl, report.html, model.onnx, settings.toml   the run's results
 OUT/logs/                one log a process
 OUT/state/               readable by the owner only:
     keys/                private keys; deleted as soon as the fleet has stopped

@@ -1,4 +1,4 @@
-"""One scenario from start to report: a fleet for each seed, then the run folder of DESIGN §5."""
+"""One scenario from start to report: a fleet for each seed, then the run folder."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def _summarise(scenario: Scenario, results: list[_SeedResult]) -> Summary:
 
 
 def _write_results(scenario: Scenario, folder: Path, results: list[_SeedResult]) -> Summary:
-    """Everything DESIGN §5 wants in a run folder. The settings say which data were used, so a repeat uses the same."""
+    """Everything a run folder holds. The settings say which data were used, so a repeat uses the same."""
     summary = _summarise(scenario, results)
     model = RunFolder(folder).store(COORDINATOR) / "model.onnx"
     if model.is_file():

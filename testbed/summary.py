@@ -1,4 +1,4 @@
-"""summary.json: the figures of a run, each computed from counted bytes and evaluated models (DESIGN §5).
+"""summary.json: the figures of a run, each computed from counted bytes and evaluated models.
 
 For several seeds, accuracies, density and rates are means over the seeds; rounds, bytes and seconds are totals.
 """
