@@ -1,0 +1,135 @@
+"""The sharing code against vectors of a slow integer reference, good and bad (docs/protocol.md §5)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from reference import sharing_reference as reference
+
+from fedpruneshare import errors
+from fedpruneshare.sharing.digits import DigitPacking
+from fedpruneshare.sharing.field import from_bytes
+from fedpruneshare.sharing.prg import Prg, Seed, fill_elements
+from fedpruneshare.sharing.shamir import Accumulator, SharingScheme
+
+VECTORS = Path(__file__).parents[2] / "vectors"
+GOOD: dict[str, Any] = json.loads((VECTORS / "sharing.json").read_text())
+BAD: list[dict[str, Any]] = json.loads((VECTORS / "sharing_bad.json").read_text())
+
+
+def words(values: list[int]) -> np.ndarray:
+    return np.array(values, dtype="<u4")
+
+
+def test_the_vectors_are_those_of_the_reference(tmp_path: Path) -> None:
+    reference.write(tmp_path)
+    for name in ("sharing.json", "sharing_bad.json"):
+        assert (tmp_path / name).read_bytes() == (VECTORS / name).read_bytes(), name
+    assert sum(len(cases) for cases in GOOD.values()) >= 40
+    assert len(BAD) >= 40
+
+
+@pytest.mark.parametrize("case", GOOD["keystream"], ids=lambda case: f"{case['algorithm']} {len(case['elements'])}")
+def test_keystream(case: dict[str, Any]) -> None:
+    out = np.empty(len(case["elements"]), dtype="<u4")
+    seed, domain = Seed(bytes.fromhex(case["seed"])), bytes.fromhex(case["domain"])
+    fill_elements(Prg(case["algorithm"]), seed, domain, out)
+    assert out.tolist() == case["elements"]
+
+
+@pytest.mark.parametrize("case", GOOD["digits"], ids=lambda case: f"{case['bits']} bits x {case['devices']}")
+def test_digits(case: dict[str, Any]) -> None:
+    packing = DigitPacking(case["bits"], case["devices"])
+    assert packing.digits == case["digits"]
+    for values, packed in zip(case["values"], case["packed"], strict=True):
+        assert packing.pack(words(values)).tolist() == packed
+    count = len(case["unpacked"])
+    assert packing.unpack(words(case["sum"]), count).tolist() == case["unpacked"]
+    top = case["devices"] * (2 ** case["bits"] - 1)
+    assert max(case["most"], default=0) < reference.P
+    assert packing.unpack(words(case["most"]), count).tolist() == [top] * count
+
+
+@pytest.mark.parametrize("case", GOOD["sharing"], ids=lambda c: f"({c['n']},{c['k']}) {c['algorithm']} {len(c['sum'])}")
+def test_sharing(case: dict[str, Any]) -> None:
+    scheme = SharingScheme(case["n"], case["k"], case["k"] - 1)
+    prg, domain = Prg(case["algorithm"]), bytes.fromhex(case["domain"])
+    sums = {x: Accumulator(len(case["sum"])) for x in range(1, scheme.n + 1)}
+    for dealer in case["dealers"]:
+        seeds = {int(x): Seed(bytes.fromhex(seed)) for x, seed in dealer["seeds"].items()}
+        full = scheme.split(words(dealer["secret"]), seeds, prg, domain)
+        assert {str(x): share.tolist() for x, share in full.items()} == {
+            x: share for x, share in dealer["shares"].items() if x not in dealer["seeds"]
+        }
+        for x, accumulator in sums.items():
+            if scheme.is_seed_point(x):
+                accumulator.add_seed(prg, seeds[x], domain)
+            else:
+                accumulator.add(full[x])
+    exported = {x: accumulator.export() for x, accumulator in sums.items()}
+    assert {str(x): share.tolist() for x, share in exported.items()} == case["sums"]
+    for size in range(scheme.k, scheme.n + 1):
+        for subset in itertools.combinations(exported, size):
+            assert scheme.open({x: exported[x] for x in subset}).tolist() == case["sum"]
+
+
+def bad_scheme(case: dict[str, Any]) -> Any:
+    return SharingScheme(case["n"], case["k"], case["t"])
+
+
+def bad_packing(case: dict[str, Any]) -> Any:
+    return DigitPacking(case["bits"], case["devices"])
+
+
+def bad_pack(case: dict[str, Any]) -> Any:
+    return DigitPacking(case["bits"], case["devices"]).pack(words(case["values"]))
+
+
+def bad_unpack(case: dict[str, Any]) -> Any:
+    return DigitPacking(case["bits"], case["devices"]).unpack(words(case["words"]), case["count"])
+
+
+def bad_add(case: dict[str, Any]) -> Any:
+    accumulator = Accumulator(case["length"])
+    try:
+        accumulator.add(words(case["words"]))
+    finally:
+        assert accumulator.count == 0
+        assert not accumulator.export().any()
+
+
+def bad_from_bytes(case: dict[str, Any]) -> Any:
+    return from_bytes(bytes.fromhex(case["data"]), case["count"])
+
+
+def bad_seed(case: dict[str, Any]) -> Any:
+    return Seed(bytes.fromhex(case["data"]))
+
+
+def bad_split(case: dict[str, Any]) -> Any:
+    seeds = {x: Seed(bytes(32)) for x in case["seed_points"]}
+    return SharingScheme(case["n"], case["k"], case["k"] - 1).split(words(case["words"]), seeds, Prg.CHACHA20, b"")
+
+
+def bad_open(case: dict[str, Any]) -> Any:
+    shares = {int(x): words(share) for x, share in case["shares"].items()}
+    return SharingScheme(case["n"], case["k"], case["k"] - 1).open(shares)
+
+
+CALLS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "scheme": bad_scheme, "packing": bad_packing, "pack": bad_pack, "unpack": bad_unpack, "add": bad_add,
+    "from_bytes": bad_from_bytes, "seed": bad_seed, "split": bad_split, "open": bad_open,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD, ids=lambda case: f"{case['call']}: {case['why']}")
+def test_bad(case: dict[str, Any]) -> None:
+    with pytest.raises(errors.FedPruneShareError) as raised:
+        CALLS[case["call"]](case)
+    assert type(raised.value).__name__ == case["error"]
