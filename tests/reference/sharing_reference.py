@@ -76,8 +76,9 @@ def unpack(words: list[int], count: int, bits: int, devices: int) -> list[int]:
     height = len(words)
     values = [0] * (per_word * height)
     for i, word in enumerate(words):
+        rest = word
         for j in range(per_word):
-            word, values[j * height + i] = divmod(word, radix)
+            rest, values[j * height + i] = divmod(rest, radix)
     return values[:count]
 
 
@@ -178,8 +179,8 @@ def _bad(call: str, error: str, why: str, **arguments: Any) -> dict[str, Any]:
 
 
 def _bad_parameters() -> list[dict[str, Any]]:
-    schemes = {"k above n": (3, 4, 3), "k below 2": (3, 1, 0), "too many shares": (17, 2, 1), "t above k - 1": (3, 2, 2),
-               "ramp": (4, 3, 1), "t of zero": (3, 2, 0), "negative n": (-3, 2, 1)}  # fmt: skip
+    schemes = {"k above n": (3, 4, 3), "k below 2": (3, 1, 0), "too many shares": (17, 2, 1),
+               "t above k - 1": (3, 2, 2), "ramp": (4, 3, 1), "t of zero": (3, 2, 0), "negative n": (-3, 2, 1)}  # fmt: skip
     digits = {"one digit reaches p": (16, 32_769), "no devices": (4, 0), "no bits": (0, 10), "31 bits twice": (31, 2),
               "12 bits for half a million": (12, 600_000)}  # fmt: skip
     return [

@@ -1,0 +1,236 @@
+"""What must hold for all inputs: field laws, unbiased elements, carries, secrecy (docs/protocol.md §5)."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import sharing_reference as reference
+
+from fedpruneshare.errors import SharingError
+from fedpruneshare.sharing import prg as prg_module
+from fedpruneshare.sharing.digits import DigitPacking
+from fedpruneshare.sharing.field import (
+    CHUNK,
+    F31,
+    check_canonical,
+    from_bytes,
+    modadd,
+    modsub,
+    sum_of_products,
+    to_bytes,
+)
+from fedpruneshare.sharing.prg import ElementStream, Prg, Seed, fill_elements
+from fedpruneshare.sharing.shamir import Accumulator, SharingScheme
+
+P = F31.p
+LENGTHS = (0, 1, 3, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 7)
+edges = st.sampled_from([0, 1, 2, P // 2, P - 2, P - 1]) | st.integers(0, P - 1)
+
+
+def array(values: list[int]) -> np.ndarray:
+    return np.array(values, dtype="<u4")
+
+
+def random_words(length: int, seed: int = 0) -> np.ndarray:
+    words = np.random.default_rng(seed).integers(0, P, length).astype("<u4")
+    words[: min(length, 2)] = P - 1
+    return words
+
+
+# --------------------------------------------------------------------------- field
+
+
+@given(st.lists(st.tuples(edges, edges), max_size=40))
+def test_add_and_subtract_are_those_of_integers(pairs: list[tuple[int, int]]) -> None:
+    a, b = array([x for x, _ in pairs]), array([y for _, y in pairs])
+    assert modadd(a, b, np.empty_like(a)).tolist() == [(x + y) % P for x, y in pairs]
+    assert modsub(a, b, np.empty_like(a)).tolist() == [(x - y) % P for x, y in pairs]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_in_place_and_across_chunks(length: int) -> None:
+    a, b = random_words(length, 1), random_words(length, 2)
+    expected = (a.astype(np.uint64) + b) % P
+    kept = b.copy()
+    assert modadd(a, b, out=a) is a
+    assert np.array_equal(a, expected)
+    modsub(a, b, out=a)
+    assert np.array_equal(a, random_words(length, 1))
+    assert np.array_equal(b, kept)
+
+
+@given(st.lists(edges, min_size=1, max_size=9), st.integers(0, 5), st.randoms(use_true_random=False))
+def test_sum_of_products(factors: list[int], length: int, rng: object) -> None:
+    rows = [random_words(length, index) for index in range(len(factors))]
+    expected = [sum(f * int(row[i]) for f, row in zip(factors, rows, strict=True)) % P for i in range(length)]
+    assert sum_of_products(factors, rows, np.empty(length, dtype="<u4")).tolist() == expected
+
+
+def test_sum_of_largest_products_across_chunks() -> None:
+    rows = [np.full(CHUNK + 3, P - 1, dtype="<u4")] * 8
+    assert set(sum_of_products([P - 1] * 8, rows, np.empty(CHUNK + 3, dtype="<u4")).tolist()) == {8}
+
+
+@pytest.mark.parametrize("dtype", ["<u8", "<i4", ">u4", "<f4"])
+def test_another_dtype_is_refused(dtype: str) -> None:
+    with pytest.raises(SharingError, match="expected one axis"):
+        check_canonical(np.zeros(3, dtype=dtype))
+
+
+def test_bytes_there_and_back() -> None:
+    words = random_words(100)
+    assert np.array_equal(from_bytes(bytes(to_bytes(words)), 100), words)
+    assert bytes(to_bytes(array([1, 2**30]))) == b"\x01\0\0\0\0\0\0\x40"
+
+
+# --------------------------------------------------------------------------- keystream
+
+
+@given(st.lists(st.integers(0, CHUNK), max_size=5), st.sampled_from(list(Prg)))
+def test_the_cuts_do_not_change_the_elements(sizes: list[int], prg: Prg) -> None:
+    seed = Seed(bytes(range(32)))
+    whole = fill_elements(prg, seed, b"d", np.empty(sum(sizes), dtype="<u4"))
+    stream = ElementStream(prg, seed, b"d")
+    pieces = [stream.fill(np.empty(size, dtype="<u4")) for size in sizes]
+    assert np.array_equal(np.concatenate([np.empty(0, dtype="<u4"), *pieces]), whole)
+
+
+def test_rejected_words_are_replaced_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a keystream that yields p often, as the true one does once in 2^31 words."""
+    streams = {0: [P, 5, P, P, 7, 0, P], 1: [11, P, 12, P, P, 13, 14, 15]}
+    for sizes in ([7], [1] * 7, [3, 4], [2, 0, 5]):
+
+        class Scripted:
+            def __init__(self, _prg: Prg, _seed: Seed, _domain: bytes, stream: int) -> None:
+                self.left = list(streams[stream])
+
+            def fill(self, out: np.ndarray) -> None:
+                out[:] = [self.left.pop(0) for _ in range(out.size)]
+
+        monkeypatch.setattr(prg_module, "_Keystream", Scripted)
+        stream = ElementStream(Prg.CHACHA20, Seed(bytes(32)), b"")
+        got = np.concatenate([stream.fill(np.empty(size, dtype="<u4")) for size in sizes]).tolist()
+        assert got == reference.replace_rejected(streams[0], iter(streams[1])) == [11, 5, 12, 13, 7, 0, 14]
+
+
+def test_seed_domain_and_algorithm_all_matter() -> None:
+    def first(prg: Prg, seed: int, domain: bytes) -> tuple[int, ...]:
+        return tuple(fill_elements(prg, Seed(bytes([seed]) * 32), domain, np.empty(4, dtype="<u4")).tolist())
+
+    variants = [first(prg, seed, domain) for prg in Prg for seed in (0, 1) for domain in (b"", b"a", b"b")]
+    assert len(set(variants)) == len(variants)
+
+
+@pytest.mark.parametrize("prg", list(Prg))
+def test_elements_are_uniform(prg: Prg) -> None:
+    """Chi-square over 64 equal ranges: 63 degrees of freedom, 120 is beyond the 99.998th percentile. Fixed seed."""
+    count = 1 << 20
+    values = fill_elements(prg, Seed(b"\7" * 32), b"uniform", np.empty(count, dtype="<u4"))
+    observed = np.bincount((values.astype(np.uint64) * 64 // P).astype(np.int64), minlength=64)
+    assert ((observed - count / 64) ** 2 / (count / 64)).sum() < 120
+    low = np.bincount(values % 251, minlength=251)
+    assert ((low - count / 251) ** 2 / (count / 251)).sum() < 350
+
+
+def test_a_seed_shows_nothing() -> None:
+    seed = Seed.fresh()
+    assert seed.reveal().hex() not in f"{seed!r} {seed!s}"
+    assert Seed.fresh().reveal() != seed.reveal()
+
+
+def test_only_the_keystream_draws_randomness() -> None:
+    for path in Path(prg_module.__file__).parent.glob("*.py"):
+        drawn = re.findall(r"\b(?:np\.random|import random|os\.urandom|secrets\.|default_rng)", path.read_text())
+        assert drawn == (["os.urandom"] if path.name == "prg.py" else []), path.name
+
+
+# --------------------------------------------------------------------------- digits
+
+
+@given(st.integers(1, 16), st.integers(1, 5000), st.integers(0, 30))
+def test_the_largest_sum_fits_and_one_more_digit_would_not(bits: int, devices: int, count: int) -> None:
+    radix = devices * (2**bits - 1) + 1
+    if radix - 1 >= P:
+        return
+    packing = DigitPacking(bits, devices)
+    assert radix**packing.digits - 1 < P <= radix ** (packing.digits + 1) - 1
+    top = packing.pack(array([2**bits - 1] * count))
+    largest = top.astype(np.uint64) * devices
+    assert largest.max(initial=0) < P
+    assert packing.unpack(largest.astype("<u4"), count).tolist() == [devices * (2**bits - 1)] * count
+
+
+# --------------------------------------------------------------------------- Shamir
+
+
+@given(st.data())
+def test_any_k_shares_of_a_sum_open_the_sum(data: st.DataObject) -> None:
+    n = data.draw(st.integers(2, 9))
+    k = data.draw(st.integers(2, n))
+    length, dealers = data.draw(st.integers(0, 6)), data.draw(st.integers(1, 4))
+    scheme, total = SharingScheme(n, k, k - 1), np.zeros(length, dtype=np.uint64)
+    sums = {x: Accumulator(length) for x in range(1, n + 1)}
+    for _ in range(dealers):
+        secret = array([data.draw(edges) for _ in range(length)])
+        total += secret
+        seeds = {x: Seed.fresh() for x in range(1, k)}
+        shares = scheme.split(secret, seeds, Prg.CHACHA20, b"d")
+        for x, accumulator in sums.items():
+            if x < k:
+                accumulator.add_seed(Prg.CHACHA20, seeds[x], b"d")
+            else:
+                accumulator.add(shares[x])
+    subset = data.draw(st.sets(st.integers(1, n), min_size=k))
+    assert scheme.open({x: sums[x].export() for x in subset}).tolist() == (total % P).tolist()
+
+
+def test_long_vectors_in_the_callers_buffers() -> None:
+    scheme, secret = SharingScheme(5, 3, 2), random_words(2 * CHUNK + 7)
+    seeds = {x: Seed.fresh() for x in (1, 2)}
+    out = {x: np.empty(secret.size, dtype="<u4") for x in (3, 4, 5)}
+    parts = list(scheme.split_chunks(secret, seeds, (Prg.AES_256_CTR, b"d"), out))
+    assert [part.stop - part.start for part in parts] == [CHUNK, CHUNK, 7]
+    assert np.array_equal(scheme.open(out), secret)
+    whole = scheme.split(secret, seeds, Prg.AES_256_CTR, b"d")
+    assert all(np.array_equal(whole[x], out[x]) for x in out)
+
+
+@given(st.lists(st.lists(edges, min_size=3, max_size=3), min_size=1, max_size=6))
+def test_what_was_added_can_be_taken_out_again(rows: list[list[int]]) -> None:
+    accumulator = Accumulator(3)
+    for row in rows:
+        accumulator.add(array(row))
+    for row in rows[1:]:
+        accumulator.remove(array(row))
+    assert accumulator.export().tolist() == rows[0]
+    assert accumulator.count == 1
+
+
+def test_taking_out_of_nothing_is_a_mistake_of_the_caller() -> None:
+    with pytest.raises(RuntimeError):
+        Accumulator(1).remove(array([0]))
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_fewer_than_k_shares_say_nothing(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exhaustive over a toy field: for every secret, k − 1 shares of any points are exactly uniform."""
+    p, n = 11, 4
+    monkeypatch.setattr(reference, "P", p)
+    for points in itertools.combinations(range(1, n + 1), k - 1):
+        views = []
+        for secret in range(p):
+            counts = Counter()
+            for drawn in itertools.product(range(p), repeat=k - 1):
+                shares = reference.split([secret], n, k, {x: [drawn[x - 1]] for x in range(1, k)})
+                counts[tuple(shares[x][0] for x in points)] += 1
+            views.append(counts)
+        assert all(view == views[0] for view in views)
+        assert set(views[0].values()) == {1}
+        assert len(views[0]) == p ** (k - 1)
