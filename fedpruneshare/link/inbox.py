@@ -68,6 +68,7 @@ class Inbox:
         self._queued_bytes = 0
         self._work = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
+        self._is_stopped = False
 
     @property
     def is_full(self) -> bool:
@@ -104,13 +105,14 @@ class Inbox:
 
     def stop(self) -> list[asyncio.Task[None]]:
         """Cancel the handler that runs; what is left to be waited for, nothing if that handler called."""
+        self._is_stopped = True
         if self._worker is None or self._worker is asyncio.current_task():
             return []
         self._worker.cancel()
         return [self._worker]
 
     async def _run(self) -> None:
-        while True:
+        while not self._is_stopped:
             await self._work.wait()
             was_full = self.is_full
             arrival = self._queue.popleft()

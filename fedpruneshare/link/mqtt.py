@@ -192,11 +192,7 @@ class _Client(paho.Client):
 
     def __init__(self, client_id: str, ready: socket.socket) -> None:
         super().__init__(
-            CallbackAPIVersion.VERSION2,
-            client_id,
-            protocol=paho.MQTTv5,
-            reconnect_on_failure=False,
-            manual_ack=True,
+            CallbackAPIVersion.VERSION2, client_id, protocol=paho.MQTTv5, reconnect_on_failure=False, manual_ack=True
         )
         self._ready = ready
 
@@ -315,10 +311,12 @@ class _Connection:
 
     async def close(self) -> None:
         """Say goodbye, bounded, and drop."""
-        if self._client is not None and not self.lost.done():
-            self._client.disconnect()
-            await asyncio.wait({self.lost}, timeout=_GOODBYE_S)
-        self.drop("closed")
+        try:
+            if self._client is not None and not self.lost.done():
+                self._client.disconnect()
+                await asyncio.wait({self.lost}, timeout=_GOODBYE_S)
+        finally:
+            self.drop("closed")
 
     def drop(self, reason: str) -> None:
         """Close the socket without a word. Idempotent."""
