@@ -180,7 +180,7 @@ def _bad(call: str, error: str, why: str, **arguments: Any) -> dict[str, Any]:
 
 def _bad_parameters() -> list[dict[str, Any]]:
     schemes = {"k above n": (3, 4, 3), "k below 2": (3, 1, 0), "too many shares": (17, 2, 1),
-               "t above k - 1": (3, 2, 2), "ramp": (4, 3, 1), "t of zero": (3, 2, 0), "negative n": (-3, 2, 1)}  # fmt: skip
+               "t above k - 1": (3, 2, 2), "ramp": (4, 3, 1), "t of 0": (3, 2, 0), "n below 0": (-3, 2, 1)}  # fmt: skip
     digits = {"one digit reaches p": (16, 32_769), "no devices": (4, 0), "no bits": (0, 10), "31 bits twice": (31, 2),
               "12 bits for half a million": (12, 600_000)}  # fmt: skip
     return [
