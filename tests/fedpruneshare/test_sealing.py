@@ -1,0 +1,212 @@
+"""Who said it and who may read it (docs/protocol.md §7)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from builders import AGGREGATORS, DEVICES, directory, identity
+from message_examples import EXAMPLES
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpruneshare.errors import MessageError, PeerError, SealError, SettingsError, SignatureError
+from fedpruneshare.messages import KINDS, encode
+from fedpruneshare.sealing import (
+    ENVELOPE_BYTES,
+    Identity,
+    open_message,
+    seal,
+    share_context,
+    sign_body,
+    sign_message,
+    sum_context,
+)
+from fedpruneshare.topics import WRITER_OF_KIND, Role
+
+HONEST = {Role.DEVICE: DEVICES[1], Role.AGGREGATOR: AGGREGATORS[0], Role.COORDINATOR: "coordinator"}
+each_kind = pytest.mark.parametrize("kind", list(KINDS))
+KEYS = directory().signing_key
+
+
+def signed(kind: str, by: Identity | None = None, federation: str = "lab") -> bytes:
+    return sign_message(by or identity(HONEST[WRITER_OF_KIND[kind]]), federation, EXAMPLES[kind])
+
+
+def with_field(payload: bytes, place: int, value: object) -> bytes:
+    fields = msgspec.msgpack.decode(payload)
+    fields[place] = value
+    return msgspec.msgpack.encode(fields)
+
+
+@each_kind
+def test_signed_and_opened(kind: str) -> None:
+    payload = signed(kind)
+    opened = open_message(payload, "lab", KEYS, (kind,))
+    assert (opened.sender, opened.message) == (HONEST[WRITER_OF_KIND[kind]], EXAMPLES[kind])
+    assert opened.body == encode(EXAMPLES[kind])
+    assert len(payload) - len(opened.body) <= ENVELOPE_BYTES
+
+
+@each_kind
+def test_unsigned_is_refused_by_name(kind: str) -> None:
+    with pytest.raises(SignatureError, match=kind):
+        open_message(with_field(signed(kind), 3, bytes(64)), "lab", KEYS, (kind,))
+    with pytest.raises(MessageError, match=f"{kind}: not a signed envelope"):
+        open_message(encode(EXAMPLES[kind]), "lab", KEYS, (kind,))
+    with pytest.raises(MessageError, match=f"{kind}: not a signed envelope"):
+        open_message(with_field(signed(kind), 3, b""), "lab", KEYS, (kind,))
+
+
+@each_kind
+def test_signed_by_anybody_else_is_refused_by_name(kind: str) -> None:
+    owner = HONEST[WRITER_OF_KIND[kind]]
+    for other in (DEVICES[0], AGGREGATORS[1], "coordinator"):
+        if other == owner:
+            continue
+        # In the owner's name, with the other's key.
+        forged = sign_body(Identity(owner, *_keys(identity(other))), "lab", kind, encode(EXAMPLES[kind]))
+        with pytest.raises(SignatureError, match=f"{kind} in the name of '{owner}'"):
+            open_message(forged, "lab", KEYS, (kind,))
+        if not _may_send(other, kind):
+            with pytest.raises(SignatureError, match=f"'{other}' is no {WRITER_OF_KIND[kind]}"):
+                open_message(signed(kind, identity(other)), "lab", KEYS, (kind,))
+
+
+def _keys(owner: Identity) -> tuple[object, object]:
+    return owner._signing, owner._sealing
+
+
+def _may_send(name: str, kind: str) -> bool:
+    role = WRITER_OF_KIND[kind]
+    return (role is Role.DEVICE and name in DEVICES) or (role is Role.AGGREGATOR and name in AGGREGATORS)
+
+
+@each_kind
+def test_a_signature_serves_one_kind_federation_and_sender(kind: str) -> None:
+    payload = signed(kind)
+    with pytest.raises(SignatureError):
+        open_message(payload, "other-lab", KEYS, (kind,))
+    for other in KINDS:
+        if other != kind and WRITER_OF_KIND[other] is WRITER_OF_KIND[kind]:
+            with pytest.raises(SignatureError, match=other):
+                open_message(with_field(payload, 1, other), "lab", KEYS, (other,))
+        if other != kind:
+            with pytest.raises(MessageError, match=f"message kind '{kind}', expected {other}"):
+                open_message(payload, "lab", KEYS, (other,))
+    with pytest.raises(MessageError, match="protocol version 2, expected 1"):
+        open_message(with_field(payload, 0, 2), "lab", KEYS, (kind,))
+    with pytest.raises(SignatureError):
+        open_message(with_field(payload, 4, encode(EXAMPLES[kind]) + b"\0"), "lab", KEYS, (kind,))
+
+
+def test_too_much_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(MessageError, match="payload of 1000000 bytes, expected at most"):
+        open_message(bytes(1_000_000), "lab", KEYS, ("hello",))
+
+
+@given(st.sampled_from(list(KINDS)), st.data())
+def test_damaged_envelopes_are_never_accepted(kind: str, data: st.DataObject) -> None:
+    payload = bytearray(signed(kind))
+    place = data.draw(st.integers(0, len(payload) - 1))
+    payload[place] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(PeerError):
+        open_message(bytes(payload), "lab", KEYS, (kind,))
+
+
+# --------------------------------------------------------------------------- seals
+
+POSITION = (bytes(16), 2, 1, 0, 3)
+
+
+def context(**changes: object) -> bytes:
+    fields: dict[str, object] = {
+        "plan": bytes(32),
+        "sender": "device-01",
+        "receiver": "aggregator-1",
+        "place": POSITION,
+    }
+    fields |= changes
+    return share_context(fields["plan"], fields["sender"], fields["receiver"], fields["place"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [1, 32, 65_536])
+def test_a_seal_opens_for_its_receiver_and_context(size: int) -> None:
+    receiver, plaintext = identity("aggregator-1"), os.urandom(size)
+    sealed = seal(receiver.public().sealing, plaintext, context())
+    assert len(sealed) == size + 48
+    assert receiver.unseal(sealed, context()) == plaintext
+    assert seal(receiver.public().sealing, plaintext, context()) != sealed
+    with pytest.raises(SealError):
+        identity("aggregator-2").unseal(sealed, context())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"plan": b"\1" * 32},
+        {"sender": "device-02"},
+        {"receiver": "aggregator-2"},
+        {"place": (b"\1" * 16, *POSITION[1:])},
+        {"place": (bytes(16), 3, 1, 0, 3)},
+        {"place": (bytes(16), 2, 0, 0, 3)},
+        {"place": (bytes(16), 2, 1, 1, 3)},
+        {"place": (bytes(16), 2, 1, 0, 2)},
+        {"sender": "device-0", "receiver": "1aggregator-1"},
+    ],
+    ids=str,
+)
+def test_another_context_does_not_open(changes: dict[str, object]) -> None:
+    receiver = identity("aggregator-1")
+    sealed = seal(receiver.public().sealing, b"share", context())
+    assert context(**changes) != context()
+    with pytest.raises(SealError):
+        receiver.unseal(sealed, context(**changes))
+
+
+def test_a_sum_is_no_share() -> None:
+    assert sum_context(bytes(32), "a", "b", (1, 0, 1)) != share_context(bytes(32), "a", "b", (b"", 1, 0, 1, 0))
+
+
+@pytest.mark.parametrize("place", [0, 31, 32, 40, -1])
+def test_a_changed_byte_does_not_open(place: int) -> None:
+    receiver = identity("aggregator-1")
+    sealed = bytearray(seal(receiver.public().sealing, b"share", context()))
+    sealed[place] ^= 1
+    with pytest.raises(SealError):
+        receiver.unseal(bytes(sealed), context())
+    with pytest.raises(SealError):
+        receiver.unseal(bytes(place % 32), context())
+
+
+# --------------------------------------------------------------------------- keys
+
+
+def test_keys_are_kept_from_others(tmp_path: Path) -> None:
+    made, path = Identity.generate("device-01"), tmp_path / "key"
+    made.save(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert Identity.load(path).public() == made.public()
+    secret = json.loads(path.read_text())["signing"]
+    assert secret not in repr(made) + str(made)
+    path.chmod(0o640)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        Identity.load(path)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"id": "a", "signing": "00", "sealing": "11"}', "\xff"])
+def test_a_file_that_is_no_key_is_refused_without_its_content(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "key"
+    path.write_text(content, "latin-1")
+    path.chmod(0o600)
+    with pytest.raises(SettingsError, match="key file") as raised:
+        Identity.load(path)
+    assert "1111" not in str(raised.value)
+
+
+def test_a_missing_key_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="nowhere"):
+        Identity.load(tmp_path / "nowhere")
