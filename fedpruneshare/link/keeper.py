@@ -66,7 +66,8 @@ class Keeper:
         while True:
             opened_s = time.monotonic()
             await self._greet(lost, is_first)
-            log.warning("connection lost", broker=self._name, reason=await lost)
+            # Shielded: the future is the connection's, and cancelling us must not mark it as lost.
+            log.warning("connection lost", broker=self._name, reason=await asyncio.shield(lost))
             if time.monotonic() - opened_s > self._limits.reconnect_max_s:
                 failures = 0
             lost, failures = await self._reconnect(failures)
