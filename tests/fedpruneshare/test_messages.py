@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from message_examples import EXAMPLES
 from hypothesis import given
 from hypothesis import strategies as st
+from message_examples import EXAMPLES
 
 from fedpruneshare.errors import MessageError
 from fedpruneshare.messages import KIND_OF, KINDS, decode, digest, encode

@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 from builders import AGGREGATORS, DEVICES, directory, identity
-from message_examples import EXAMPLES
 from hypothesis import given
 from hypothesis import strategies as st
+from message_examples import EXAMPLES
 
 from fedpruneshare.errors import MessageError, PeerError, SealError, SettingsError, SignatureError
 from fedpruneshare.messages import KINDS, encode

@@ -1,0 +1,86 @@
+"""The directory is what the root signed, or nothing (docs/protocol.md §7.1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from builders import AGGREGATORS, DEVICES, directory, identity
+
+from fedpruneshare.directory import read_directory, write_directory
+from fedpruneshare.errors import SettingsError, SignatureError
+from fedpruneshare.party import Party, PartySettings
+from fedpruneshare.sealing import Identity
+from fedpruneshare.topics import Role
+
+ROOT = identity("root")
+KEY = ROOT.public().signing.hex()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    made = tmp_path / "directory.json"
+    write_directory(made, directory(), ROOT)
+    return made
+
+
+def test_there_and_back(path: Path) -> None:
+    assert read_directory(path, KEY) == directory()
+
+
+def test_another_root_is_refused(path: Path) -> None:
+    with pytest.raises(SignatureError, match="not signed by the root key"):
+        read_directory(path, identity("another-root").public().signing.hex())
+
+
+def test_a_changed_byte_is_refused(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'"version":1', b'"version":9'))
+    with pytest.raises(SignatureError):
+        read_directory(path, KEY)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n{}", b'{"signature": 5}\n{}', b'{"signature": "zz"}\n{}'])
+def test_what_is_no_directory_is_named(tmp_path: Path, content: bytes) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_bytes(content)
+    with pytest.raises(SettingsError, match="no signature line"):
+        read_directory(wrong, KEY)
+
+
+def test_a_missing_one_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="nowhere"):
+        read_directory(tmp_path / "nowhere", KEY)
+
+
+def test_a_huge_one_is_not_read(tmp_path: Path) -> None:
+    wrong = tmp_path / "huge"
+    wrong.write_bytes(bytes(5_000_000))
+    with pytest.raises(SettingsError, match="larger than"):
+        read_directory(wrong, KEY)
+
+
+def test_floors_below_three_cannot_be_written_in(tmp_path: Path) -> None:
+    wrong = tmp_path / "low"
+    write_directory(wrong, directory(min_devices=2), ROOT)
+    with pytest.raises(SettingsError, match="min_devices"):
+        read_directory(wrong, KEY)
+
+
+def test_keys_are_found_by_role() -> None:
+    made = directory()
+    assert made.signing_key(Role.DEVICE, DEVICES[0]) == identity(DEVICES[0]).public().signing
+    assert made.sealing_key(Role.AGGREGATOR, AGGREGATORS[0]) == identity(AGGREGATORS[0]).public().sealing
+    assert made.sealing_key(Role.COORDINATOR, "coordinator") == identity("coordinator").public().sealing
+    for role, name in ((Role.AGGREGATOR, DEVICES[0]), (Role.DEVICE, "coordinator"), (Role.COORDINATOR, "device-00")):
+        with pytest.raises(SignatureError, match=f"'{name}' is no {role}"):
+            made.signing_key(role, name)
+
+
+def test_a_party_whose_key_is_not_the_directorys_does_not_start(path: Path, tmp_path: Path) -> None:
+    settings = PartySettings(key_file=str(tmp_path / "key"), directory=str(path), root_key=KEY)
+    identity(DEVICES[0]).save(tmp_path / "key")
+    assert Party.load(settings, Role.DEVICE).ident == DEVICES[0]
+    Identity.generate(DEVICES[0]).save(tmp_path / "key")
+    with pytest.raises(SettingsError, match="does not hold the key"):
+        Party.load(settings, Role.DEVICE)

@@ -1,0 +1,99 @@
+"""A signature says who made a plan, not that it is sound (docs/protocol.md §4.1)."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from builders import AGGREGATORS, DEVICES, directory, plan, view
+
+from fedpruneshare.errors import PlanError
+from fedpruneshare.messages import Coding, Segment, Sharing, digest, encode
+from fedpruneshare.plan import check_plan
+from fedpruneshare.sharing.field import F31
+
+SOUND = plan()
+
+
+def segments(place: int, **changes: object) -> tuple[Segment, ...]:
+    made = list(SOUND.segments)
+    made[place] = msgspec.structs.replace(made[place], **changes)
+    return tuple(made)
+
+
+def coding(**changes: object) -> Coding:
+    return msgspec.structs.replace(SOUND.coding, **changes)
+
+
+def test_a_sound_plan_passes() -> None:
+    made = view()
+    assert made.rungs == 3
+    assert made.digest == digest(encode(SOUND))
+    assert "cohort" in repr(made.plan)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"directory_version": 2}, "directory version 2, expected 1"),
+        ({"points": dict.fromkeys(AGGREGATORS, 1)}, "points"),
+        ({"points": {"aggregator-1": 1, "aggregator-2": 2}}, "plan for aggregators"),
+        ({"points": {"aggregator-1": 1, "aggregator-2": 2, "stranger": 3}}, "plan for aggregators"),
+        ({"points": dict(zip(AGGREGATORS, (1, 2, 4), strict=True))}, "points"),
+        ({"sharing": Sharing(3, 3, 1)}, "t = 1"),
+        ({"sharing": Sharing(4, 2, 1)}, "points"),
+        ({"cohort": (*DEVICES, DEVICES[0])}, "twice"),
+        ({"cohort": (*DEVICES[:9], "device-99")}, "'device-99', which is not on the roster"),
+        ({"cohort": DEVICES[:2]}, "cohort of 2 devices, expected at least min_devices = 3"),
+        ({"min_devices": 2}, "min_devices = 2, expected at least 3"),
+        ({"min_devices_segment": 2}, "min_devices_segment = 2, expected at least 3"),
+        ({"coding": coding(max_devices=9)}, "cohort of 10 devices, expected at most max_devices = 9"),
+        ({"coding": coding(weight_clips=(0.1, float("inf")))}, "not finite"),
+        ({"coding": coding(max_weight=2**24 - 1, max_devices=129)}, "reaches the modulus"),
+        ({"coding": coding(value_bits=16, max_devices=4096)}, "words, expected"),
+        ({"chunk_bytes": 1026}, "multiple of 4"),
+        ({"rungs": (1, 2)}, "rungs"),
+        ({"rungs": (0, 2, 1)}, "rungs"),
+        ({"rungs": (0, 3)}, "rungs"),
+        ({"segments": segments(1, vectors=1)}, "vectors outside segment 0"),
+        ({"segments": segments(0, words=5)}, "segment 0 of 5 words"),
+        ({"segments": segments(2, weights=501)}, "segment 2"),
+        ({"deadline_s": float("inf")}, "not finite"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_unsound_plan_is_refused(changes: dict[str, object], text: str) -> None:
+    made = plan(**changes)
+    with pytest.raises(PlanError, match=text):
+        check_plan(made, bytes(32), directory())
+
+
+def test_two_disjoint_sets_must_not_open_two_sums() -> None:
+    names = ("aggregator-1", "aggregator-2", "aggregator-3", "aggregator-4")
+    four = directory(aggregators={name: directory().aggregators["aggregator-1"] for name in names})
+    points = {name: place + 1 for place, name in enumerate(names)}
+    with pytest.raises(PlanError, match="expected 2k > n"):
+        check_plan(plan(sharing=Sharing(4, 2, 1), points=points), bytes(32), four)
+    assert check_plan(plan(sharing=Sharing(4, 3, 2), points=points), bytes(32), four).scheme.k == 3
+
+
+def test_the_directorys_floor_stands_above_the_lowest() -> None:
+    with pytest.raises(PlanError, match="min_devices = 3, expected at least 5"):
+        check_plan(plan(), bytes(32), directory(min_devices=5))
+
+
+def test_the_weight_word_at_its_very_boundary() -> None:
+    most = (F31.p - 1) // 10
+    assert 10 * most < F31.p <= 10 * (most + 1)
+    if most >= 2**24:
+        most = 2**24 - 1
+    check_plan(plan(coding=coding(max_weight=most)), bytes(32), directory())
+
+
+def test_lengths_follow_from_the_plan() -> None:
+    made = view()
+    assert made.share_bytes(0, 1) == 32
+    assert made.share_bytes(1, 2) == 4 * (made.segment_words[0] + made.segment_words[1])
+    assert made.sum_bytes((0, 2)) == 4 * (made.segment_words[0] + made.segment_words[2])
+    assert [made.chunks(size) for size in (32, 1024, 1025)] == [1, 1, 2]
+    domains = {made.keystream_domain(d, u) for d in ("device-01", "device-02") for u in (bytes(16), b"\1" * 16)}
+    assert len(domains) == 4
