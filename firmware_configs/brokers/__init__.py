@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import signal
@@ -13,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -28,7 +29,6 @@ LOOPBACK: Final = "127.0.0.1"
 _CHILD: Final = Path(__file__).with_name("child.py")
 _START_S: Final = 10.0
 _STOP_S: Final = 5.0
-_PORT_TRIES: Final = 5
 _POLL_S: Final = 0.01
 
 
@@ -82,25 +82,21 @@ class Broker:
     def start(self) -> None:
         """Start it and return when its listener accepts. Nothing happens if it runs.
 
-        Raises `SettingsError`, with the end of its log, if it ends or does not accept within ten seconds.
+        Raises `SettingsError` if its port is taken, or with the end of its log if it ends or does not accept within
+        ten seconds.
         """
         if self.is_running:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        tries = 1 if self._port is not None else _PORT_TRIES
-        for attempt in range(tries):
-            address = BrokerAddress(self._host, self._port if self._port is not None else _free_port(self._host))
+        with _reserved(self._host, self._port or 0) as port:
+            address = BrokerAddress(self._host, port)
             self._process = self._launch(address)
             try:
                 self._wait_ready(self._process, address)
             except SettingsError:
                 self.kill()
-                # Another process may have taken the free port in between.
-                if attempt + 1 == tries:
-                    raise
-            else:
-                self._port = address.port
-                return
+                raise
+        self._port = port
 
     def stop(self) -> None:
         """End it with SIGTERM (Mosquitto saves its data), after five seconds with SIGKILL. Idempotent."""
@@ -158,11 +154,23 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+@contextlib.contextmanager
+def _reserved(host: str, port: int) -> Iterator[int]:
+    """Hold a port, a free one for 0, bound but not listening, until the broker listens on it itself.
+
+    Nobody else is given it in the meantime, while a broker, which sets SO_REUSEADDR too, may bind it. Without that
+    somebody else's listener could be taken for the broker's.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as holder:
+        if port:  # after a restart, connections of the one before may still linger on it
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            holder.bind((host, port))
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        except OSError as error:
+            raise SettingsError(f"broker at {host}:{port}: {error}, expected a free port of this machine") from None
+        number: int = holder.getsockname()[1]
+        yield number
 
 
 def _accepts(address: BrokerAddress) -> bool:

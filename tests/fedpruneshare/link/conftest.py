@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,26 +16,15 @@ from fedpruneshare.link.memory import MemoryBroker, MemoryLink
 from fedpruneshare.link.mqtt import MqttLink
 from firmware_configs.brokers import Broker
 from firmware_configs.brokers.embedded import embedded_broker
-from firmware_configs.brokers.mosquitto import MosquittoSettings, find_mosquitto, mosquitto_broker
+from firmware_configs.brokers.mosquitto import MosquittoSettings, mosquitto_broker
 
 BrokerKind = str
 WAIT_S = 10.0
 
 
-def need_mosquitto() -> None:
-    """Skip without Mosquitto; fail where it must be there."""
-    if find_mosquitto() is not None:
-        return
-    reason = "mosquitto is not installed (Debian: apt-get install mosquitto)"
-    if os.environ.get("FPS_REQUIRE_MOSQUITTO") == "1" or os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 def new_broker(kind: BrokerKind, folder: Path, **mosquitto: Any) -> Broker:
     if kind == "iotcore":
         return embedded_broker(folder)
-    need_mosquitto()
     return mosquitto_broker(MosquittoSettings(folder, **mosquitto))
 
 
