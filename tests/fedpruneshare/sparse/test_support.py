@@ -1,0 +1,153 @@
+"""Supports are integers only, exact, nested, and checked by whoever holds a prefix (docs/protocol.md §6.2, §6.3)."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpruneshare.errors import PeerError, PlanError, SupportMismatchError
+from fedpruneshare.sparse.support import (
+    DensitySchedule,
+    Support,
+    check_prefix,
+    code_values,
+    decode_values,
+    derive_support,
+    order_keys,
+    rung_counts,
+)
+
+MASK = 2**64 - 1
+
+
+def slow_key(code: int, position: int, round_id: int) -> int:
+    """The order key as docs and docstring say it, in Python integers."""
+    z = ((round_id << 40) + position + 1) * 0x9E3779B97F4A7C15 & MASK
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & MASK
+    z ^= z >> 31
+    return (code & 0x7FFF) << 49 | z >> 15
+
+
+def model(d: int, seed: int = 0) -> np.ndarray:
+    return code_values(np.random.default_rng(seed).normal(size=d).astype(np.float32))
+
+
+@given(st.lists(st.integers(0, 0x7BFF) | st.sampled_from([0, 0x8000, 0x3C00, 0xBC00]), max_size=30),
+       st.integers(1, 2**47))  # fmt: skip
+def test_order_keys(codes: list[int], round_id: int) -> None:
+    coded, positions = np.array(codes, dtype=np.uint16), np.arange(len(codes), dtype=np.int64)
+    expected = [slow_key(code, place, round_id) for place, code in enumerate(codes)]
+    assert order_keys(coded, positions, round_id).tolist() == expected
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(1, 9), st.data())
+def test_derived_supports_are_the_largest_in_order(codes: list[int], round_id: int, data: st.DataObject) -> None:
+    d = len(codes)
+    counts = sorted(data.draw(st.lists(st.integers(0, d), min_size=1, max_size=4)))
+    support = derive_support(np.array(codes, dtype=np.uint16), round_id, counts)
+    order = sorted(range(d), key=lambda i: slow_key(codes[i], i, round_id), reverse=True)
+    start = 0
+    for segment, count in zip(support.segments, counts, strict=True):
+        assert segment.tolist() == sorted(order[start:count])
+        start = count
+    assert support.prefix(len(counts) - 1).size == counts[-1]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_equal_weights_still_give_exact_counts(value: float) -> None:
+    coded = code_values(np.full(10_000, value, dtype=np.float32))
+    first, second = (derive_support(coded, round_id, (100, 1000)) for round_id in (1, 2))
+    assert [s.size for s in first.segments] == [100, 900]
+    assert not np.array_equal(first.segments[0], second.segments[0])
+
+
+@given(st.integers(1, 4), st.integers(0, 99))
+def test_every_prefix_passes_its_check(rungs: int, seed: int) -> None:
+    coded = model(500, seed)
+    counts = rung_counts(500, [(place + 1) / rungs for place in range(rungs)], 0.4)
+    support = derive_support(coded, 7, counts)
+    digests = support.digests(7)
+    for rung in range(rungs):
+        held = support.segments[: rung + 1]
+        check_prefix(held, [coded[s] for s in held], 7, 500, digests)
+
+
+def spoiled(how: str, support: Support, coded: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray], int]:
+    segments, round_id = [s.copy() for s in support.segments], 7
+    if how == "boundary":
+        segments[0], segments[1] = (
+            np.sort(np.append(segments[0][1:], segments[1][0])),
+            np.sort(np.append(segments[1][1:], segments[0][0])),
+        )
+    elif how == "order":
+        segments[0] = segments[0][::-1].copy()
+    elif how == "twice":
+        segments[1] = np.sort(np.append(segments[1][1:], segments[0][0]))
+    elif how == "range":
+        segments[0] = np.append(segments[0][:-1], 500)
+    elif how == "round":
+        round_id = 8
+    values = [coded[np.minimum(s, 499)] for s in segments]
+    if how == "count":
+        values[0] = values[0][1:]
+    if how == "value":
+        values[1] = values[1].copy()
+        values[1][0] = 0x7BFF
+    return segments, values, round_id
+
+
+@pytest.mark.parametrize("how", ["boundary", "order", "twice", "range", "round", "count", "value"])
+def test_a_spoiled_prefix_is_refused(how: str) -> None:
+    coded = model(500)
+    support = derive_support(coded, 7, (50, 200))
+    segments, values, round_id = spoiled(how, support, coded)
+    with pytest.raises(SupportMismatchError, match="segment"):
+        check_prefix(segments, values, round_id, 500, support.digests(7))
+
+
+def test_digests_cover_round_size_and_boundaries() -> None:
+    coded = model(300)
+    support = derive_support(coded, 1, (30, 60))
+    other = derive_support(coded, 1, (31, 60))
+    assert len({*support.digests(1), *support.digests(2), *other.digests(1)}) == 6
+    assert Support(301, support.segments).digests(1) != support.digests(1)
+    assert derive_support(coded, 1, (30, 90)).digests(1)[0] == support.digests(1)[0]
+
+
+def test_the_coded_model_is_float16_by_magnitude() -> None:
+    values = np.array([0.1, -0.1, 1e9, -1e9, 0.0, 6e-8], dtype=np.float32)
+    assert decode_values(code_values(values)).tolist() == pytest.approx(
+        [0.1, -0.1, 65504, -65504, 0, 6e-8], rel=1e-3, abs=1e-8
+    )
+    assert np.array_equal(code_values(decode_values(code_values(values))), code_values(values))
+    with pytest.raises(PeerError, match="not finite"):
+        code_values(np.array([np.nan], dtype=np.float32))
+
+
+def test_the_schedule_is_dense_then_falls_to_its_target() -> None:
+    schedule = DensitySchedule(1.0, 0.1, 2, 14)
+    densities = [schedule.density(applied) for applied in range(20)]
+    assert densities[:2] == [1.0, 1.0]  # rounds 1 and 2
+    assert densities[2] < 1.0
+    assert densities[13:] == [0.1] * 7  # from round 14 on
+    assert all(later <= earlier for earlier, later in itertools.pairwise(densities))
+    assert densities[7] == pytest.approx(0.1 + 0.9 * (1 - 6 / 12) ** 3)
+
+
+@pytest.mark.parametrize("wrong", [(0.1, 0.5, 0, 5), (1.0, 0.0, 0, 5), (1.0, 0.1, 5, 5), (1.2, 0.1, 0, 5)])
+def test_a_schedule_that_does_not_fall_is_refused(wrong: tuple[float, float, int, int]) -> None:
+    with pytest.raises(PlanError, match="schedule"):
+        DensitySchedule(*wrong)
+
+
+@given(st.integers(1, 10**7), st.floats(0.001, 1.0), st.lists(st.floats(0.01, 0.99), max_size=4, unique=True))
+def test_rung_counts_rise(d: int, density: float, fractions: list[float]) -> None:
+    counts = rung_counts(d, [*sorted(fractions), 1.0], density)
+    assert list(counts) == sorted(counts)
+    assert counts[0] >= 1
+    assert abs(counts[-1] - density * d) <= 1

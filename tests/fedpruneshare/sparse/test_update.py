@@ -1,0 +1,124 @@
+"""Quantisation is unbiased and bounded, and the clip cannot run away (docs/protocol.md §6.4)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpruneshare.errors import PlanError, ProtocolError
+from fedpruneshare.sparse.update import (
+    ClipRule,
+    SparseUpdate,
+    clamp_weight,
+    dequantise_sum,
+    per_element_clips,
+    quantise,
+    zero_point,
+)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def full(value: float, size: int) -> np.ndarray:
+    return np.full(size, value, dtype=np.float32)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+def test_rounding_is_unbiased(bits: int) -> None:
+    for value in (0.0, 0.013, -0.037, 0.0999):
+        values = full(value, 200_000)
+        got = quantise(values, full(0.1, values.size), bits, (3, 4), rng(bits)).astype(np.float64)
+        step = 0.1 / zero_point(bits)
+        mean = (got.mean() - zero_point(bits)) * step
+        assert abs(mean - value * 0.75) < 5 * step * 0.5 / np.sqrt(values.size) + 1e-9
+
+
+@given(st.integers(2, 16), st.floats(-10, 10, width=32), st.integers(1, 512))
+def test_integers_stay_in_range(bits: int, value: float, weight: int) -> None:
+    got = quantise(full(value, 20), full(0.5, 20), bits, (weight, 512), rng())
+    assert got.dtype == np.uint32
+    assert 0 <= int(got.min()) <= int(got.max()) <= 2 * zero_point(bits) <= 2**bits - 1
+
+
+def test_clipped_values_land_on_the_ends() -> None:
+    got = quantise(np.array([9, -9], dtype=np.float32), full(1.0, 2), 4, (1, 1), rng())
+    assert got.tolist() == [14, 0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_never_sent(value: float) -> None:
+    with pytest.raises(ProtocolError, match="not finite"):
+        quantise(full(value, 1), full(1.0, 1), 4, (1, 1), rng())
+
+
+def test_a_sum_comes_back_within_its_rounding_error() -> None:
+    devices, size, bits = 12, 5000, 4
+    values = rng(1).normal(scale=0.02, size=(devices, size)).astype(np.float32).clip(-0.1, 0.1)
+    weights = rng(2).integers(1, 512, devices)
+    digits = [
+        quantise(v, full(0.1, size), bits, (int(w), 512), rng(9 + i))
+        for i, (v, w) in enumerate(zip(values, weights, strict=True))
+    ]
+    got = dequantise_sum(np.sum(digits, axis=0, dtype=np.uint32), full(0.1, size), bits, devices)
+    exact = (values * weights[:, None] / 512).sum(axis=0)
+    assert np.abs(got - exact).max() <= devices * 0.1 / zero_point(bits)
+    assert np.abs(got - exact).mean() < 0.5 * np.sqrt(devices) * 0.1 / zero_point(bits)
+
+
+def test_each_coordinate_has_its_tensors_clip() -> None:
+    bounds, positions = np.array([0, 3, 3, 10]), np.array([9, 0, 2, 3])
+    assert per_element_clips(bounds, positions, (1.0, 2.0, 3.0)).tolist() == [3, 1, 1, 3]
+    with pytest.raises(PlanError, match="2 clips, expected 3"):
+        per_element_clips(bounds, positions, (1.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("examples", "expected"), [(0, (1, True)), (5, (5, False)), (512, (512, False)), (900, (512, True))]
+)
+def test_weights_are_clamped(examples: int, expected: tuple[int, bool]) -> None:
+    assert clamp_weight(examples, 512) == expected
+
+
+@given(st.floats(1e-5, 10), st.floats(0, 10), st.integers(3, 100))
+def test_the_clip_moves_at_most_fourfold(clip: float, scale: float, contributors: int) -> None:
+    mean = rng().normal(scale=scale, size=100)
+    moved = ClipRule(3.0).next_clip(clip, mean, contributors)
+    assert clip / 4 * 0.999 <= moved <= clip * 4 * 1.001 or moved == 1e-6
+
+
+def test_the_clip_keeps_its_value_where_nothing_was_opened() -> None:
+    assert ClipRule(3.0).next_clip(0.07, np.empty(0), 10) == 0.07
+    assert ClipRule(3.0).next_clip(0.07, np.zeros(5), 10) == 0.07
+
+
+def test_the_clip_follows_the_updates() -> None:
+    """Ten devices with independent updates of deviation 0.01: factor 3 asks for a clip of 0.03."""
+    clip, rule = 0.5, ClipRule(3.0)
+    for step in range(8):
+        draws = rng(step).normal(scale=0.01, size=(10, 4000)).astype(np.float32)
+        digits = [quantise(v, full(clip, 4000), 4, (1, 1), rng(50 + step)) for v in draws]
+        folded = dequantise_sum(np.sum(digits, axis=0, dtype=np.uint32), full(clip, 4000), 4, 10)
+        clip = rule.next_clip(clip, folded / 10, 10)
+    assert 0.025 < clip < 0.04
+
+
+def test_rounding_noise_alone_lets_the_clip_fall() -> None:
+    """Also with weights far below max_weight, where folded updates are all but nothing."""
+    clip, rule = 0.1, ClipRule(3.0)
+    for step in range(10):
+        draws = rng(step).normal(scale=0.01, size=(10, 2000)).astype(np.float32)
+        digits = [quantise(v, full(clip, 2000), 4, (5, 100_000), rng(50 + step + i)) for i, v in enumerate(draws)]
+        folded = dequantise_sum(np.sum(digits, axis=0, dtype=np.uint32), full(clip, 2000), 4, 10)
+        clip = rule.next_clip(clip, folded / 10, 10)
+    assert clip < 0.001
+
+
+def test_an_update_shows_no_value() -> None:
+    values = full(0.123456, 3)
+    update = SparseUpdate(1, bytes(32), 0, 5, np.arange(3), values, values)
+    assert "0.123" not in repr(update)
+    assert "values=3" in repr(update)
