@@ -1,0 +1,92 @@
+"""Averaging by segment is plain masked FedAvg (docs/protocol.md §4.6)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx_models import TABLE
+
+from coordinator.averaging import VARIANCE_FLOOR, SegmentSum, apply_update
+from fedpruneshare.errors import ProtocolError
+from fedpruneshare.sparse.support import code_values, derive_support
+
+MAX_WEIGHT = 512
+D, V = TABLE.weight_count, TABLE.vector_count
+
+
+def world(seed: int = 0, devices: int = 9) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "weights": rng.normal(size=D).astype(np.float32),
+        "vectors": np.abs(rng.normal(size=V)).astype(np.float32),
+        "deltas": rng.normal(scale=0.1, size=(devices, D)),
+        "vector_deltas": rng.normal(scale=0.1, size=(devices, V)),
+        "examples": rng.integers(1, MAX_WEIGHT, devices),
+        "rungs": np.arange(devices) % 3,
+    }
+
+
+def folded(w: dict[str, np.ndarray], support, index: int) -> SegmentSum:  # type: ignore[no-untyped-def]
+    there = np.flatnonzero(w["rungs"] >= index)
+    fold = (w["examples"][there] / MAX_WEIGHT)[:, None]
+    positions = support.segments[index]
+    vectors = (w["vector_deltas"][there] * fold).sum(axis=0) if index == 0 else np.empty(0)
+    values = (w["deltas"][there][:, positions] * fold).sum(axis=0)
+    return SegmentSum(int(w["examples"][there].sum()), there.size, values, vectors)
+
+
+def test_mixed_rungs_and_unequal_weights_equal_masked_fedavg() -> None:
+    w = world()
+    support = derive_support(code_values(w["weights"]), 1, (20, 50, 100))
+    opened = {index: folded(w, support, index) for index in range(3)}
+    weights, vectors = apply_update((w["weights"], w["vectors"]), support, opened, TABLE, MAX_WEIGHT)
+    held = np.zeros((9, D), dtype=bool)
+    for device, rung in enumerate(w["rungs"]):
+        held[device, support.prefix(int(rung))] = True
+    share = held * w["examples"][:, None]
+    expected = np.where(
+        held.any(axis=0), w["weights"] + (w["deltas"] * share).sum(axis=0) / np.maximum(share.sum(axis=0), 1), 0.0
+    )
+    assert weights == pytest.approx(expected, abs=1e-5)
+    expected = w["vectors"] + np.average(w["vector_deltas"], axis=0, weights=w["examples"])
+    bounds = TABLE.vector_bounds()
+    expected[bounds[1] : bounds[2]] = np.maximum(expected[bounds[1] : bounds[2]], VARIANCE_FLOOR)
+    assert vectors == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_was_not_opened_keeps_its_value_and_the_rest_is_zero() -> None:
+    w = world()
+    support = derive_support(code_values(w["weights"]), 1, (20, 50, 100))
+    weights, _ = apply_update((w["weights"], w["vectors"]), support, {0: folded(w, support, 0)}, TABLE, MAX_WEIGHT)
+    closed = np.concatenate(support.segments[1:])
+    assert np.array_equal(weights[closed], w["weights"][closed])
+    outside = np.setdiff1d(np.arange(D), support.prefix(2))
+    assert not weights[outside].any()
+    assert not np.array_equal(weights[support.segments[0]], w["weights"][support.segments[0]])
+
+
+def test_variances_stay_positive() -> None:
+    w = world()
+    support = derive_support(code_values(w["weights"]), 1, (20,))
+    down = SegmentSum(9, 9, np.zeros(20), np.full(V, -1e6))
+    _, vectors = apply_update((w["weights"], w["vectors"]), support, {0: down}, TABLE, MAX_WEIGHT)
+    bounds = TABLE.vector_bounds()
+    assert set(vectors[bounds[1] : bounds[2]].tolist()) == {np.float32(VARIANCE_FLOOR)}
+    assert (vectors[: bounds[1]] < 0).all()
+
+
+@pytest.mark.parametrize("weight", [0, 8, 9 * MAX_WEIGHT + 1])
+def test_a_weight_sum_that_contradicts_its_contributors_is_refused(weight: int) -> None:
+    w = world()
+    support = derive_support(code_values(w["weights"]), 1, (20,))
+    wrong = SegmentSum(weight, 9, np.zeros(20), np.zeros(V))
+    with pytest.raises(ProtocolError, match=f"weight sum {weight}, expected 9 to {9 * MAX_WEIGHT}"):
+        apply_update((w["weights"], w["vectors"]), support, {0: wrong}, TABLE, MAX_WEIGHT)
+
+
+def test_a_model_that_is_not_finite_is_refused() -> None:
+    w = world()
+    support = derive_support(code_values(w["weights"]), 1, (20,))
+    wrong = SegmentSum(9, 9, np.full(20, np.inf), np.zeros(V))
+    with pytest.raises(ProtocolError, match="not finite"):
+        apply_update((w["weights"], w["vectors"]), support, {0: wrong}, TABLE, MAX_WEIGHT)

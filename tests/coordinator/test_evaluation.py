@@ -1,0 +1,45 @@
+"""Scores are those of the model, and a model that does not run is named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx_models import arrays, forward, template
+
+from coordinator.evaluation import Evaluator
+from fedpruneshare.errors import ModelFileError
+
+RNG = np.random.default_rng(4)
+INPUTS = RNG.normal(size=(700, 8)).astype(np.float32)
+TARGETS = RNG.integers(0, 4, 700)
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.9])
+def test_accuracy_and_loss(zeros: float) -> None:
+    named = arrays(zeros=zeros)
+    logits = forward(named, INPUTS).astype(np.float64)
+    found = Evaluator(template(), INPUTS, TARGETS).score(named)
+    assert found.metric == pytest.approx((logits.argmax(1) == TARGETS).mean())
+    odds = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert found.loss == pytest.approx(-np.log(odds[np.arange(700), TARGETS]).mean(), rel=1e-4)
+
+
+def test_a_model_that_does_not_run_is_named() -> None:
+    evaluator = Evaluator(template(), INPUTS, TARGETS)
+    named = arrays()
+    with pytest.raises(ModelFileError, match="does not run"):
+        evaluator.score({**named, "first.weight": named["first.weight"][:5]})
+    with pytest.raises(ModelFileError, match="does not run"):
+        evaluator.score_file(b"no model")
+
+
+def test_output_that_is_not_finite_is_named() -> None:
+    named = arrays()
+    named["norm.running_var"] = np.zeros_like(named["norm.running_var"])
+    with pytest.raises(ModelFileError, match="not finite"):
+        Evaluator(template(), INPUTS, TARGETS).score(named)
+
+
+def test_an_unknown_metric_is_named() -> None:
+    with pytest.raises(ModelFileError, match="metric 'f1'"):
+        Evaluator(template(), INPUTS, TARGETS, "f1")

@@ -1,0 +1,216 @@
+"""Sparse ONNX that everybody can load, and a reader that trusts nothing (docs/protocol.md §6.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from onnx_models import TABLE, arrays, forward, template
+
+from fedpruneshare.errors import ModelFileError
+from fedpruneshare.sparse.onnx_codec import build_model, decode_update, encode_update, read_model
+from fedpruneshare.sparse.update import SparseUpdate
+
+SPARSE = build_model(template(), arrays(zeros=0.9))
+
+
+def run(model: bytes, x: np.ndarray) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(model, options).run(None, {"x": x})[0]
+
+
+def edited(edit: Callable[[onnx.ModelProto], None], data: bytes = SPARSE) -> bytes:
+    model = onnx.ModelProto.FromString(data)
+    edit(model)
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(("zeros", "sparse"), [(0.0, 0), (0.65, 0), (0.75, 2), (0.9, 2), (1.0, 2)])
+def test_mostly_zero_weights_become_sparse(zeros: float, sparse: int) -> None:
+    named = arrays(zeros=zeros)
+    data = build_model(template(), named)
+    model = onnx.load_from_string(data)
+    onnx.checker.check_model(model)
+    assert len(model.graph.sparse_initializer) == sparse
+    x = np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32)
+    dense = build_model(template(), named, sparse_above=1.0)
+    assert np.array_equal(run(data, x), run(dense, x))
+    assert run(data, x) == pytest.approx(forward(named, x), rel=1e-4, abs=1e-4)
+    assert (len(data) < len(dense)) == (zeros >= 0.75)
+    back = read_model(data, TABLE, 100_000)
+    assert set(back) == set(named)
+    assert all(np.array_equal(back[name], named[name]) for name in named)
+
+
+def test_the_same_arrays_give_the_same_bytes() -> None:
+    assert build_model(template(), arrays(zeros=0.9)) == SPARSE
+
+
+def test_a_template_with_weights_is_refused() -> None:
+    with pytest.raises(ModelFileError, match="already holds"):
+        build_model(build_model(template(), arrays()), arrays())
+    with pytest.raises(ModelFileError, match="not an ONNX file"):
+        build_model(b"\xff\xff\xff", arrays())
+
+
+# --------------------------------------------------------------------------- hostile files
+
+
+def external(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../etc/passwd")
+
+
+def external_in_sparse(model: onnx.ModelProto) -> None:
+    model.graph.sparse_initializer[0].indices.data_location = TensorProto.EXTERNAL
+
+
+def external_in_attribute(model: onnx.ModelProto) -> None:
+    tensor = helper.make_tensor("t", TensorProto.FLOAT, [1], [1.0])
+    tensor.external_data.add(key="location", value="x")
+    model.graph.node.append(helper.make_node("Constant", [], ["c"], value=tensor))
+
+
+def function(model: onnx.ModelProto) -> None:
+    model.functions.append(helper.make_function("d", "f", [], [], [], [helper.make_opsetid("", 17)]))
+
+
+def foreign_domain(model: onnx.ModelProto) -> None:
+    model.graph.node[0].domain = "com.example"
+
+
+def indices_of(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[onnx.ModelProto], None]:
+    def edit(model: onnx.ModelProto) -> None:
+        indices = model.graph.sparse_initializer[0].indices
+        values = np.array(onnx.numpy_helper.to_array(indices))
+        indices.CopyFrom(onnx.numpy_helper.from_array(change(values), indices.name))
+
+    return edit
+
+
+def set_at(place: int, value: int) -> Callable[[np.ndarray], np.ndarray]:
+    def change(values: np.ndarray) -> np.ndarray:
+        values[place] = value
+        return values
+
+    return change
+
+
+def huge_dims(model: onnx.ModelProto) -> None:
+    model.graph.sparse_initializer[0].dims[:] = [15_000, 15_000]
+
+
+def twice(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(model.graph.initializer[0])
+
+
+def unknown(model: onnx.ModelProto) -> None:
+    model.graph.sparse_initializer[0].values.name = "stranger"
+
+
+def short(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-1]
+
+
+def not_a_number(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.raw_data = np.full(len(tensor.raw_data) // 4, np.nan, dtype="<f4").tobytes()
+
+
+def many_indices(model: onnx.ModelProto) -> None:
+    model.graph.sparse_initializer[0].indices.dims[0] = 2**40
+
+
+@pytest.mark.parametrize(
+    ("edit", "text"),
+    [
+        (external, "outside the file"),
+        (external_in_sparse, "outside the file"),
+        (external_in_attribute, "outside the file"),
+        (function, "functions"),
+        (foreign_domain, "com.example"),
+        (huge_dims, "expected"),
+        (twice, "twice"),
+        (unknown, "'stranger'"),
+        (short, "raw bytes"),
+        (not_a_number, "not finite"),
+        (many_indices, "linearised INT64"),
+        (indices_of(lambda v: v[::-1].copy()), "ascending"),
+        (indices_of(set_at(1, 0)), "ascending"),
+        (indices_of(set_at(-1, 10_000)), "below"),
+        (indices_of(set_at(0, -1)), "below"),
+        (indices_of(lambda v: v.astype(np.int32)), "INT64"),
+        (indices_of(lambda v: np.stack([v // 8, v % 8], axis=1)), "linearised"),
+        (indices_of(lambda v: v[:-1]), "expected FLOAT"),
+    ],
+)
+def test_hostile_files_are_refused(edit: Callable[[onnx.ModelProto], None], text: str) -> None:
+    read_model(SPARSE, TABLE, 100_000)
+    with pytest.raises(ModelFileError, match=text):
+        read_model(edited(edit), TABLE, 100_000)
+
+
+def test_a_file_above_the_bound_is_not_parsed() -> None:
+    with pytest.raises(ModelFileError, match="expected at most 10"):
+        read_model(SPARSE, TABLE, 10)
+
+
+@given(st.data())
+def test_damaged_files_raise_nothing_else(data: st.DataObject) -> None:
+    damaged = bytearray(SPARSE)
+    for _ in range(data.draw(st.integers(1, 6))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        named = read_model(bytes(damaged[: data.draw(st.integers(1, len(damaged)))]), TABLE, 100_000)
+    except ModelFileError:
+        return
+    shapes = {p.name: p.shape for p in TABLE.parameters}
+    assert all(array.shape == shapes[name] for name, array in named.items())
+
+
+# --------------------------------------------------------------------------- updates
+
+
+def update(seed: int = 0) -> SparseUpdate:
+    rng = np.random.default_rng(seed)
+    positions = rng.permutation(TABLE.weight_count)[:30].astype(np.int64)
+    values = rng.normal(size=30).astype(np.float32)
+    return SparseUpdate(7, TABLE.digest(), 1, 320, positions, values, rng.normal(size=28).astype(np.float32))
+
+
+def test_an_update_there_and_back() -> None:
+    made = update()
+    data = encode_update(made, TABLE)
+    onnx.checker.check_model(onnx.load_from_string(data))
+    back = decode_update(data, TABLE)
+    order = np.argsort(made.positions)
+    assert (back.round_id, back.rung, back.weight) == (7, 1, 320)
+    assert np.array_equal(back.positions, made.positions[order])
+    assert np.array_equal(back.values, made.values[order])
+    assert np.array_equal(back.vectors, made.vectors)
+
+
+def drop_fact(model: onnx.ModelProto) -> None:
+    del model.metadata_props[0]
+
+
+def other_table(model: onnx.ModelProto) -> None:
+    next(entry for entry in model.metadata_props if entry.key == "table").value = "00" * 32
+
+
+def odd_weight(model: onnx.ModelProto) -> None:
+    next(entry for entry in model.metadata_props if entry.key == "weight").value = "many"
+
+
+@pytest.mark.parametrize("edit", [drop_fact, other_table, odd_weight, short, external, indices_of(set_at(0, 5000))])
+def test_what_is_no_update_is_refused(edit: Callable[[onnx.ModelProto], None]) -> None:
+    with pytest.raises(ModelFileError):
+        decode_update(edited(edit, encode_update(update(), TABLE)), TABLE)
