@@ -1,0 +1,139 @@
+"""From sums to the next model: the same for every k-subset, equal to plain masked FedAvg (docs/protocol.md §4.6)."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import AGGREGATORS, DEVICES, directory
+from onnx_models import TABLE, arrays, template
+
+from aggregator.summing import sum_words
+from coordinator.evaluation import Evaluator
+from coordinator.ledger import RoundLedger
+from coordinator.opening import Opening, Round, open_and_apply
+from coordinator.planning import TaskFacts, plan_round, publish_model
+from coordinator.settings import CodingSettings, CoordinatorSettings, PruningSettings, RoundSettings
+from coordinator.workbench import Workbench
+from edge_client.local_round import encode_words, new_upload
+from edge_client.uploading import split_upload
+from fedpruneshare.bundle import Bundle, Manifest
+from fedpruneshare.errors import InconsistentSharesError
+from fedpruneshare.messages import Attendance, Contribution, Freeze, digest, encode
+from fedpruneshare.party import PartySettings
+from fedpruneshare.plan import check_plan
+from fedpruneshare.sparse.support import decode_values
+from fedpruneshare.sparse.update import SparseUpdate
+
+RNG = np.random.default_rng(8)
+RUNGS = {device: place % 3 for place, device in enumerate(DEVICES)}
+WEIGHTS = {device: 40 * (place + 1) for place, device in enumerate(DEVICES)}
+
+
+class Scene:
+    """One frozen round of ten devices with known updates, and the sums of all three aggregators."""
+
+    def __init__(self, folder: Path, value_bits: int) -> None:
+        self.settings = CoordinatorSettings(
+            party=PartySettings(key_file="", directory="", root_key="0" * 64),
+            bundle="",
+            store="",
+            rounds=RoundSettings(cohort=10),
+            pruning=PruningSettings(rungs=(0.25, 0.5, 1.0), start_density=0.8),
+            coding=CodingSettings(value_bits=value_bits, chunk_bytes=1024, clip_initial=0.5),
+        )
+        self.bench = make_bench(folder, self.settings.coding)
+        self.state = self.bench.first_model()
+        self.published = publish_model(self.state, 1, self.settings)
+        facts = TaskFacts("tiny", bytes(32), TABLE.digest())
+        plan = plan_round(1, self.state, self.published, facts, (RUNGS, self.settings, directory()))
+        self.view = check_plan(plan, digest(encode(plan)), directory())
+        self.updates = {device: self.make_update(device) for device in DEVICES}
+        self.freeze, self.sums = self.share()
+
+    def make_update(self, device: str) -> SparseUpdate:
+        positions = self.published.support.prefix(RUNGS[device])
+        values = RNG.normal(scale=0.1, size=positions.size).astype(np.float32).clip(-0.5, 0.5)
+        vectors = RNG.normal(scale=0.1, size=TABLE.vector_count).astype(np.float32).clip(-0.5, 0.5)
+        return SparseUpdate(1, TABLE.digest(), RUNGS[device], WEIGHTS[device], positions, values, vectors)
+
+    def share(self) -> tuple[Freeze, dict[str, bytes]]:
+        contributors, held = [], {name: [] for name in AGGREGATORS}
+        for device, update in self.updates.items():
+            upload = new_upload(self.view, update, encode_words(self.view, TABLE, update, RNG))
+            contribution = Contribution(device, upload.upload_id, upload.rung)
+            contributors.append(contribution)
+            shares = split_upload(self.view, device, upload)
+            for name, x in self.view.plan.points.items():
+                held[name].append((contribution, shares[x]))
+        freeze = Freeze(1, self.view.digest, AGGREGATORS, tuple(contributors), (0, 1, 2))
+        sums = {name: sum_words(self.view, x, freeze.segments, held[name]) for name, x in self.view.plan.points.items()}
+        return freeze, sums
+
+    def open(self, names: tuple[str, ...]) -> Opening:
+        ledger = RoundLedger(self.view)
+        for name in AGGREGATORS:
+            assert ledger.attend(name, Attendance(1, self.view.digest, self.freeze.contributors, ()))
+        assert ledger.choose_freeze() == self.freeze
+        ledger.freeze(self.freeze, digest(encode(self.freeze)))
+        for name in names:
+            step = self.view.plan.chunk_bytes
+            for place, start in enumerate(range(0, len(self.sums[name]), step)):
+                ledger.add_sum_chunk(name, place, self.sums[name][start : start + step])
+        return open_and_apply(Round(ledger, self.state, self.published), self.bench, self.settings)
+
+    def plain_fedavg(self) -> np.ndarray:
+        d = TABLE.weight_count
+        total, weight = np.zeros(d), np.zeros(d)
+        for update in self.updates.values():
+            total[update.positions] += update.weight * update.values
+            weight[update.positions] += update.weight
+        model = np.zeros(d)
+        everywhere = self.published.support.prefix(2)
+        model[everywhere] = decode_values(self.state.coded)[everywhere]
+        return model + np.divide(total, weight, out=np.zeros(d), where=weight > 0)
+
+
+def make_bench(folder: Path, coding: CodingSettings) -> Workbench:
+    weights, vectors = TABLE.flatten(arrays())
+    inputs, targets = RNG.normal(size=(50, 8)).astype(np.float32), RNG.integers(0, 4, 50)
+    manifest = Manifest("tiny", TABLE, (8,), 50, 4, 0, "fixture")
+    bundle = Bundle(manifest, template(), weights, vectors, inputs, targets)
+    return Workbench(bundle, Evaluator(template(), inputs, targets), folder, coding)
+
+
+@pytest.mark.parametrize("value_bits", [4, 8, 16])
+def test_averaging_is_masked_fedavg_within_its_rounding(tmp_path: Path, value_bits: int) -> None:
+    scene = Scene(tmp_path, value_bits)
+    found = decode_values(scene.open(AGGREGATORS).model.coded)
+    step = 0.5 / (2 ** (value_bits - 1) - 1)
+    # Each device errs by less than a step of the folded value; at least three of the lightest contribute.
+    bound = 10 * step * 512 / sum(sorted(WEIGHTS.values())[:3]) / 3
+    error = np.abs(found - scene.plain_fedavg())
+    assert error.max() < bound + 2e-3  # and float16
+    assert error.mean() < (0.2 * bound if value_bits < 16 else 1e-3)
+
+
+def test_every_k_subset_gives_the_same_model_bit_for_bit(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 4)
+    whole = scene.open(AGGREGATORS)
+    assert whole.is_verified
+    for subset in combinations(AGGREGATORS, 2):
+        found = scene.open(subset)
+        assert (found.aggregators, found.is_verified) == (subset, False)
+        assert np.array_equal(found.model.coded, whole.model.coded)
+        assert np.array_equal(found.model.vectors, whole.model.vectors)
+        assert found.model.weight_clips == whole.model.weight_clips
+    assert whole.model.applied == 1
+    assert whole.model.weight_clips != scene.state.weight_clips
+
+
+def test_one_altered_word_is_noticed_by_the_third_sum(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 4)
+    altered = bytearray(scene.sums["aggregator-2"])
+    altered[0] ^= 1
+    scene.sums["aggregator-2"] = bytes(altered)
+    with pytest.raises(InconsistentSharesError, match="disagree in 1 of"):
+        scene.open(AGGREGATORS)

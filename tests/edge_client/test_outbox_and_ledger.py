@@ -1,0 +1,116 @@
+"""What a device must not lose: its upload, and its byte counts (docs/protocol.md §4.2, §9.1)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import plan
+
+from edge_client.byte_ledger import ByteLedger
+from edge_client.density import Constraint, Measurements, decide
+from edge_client.outbox import Outbox, Upload
+from edge_client.settings import DeviceLimits
+
+PLAN = b"p" * 32
+
+
+def upload(plan_digest: bytes = PLAN) -> Upload:
+    words = np.arange(1000, dtype=np.uint32)
+    return Upload(plan_digest, 3, os.urandom(16), 1, 40, {1: os.urandom(32), 2: os.urandom(32)}, words)
+
+
+def test_an_upload_is_found_again_by_its_plan_only(tmp_path: Path) -> None:
+    made = upload()
+    Outbox(tmp_path).put(made)
+    found = Outbox(tmp_path).get(PLAN)
+    assert found is not None
+    assert (found.upload_id, found.seeds, found.rung, found.weight) == (made.upload_id, made.seeds, 1, 40)
+    assert np.array_equal(found.words, made.words)
+    assert Outbox(tmp_path).get(b"q" * 32) is None
+    assert (tmp_path / "upload.msgpack").stat().st_mode & 0o077 == 0
+    assert made.seeds[1].hex() not in repr(made)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xff", None])
+def test_a_damaged_upload_is_none(tmp_path: Path, damage: bytes | None) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.put(upload())
+    path = tmp_path / "upload.msgpack"
+    path.write_bytes(path.read_bytes()[:-7] if damage is None else damage)
+    assert outbox.get(PLAN) is None
+
+
+def test_a_finished_plan_stays_finished(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.put(upload())
+    assert not outbox.is_finished(PLAN)
+    outbox.finish(PLAN)
+    assert Outbox(tmp_path).is_finished(PLAN)
+    assert Outbox(tmp_path).get(PLAN) is None
+    assert not Outbox(tmp_path).is_finished(b"q" * 32)
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    path = folder / "ledger.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_bytes_outside_rounds_stand_in_round_0(tmp_path: Path) -> None:
+    ledger = ByteLedger(tmp_path)
+    ledger.sent("control", 100)
+    ledger.begin(1)
+    ledger.sent("shares", 10)
+    ledger.sent("shares", 20)
+    ledger.received("model", 7)
+    ledger.entry.status = "uploaded"
+    ledger.end()
+    ledger.received("other", 5)
+    ledger.begin(2)
+    ledger.end()
+    found = lines(tmp_path)
+    assert [(line["round"], line["status"]) for line in found] == [(0, ""), (1, "uploaded"), (0, ""), (2, "")]
+    assert found[1]["up"] == {"shares": 30, "resent": 0, "control": 0}
+    assert found[2]["down"] == {"model": 0, "plan": 0, "receipts": 0, "other": 5}
+
+
+def test_a_killed_process_loses_no_byte(tmp_path: Path) -> None:
+    ledger = ByteLedger(tmp_path)
+    ledger.begin(4)
+    ledger.sent("shares", 33)
+    del ledger  # as SIGKILL would: nothing is closed
+    again = ByteLedger(tmp_path)
+    assert [(line["round"], line["status"], line["up"]["shares"]) for line in lines(tmp_path)] == [(4, "killed", 33)]  # type: ignore[index]
+    again.end()
+    ByteLedger(tmp_path).end()
+    assert len(lines(tmp_path)) == 1
+
+
+# --------------------------------------------------------------------------- density
+
+
+@pytest.mark.parametrize(
+    ("rungs", "rung_max", "expected"),
+    [
+        ((0, 1, 2), 15, (2, Constraint.PLAN)),
+        ((0, 1, 2), 1, (1, Constraint.RUNG_MAX)),
+        ((0, 2), 1, (0, Constraint.RUNG_MAX)),
+        ((0,), 15, (0, Constraint.PLAN)),
+    ],
+)
+def test_the_densest_rung_that_plan_and_device_allow(
+    rungs: tuple[int, ...], rung_max: int, expected: tuple[int, Constraint]
+) -> None:
+    decision = decide(plan(rungs=rungs), DeviceLimits(rung_max=rung_max), Measurements(0.01, 10), 60.0)
+    assert (decision.rung, decision.constraint) == expected
+    assert decision.predicted_train_s == pytest.approx(0.1)
+
+
+def test_a_device_that_would_be_late_declines() -> None:
+    decision = decide(plan(), DeviceLimits(), Measurements(1.0, 100), 60.0)
+    assert (decision.rung, decision.constraint) == (None, Constraint.DEADLINE)
+    assert decision.predicted_train_s == 100.0 > decision.available_s
+    assert decide(plan(), DeviceLimits(), Measurements(None, 100), 60.0).rung == 2
