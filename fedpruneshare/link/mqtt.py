@@ -30,7 +30,7 @@ from fedpruneshare.errors import DisconnectedError, LinkError, PayloadTooLargeEr
 from fedpruneshare.link import BrokerAddress, ConnectHandler, Delivery, Handler, LinkLimits, Traffic
 from fedpruneshare.link.inbox import Inbox
 from fedpruneshare.link.keeper import Keeper
-from fedpruneshare.link.tcp import connect_tcp
+from fedpruneshare.link.tcp import acknowledge_at_once, connect_tcp
 
 log = structlog.get_logger()
 
@@ -185,10 +185,7 @@ def _refused(what: str, reason: ReasonCode) -> RefusedError:
 
 
 class _Client(paho.Client):
-    """paho on a socket that asyncio connected, so that no name or address lookup blocks the loop.
-
-    The three uses of paho's internals stand here, all in this class.
-    """
+    """paho on a socket that asyncio connected, so that nothing blocks the loop. All use of its internals stands here."""
 
     def __init__(self, client_id: str, ready: socket.socket) -> None:
         super().__init__(
@@ -198,6 +195,11 @@ class _Client(paho.Client):
 
     def _create_socket_connection(self) -> socket.socket:
         return self._ready
+
+    def read(self) -> None:
+        """`loop_read`, for brokers that leave Nagle on."""
+        self.loop_read()
+        acknowledge_at_once(self._ready)
 
     def ping(self) -> None:
         """Tell the broker that we live without waiting for its answer: `loop_misc` for a client that does not read."""
@@ -304,7 +306,7 @@ class _Connection:
         should_read = not is_full and not self.lost.done()
         if should_read and not self._is_reading:
             assert self._client is not None
-            self._loop.add_reader(self._fd, self._guarded, self._client.loop_read)
+            self._loop.add_reader(self._fd, self._guarded, self._client.read)
         elif self._is_reading and not should_read:
             self._loop.remove_reader(self._fd)
         self._is_reading = should_read

@@ -1,12 +1,17 @@
-"""Opening a TCP connection without blocking the loop."""
+"""TCP as a link needs it: opened without blocking the loop, and without its own waiting."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import socket
+from typing import Final
 
 from fedpruneshare.errors import LinkError
 from fedpruneshare.link import BrokerAddress
+
+_QUICKACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)
 
 
 async def connect_tcp(address: BrokerAddress) -> socket.socket:
@@ -37,4 +42,17 @@ async def connect_tcp(address: BrokerAddress) -> socket.socket:
     raise LinkError(f"{address}: {failure}, expected a broker that accepts")
 
 
-__all__ = ["connect_tcp"]
+def acknowledge_at_once(sock: socket.socket) -> None:
+    """After each read: do not hold TCP's acknowledgement back, where the peer is this machine (Linux only).
+
+    The embedded broker leaves Nagle on, so its next small message waits for that acknowledgement: 44 ms a round trip
+    against 0.8 ms. Over a network it would only cost packets: Mosquitto runs with `set_tcp_nodelay`.
+    """
+    if _QUICKACK is None:
+        return
+    with contextlib.suppress(OSError):
+        if ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
+            sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+
+
+__all__ = ["acknowledge_at_once", "connect_tcp"]

@@ -351,6 +351,27 @@ async def test_keepalive_survives_a_handler_that_stops_the_reading(own_world: An
     assert connections == [True]
 
 
+async def test_small_round_trips_do_not_wait_for_tcp(own_world: Any) -> None:
+    # 44 ms each with Nagle on one side and delayed acknowledgement on the other, below 1 ms without.
+    asking, answering, answers = await own_world.connected("a"), await own_world.connected("b"), asyncio.Queue()
+
+    async def answer(delivery: Delivery) -> None:
+        await answering.publish("pong", delivery.payload)
+
+    async def note(delivery: Delivery) -> None:
+        answers.put_nowait(delivery.payload)
+
+    await answering.subscribe("ping", answer)
+    await asking.subscribe("pong", note)
+    took_s = []
+    for _ in range(20):
+        started_s = time.monotonic()
+        await asking.publish("ping", bytes(1000))
+        await asyncio.wait_for(answers.get(), 5)
+        took_s.append(time.monotonic() - started_s)
+    assert sorted(took_s)[10] < 0.03
+
+
 # --------------------------------------------------------------------------- many, and none left
 
 
