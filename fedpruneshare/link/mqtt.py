@@ -185,7 +185,7 @@ def _refused(what: str, reason: ReasonCode) -> RefusedError:
 
 
 class _Client(paho.Client):
-    """paho on a socket that asyncio connected, so that nothing blocks the loop. All use of its internals stands here."""
+    """paho on a socket that asyncio connected, so that nothing blocks the loop. Its internals are used here only."""
 
     def __init__(self, client_id: str, ready: socket.socket) -> None:
         super().__init__(
