@@ -9,6 +9,7 @@ from onnx_models import TABLE
 from coordinator.averaging import VARIANCE_FLOOR, SegmentSum, apply_update
 from fedpruneshare.errors import ProtocolError
 from fedpruneshare.sparse.support import code_values, derive_support
+from fedpruneshare.sparse.update import dequantise_sum, quantise
 
 MAX_WEIGHT = 512
 D, V = TABLE.weight_count, TABLE.vector_count
@@ -84,9 +85,64 @@ def test_a_weight_sum_that_contradicts_its_contributors_is_refused(weight: int) 
         apply_update((w["weights"], w["vectors"]), support, {0: wrong}, TABLE, MAX_WEIGHT)
 
 
+def test_a_sum_of_nobody_is_refused() -> None:
+    w = world()
+    support = derive_support(code_values(w["weights"]), 1, (20,))
+    with pytest.raises(ProtocolError, match="weight sum 0, expected 1"):
+        nobody = SegmentSum(0, 0, np.zeros(20), np.zeros(V))
+        apply_update((w["weights"], w["vectors"]), support, {0: nobody}, TABLE, MAX_WEIGHT)
+
+
+@pytest.mark.parametrize(("index", "values", "vectors"), [(0, 1, V), (0, 20, 1), (0, 20, 0), (1, 30, V), (2, 20, 0)])
+def test_a_sum_of_another_size_is_refused(index: int, values: int, vectors: int) -> None:
+    w = world()
+    support = derive_support(code_values(w["weights"]), 1, (20, 50))
+    wrong = SegmentSum(9, 9, np.ones(values), np.ones(vectors))
+    with pytest.raises(ProtocolError, match=f"segment {index}"):
+        apply_update((w["weights"], w["vectors"]), support, {index: wrong}, TABLE, MAX_WEIGHT)
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+def test_quantised_rounds_are_fedavg_within_the_rounding_error(bits: int) -> None:
+    """Each device is off by less than one step of clip/Q, so Σ by less than N steps, the mean by N·max_weight/Σw."""
+    w, clip = world(), 0.5
+    support = derive_support(code_values(w["weights"]), 1, (20, 50, 100))
+    exact = {index: folded(w, support, index) for index in range(3)}
+    opened = {}
+    for index, whole in exact.items():
+        there = np.flatnonzero(w["rungs"] >= index)
+        parts = [w["deltas"][there][:, support.segments[index]]] + ([w["vector_deltas"][there]] if index == 0 else [])
+        sums = []
+        for part in parts:
+            clips = np.full(part.shape[1], clip, dtype=np.float32)
+            digits = [
+                quantise(
+                    v.astype(np.float32), clips, bits, (int(w["examples"][i]), MAX_WEIGHT), np.random.default_rng(i)
+                )
+                for i, v in zip(there, part, strict=True)
+            ]
+            total = np.sum(digits, axis=0, dtype=np.uint32)
+            sums.append(dequantise_sum(total, clips, bits, there.size))
+        opened[index] = SegmentSum(whole.weight, whole.contributors, sums[0], sums[1] if index == 0 else np.empty(0))
+    before = (w["weights"], w["vectors"])
+    for found, expected, segments in zip(
+        apply_update(before, support, opened, TABLE, MAX_WEIGHT),
+        apply_update(before, support, exact, TABLE, MAX_WEIGHT),
+        (range(3), range(1)),
+        strict=True,
+    ):
+        step = clip / (2 ** (bits - 1) - 1)
+        bound = max(exact[i].contributors * step * MAX_WEIGHT / exact[i].weight for i in segments)
+        assert 0 < np.abs(found - expected).max() < bound + 1e-6
+
+
 def test_a_model_that_is_not_finite_is_refused() -> None:
     w = world()
     support = derive_support(code_values(w["weights"]), 1, (20,))
+    # Finite as float64, so the check must come after the cast.
+    overflowing = SegmentSum(9, 9, np.zeros(20), np.full(V, 1e38))
+    with pytest.raises(ProtocolError, match="not finite"):
+        apply_update((w["weights"], w["vectors"]), support, {0: overflowing}, TABLE, MAX_WEIGHT)
     wrong = SegmentSum(9, 9, np.full(20, np.inf), np.zeros(V))
     with pytest.raises(ProtocolError, match="not finite"):
         apply_update((w["weights"], w["vectors"]), support, {0: wrong}, TABLE, MAX_WEIGHT)

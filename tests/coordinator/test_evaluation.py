@@ -43,3 +43,14 @@ def test_output_that_is_not_finite_is_named() -> None:
 def test_an_unknown_metric_is_named() -> None:
     with pytest.raises(ModelFileError, match="metric 'f1'"):
         Evaluator(template(), INPUTS, TARGETS, "f1")
+
+
+@pytest.mark.parametrize("targets", [0, 4, 6])
+def test_a_test_set_without_pairs_is_named(targets: int) -> None:
+    with pytest.raises(ModelFileError, match=f"and {targets} targets"):
+        Evaluator(template(), INPUTS[: 5 if targets else 0], np.zeros(targets, dtype=np.int64))
+
+
+def test_scores_of_too_few_classes_are_named() -> None:
+    with pytest.raises(ModelFileError, match=r"\(5, 4\), expected 5 rows of at least 10 classes"):
+        Evaluator(template(), INPUTS[:5], np.full(5, 9)).score(arrays())

@@ -64,7 +64,7 @@ def test_one_aggregator_of_three_killed_in_a_round(tmp_path: Path, with_broker: 
 
 
 def test_a_device_killed_before_its_upload_is_left_out(tmp_path: Path) -> None:
-    with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=8") as fleet:
+    with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=5") as fleet:
         pids = start(fleet)
         os.kill(pids["device-03"], signal.SIGSTOP)
         fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-1", 1) >= 7, 60, "the others' uploads")
@@ -94,7 +94,7 @@ def test_a_device_killed_in_mid_upload_resumes_and_is_counted_once(tmp_path: Pat
 
 
 def test_a_device_killed_after_its_receipts_is_counted(tmp_path: Path) -> None:
-    with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=8") as fleet:
+    with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=5") as fleet:
         pids = start(fleet)
         with paused(pids["device-00"]):
             ledger = fleet.folder.store("device-01") / "ledger.jsonl"

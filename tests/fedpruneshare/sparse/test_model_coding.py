@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpruneshare.errors import MessageError
+from fedpruneshare.sparse import model_coding
 from fedpruneshare.sparse.model_coding import decode_segment, encode_segment
 from fedpruneshare.sparse.support import code_values, derive_support
 
@@ -81,6 +82,15 @@ def test_needless_and_endless_gap_bytes_are_refused() -> None:
             decode_segment(bytes([1, GAPS]) + places + tail, 1000, 1, 0, TAKEN[:0])
     with pytest.raises(MessageError, match="reaches coordinate 1000"):
         decode_segment(bytes([1, GAPS]) + bytes([0xE8, 0x07]) + tail, 1000, 1, 0, TAKEN[:0])
+
+
+def test_gaps_cannot_wrap_around_to_a_place_in_range() -> None:
+    """The running sum ends at 3, but only because the largest gap was never looked at."""
+    gaps = np.array([2**62, 2**62, 2**62, 2**62 - 4 + 4], dtype=np.int64)  # plus one each: 2^64 + 4, so index 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_coding, "_decode_gaps", lambda *_: gaps)
+        with pytest.raises(MessageError, match="reaches coordinate"):
+            decode_segment(bytes([1, GAPS]) + bytes(8), 1000, 4, 0, TAKEN[:0])
 
 
 @pytest.mark.parametrize("code", [0x7C00, 0xFC00, 0x7E01])

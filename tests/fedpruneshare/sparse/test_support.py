@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fedpruneshare.sparse.support as support_module
 from fedpruneshare.errors import PeerError, PlanError, SupportMismatchError
 from fedpruneshare.sparse.support import (
     DensitySchedule,
@@ -75,6 +76,33 @@ def test_every_prefix_passes_its_check(rungs: int, seed: int) -> None:
     for rung in range(rungs):
         held = support.segments[: rung + 1]
         check_prefix(held, [coded[s] for s in held], 7, 500, digests)
+
+
+def test_equal_keys_are_told_apart_by_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two 49-bit hashes may be equal; every party must still cut at the same place."""
+    monkeypatch.setattr(support_module, "order_keys", lambda coded, *_: coded.astype(np.uint64))
+    support = derive_support(np.array([5, 1, 5, 5, 1, 9, 5], dtype=np.uint16), 1, (0, 3, 3, 6, 7))
+    assert [segment.tolist() for segment in support.segments] == [[], [0, 2, 5], [], [1, 3, 6], [4]]
+
+
+@pytest.mark.parametrize("counts", [(), (3, 2), (-1, 2), (2, 11)])
+def test_counts_that_fall_or_exceed_are_refused(counts: tuple[int, ...]) -> None:
+    with pytest.raises(PlanError, match="rung counts"):
+        derive_support(model(10), 1, counts)
+
+
+@pytest.mark.parametrize(("fractions", "density"), [((), 0.5), ((0.5, 0.2), 0.5), ((0.0, 1.0), 0.5), ((0.5, 1.1), 0.5),
+                                                    ((0.5, 1.0), 0.0), ((0.5, 1.0), float("nan"))])  # fmt: skip
+def test_odd_rungs_are_refused(fractions: tuple[float, ...], density: float) -> None:
+    with pytest.raises(PlanError, match="expected"):
+        rung_counts(100, fractions, density)
+
+
+def test_more_segments_than_the_plan_names_are_refused() -> None:
+    coded = model(500)
+    support = derive_support(coded, 7, (50, 200))
+    with pytest.raises(SupportMismatchError, match="segment 1: 1 supports, expected 2"):
+        check_prefix(support.segments, [coded[s] for s in support.segments], 7, 500, support.digests(7)[:1])
 
 
 def spoiled(how: str, support: Support, coded: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray], int]:

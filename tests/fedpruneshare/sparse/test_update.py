@@ -76,6 +76,17 @@ def test_each_coordinate_has_its_tensors_clip() -> None:
         per_element_clips(bounds, positions, (1.0, 2.0))
 
 
+@pytest.mark.parametrize("clip", [1e-50, 0.0, -1.0, 1e39, np.inf, np.nan])
+def test_a_clip_that_is_no_positive_float32_is_refused(clip: float) -> None:
+    """1e-50 is a positive double and so passes a plan's schema; as float32 it is zero."""
+    with pytest.raises(PlanError, match="positive finite float32"):
+        per_element_clips(np.array([0, 3, 6]), np.arange(6), (1.0, clip))
+
+
+def test_a_model_without_tensors_of_a_kind_has_no_clips() -> None:
+    assert per_element_clips(np.array([0]), np.empty(0, dtype=np.int64), ()).size == 0
+
+
 @pytest.mark.parametrize(
     ("examples", "expected"), [(0, (1, True)), (5, (5, False)), (512, (512, False)), (900, (512, True))]
 )
