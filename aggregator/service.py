@@ -38,7 +38,7 @@ from fedpruneshare.messages import (
 )
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView, check_plan
-from fedpruneshare.sealing import Opened, seal, share_context, sum_context
+from fedpruneshare.sealing import seal, share_context, sum_context
 from fedpruneshare.topics import Role
 
 _log = structlog.get_logger()
@@ -107,7 +107,7 @@ class Aggregator:
     # ------------------------------------------------------------------ plan
 
     async def _on_plan(self, delivery: Delivery) -> None:
-        opened = self._open("round", delivery)
+        opened = self._party.take("round", delivery)
         if opened is None or not isinstance(opened.message, RoundPlan):
             return
         plan = opened.message
@@ -132,7 +132,7 @@ class Aggregator:
     # ------------------------------------------------------------------ uploads
 
     async def _on_upload(self, delivery: Delivery) -> None:
-        opened = self._open("up", delivery)
+        opened = self._party.take("up", delivery)
         if opened is None or not isinstance(opened.message, ShareUpload):
             return
         device_id, upload = opened.sender, opened.message
@@ -187,7 +187,7 @@ class Aggregator:
         await self._answer(self._own, self._party.topics.name("ack", device_id), receipt)
 
     async def _on_decline(self, delivery: Delivery) -> None:
-        opened = self._open("decline", delivery)
+        opened = self._party.take("decline", delivery)
         if opened is None or not isinstance(opened.message, Decline):
             return
         decline = opened.message
@@ -214,7 +214,7 @@ class Aggregator:
     # ------------------------------------------------------------------ freeze and sum
 
     async def _on_freeze(self, delivery: Delivery) -> None:
-        opened = self._open("freeze", delivery)
+        opened = self._party.take("freeze", delivery)
         if opened is None or not isinstance(opened.message, Freeze) or self._book.view is None:
             return
         freeze = opened.message
@@ -257,7 +257,7 @@ class Aggregator:
             self._publish_while_open("sum", self._party.sign(message))
 
     async def _on_outcome(self, delivery: Delivery) -> None:
-        opened = self._open("outcome", delivery)
+        opened = self._party.take("outcome", delivery)
         if opened is None or not isinstance(opened.message, Outcome) or self._book.view is None:
             return
         if opened.message.round_id == self._view().plan.round_id:
@@ -313,15 +313,6 @@ class Aggregator:
             await link.publish(topic, self._party.sign(message))
         except LinkError as error:
             _log.info("answer-lost", topic=topic, error=str(error))
-
-    def _open(self, channel: str, delivery: Delivery) -> Opened | None:
-        if not delivery.payload:  # the broker's eraser of a retained message, not a message
-            return None
-        try:
-            return self._party.open(channel, delivery.payload)
-        except PeerError as error:
-            _log.warning("message-refused", topic=delivery.topic, reason=str(error))
-            return None
 
     def _view(self) -> PlanView:
         if self._book.view is None:

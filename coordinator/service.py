@@ -41,7 +41,7 @@ from fedpruneshare.messages import (
 )
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView, check_plan
-from fedpruneshare.sealing import Opened, sum_context
+from fedpruneshare.sealing import sum_context
 
 _log = structlog.get_logger()
 #: A device that missed so many rounds in a row is not drawn again until it is heard of.
@@ -289,19 +289,19 @@ class Coordinator:
         await self._send_freeze()
 
     async def _on_hello(self, delivery: Delivery) -> None:
-        opened = self._open("hello", delivery)
+        opened = self._party.take("hello", delivery)
         if opened and isinstance(opened.message, Hello):
             self._store.greet(opened.sender, opened.message.rung_limit)
             self._changed.set()
 
     async def _on_heartbeat(self, delivery: Delivery) -> None:
-        opened = self._open("heartbeat", delivery)
+        opened = self._party.take("heartbeat", delivery)
         if opened and isinstance(opened.message, Heartbeat):
             beat = opened.message
             _log.debug("heartbeat", device=opened.sender, round_id=beat.round_id, sent_bytes=beat.sent_bytes)
 
     async def _on_attendance(self, delivery: Delivery) -> None:
-        opened = self._open("attendance", delivery)
+        opened = self._party.take("attendance", delivery)
         if opened is None or not isinstance(opened.message, Attendance) or self._ledger is None:
             return
         try:
@@ -316,7 +316,7 @@ class Coordinator:
             self._changed.set()
 
     async def _on_sum(self, delivery: Delivery) -> None:
-        opened = self._open("sum", delivery)
+        opened = self._party.take("sum", delivery)
         ledger = self._ledger
         if opened is None or ledger is None or ledger.phase is not RoundPhase.FROZEN:
             return
@@ -335,15 +335,6 @@ class Coordinator:
             ledger.add_sum_chunk(sender, message.chunk, self._party.identity.unseal(message.sealed, context))
         except PeerError as error:
             _log.warning("sum-refused", aggregator=sender, reason=str(error))
-
-    def _open(self, channel: str, delivery: Delivery) -> Opened | None:
-        if not delivery.payload:  # the broker's eraser of a retained message, not a message
-            return None
-        try:
-            return self._party.open(channel, delivery.payload)
-        except PeerError as error:
-            _log.warning("message-refused", topic=delivery.topic, reason=str(error))
-            return None
 
     # ------------------------------------------------------------------ small things
 

@@ -255,7 +255,7 @@ class Device:
     # ------------------------------------------------------------------ what arrives
 
     async def _on_plan(self, delivery: Delivery) -> None:
-        plan = self._open("round", delivery)
+        plan = self._party.take("round", delivery)
         if plan is None or not isinstance(plan.message, RoundPlan):
             return
         announced = self._announced(delivery, plan, plan.message)
@@ -282,7 +282,7 @@ class Device:
 
     async def _on_outcome(self, delivery: Delivery) -> None:
         self._ledger.received("other", len(delivery.payload))
-        opened = self._open("outcome", delivery)
+        opened = self._party.take("outcome", delivery)
         if opened is None or not isinstance(opened.message, Outcome) or self._current is None:
             return
         if opened.message.round_id == self._current.plan.round_id:
@@ -291,7 +291,7 @@ class Device:
     def _ack_handler(self, aggregator_id: str) -> Handler:
         async def on_ack(delivery: Delivery) -> None:
             self._ledger.received("receipts", len(delivery.payload))
-            opened = self._open("ack", delivery)
+            opened = self._party.take("ack", delivery)
             courier = self._couriers.get(aggregator_id)
             if opened is None or courier is None or not isinstance(opened.message, (Receipt, Missing)):
                 return
@@ -301,15 +301,6 @@ class Device:
                 _log.warning("receipt-refused", sender=opened.sender, expected=aggregator_id)
 
         return on_ack
-
-    def _open(self, channel: str, delivery: Delivery) -> Opened | None:
-        if not delivery.payload:  # the broker's eraser of a retained message, not a message
-            return None
-        try:
-            return self._party.open(channel, delivery.payload)
-        except PeerError as error:
-            _log.warning("message-refused", topic=delivery.topic, reason=str(error))
-            return None
 
 
 async def _cancel(tasks: list[asyncio.Task[Any]]) -> list[Any]:

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import structlog
 from msgspec import Meta
 
 from fedpruneshare.directory import Directory, HexKey, read_directory
-from fedpruneshare.errors import SettingsError
-from fedpruneshare.link import LinkLimits
+from fedpruneshare.errors import PeerError, SettingsError
+from fedpruneshare.link import Delivery, LinkLimits
 from fedpruneshare.messages import Message
 from fedpruneshare.sealing import Identity, Opened, open_message, sign_message
 from fedpruneshare.topics import CHANNELS, Role, Topics
+
+_log = structlog.get_logger()
 
 
 class PartySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,3 +87,13 @@ class Party:
     def open(self, channel: str, payload: bytes) -> Opened:
         """A payload that came on a channel -> the authentic message. Raises `MessageError` or `SignatureError`."""
         return open_message(payload, self.directory.federation, self.directory.signing_key, CHANNELS[channel].kinds)
+
+    def take(self, channel: str, delivery: Delivery) -> Opened | None:
+        """As `open` for a handler, which goes on with the next message: what is refused is logged and gives None."""
+        if not delivery.payload:  # the broker's eraser of a retained message, not a message (docs/protocol.md §1.3)
+            return None
+        try:
+            return self.open(channel, delivery.payload)
+        except PeerError as error:
+            _log.warning("message-refused", topic=delivery.topic, reason=str(error))
+            return None
