@@ -40,9 +40,11 @@ def apply_update(
     """Model (weights float32[d], vectors float32[v]) + opened segments -> the next model, same shapes.
 
     Segments that were not opened keep their values, coordinates outside all rungs become zero.
-    Raises `ProtocolError` if a weight sum contradicts its contributors or the result is not finite.
+    Raises `ProtocolError` if a segment is not of the plan's size, a weight sum contradicts its contributors, or the
+    result is not finite as float32.
     """
     old_weights, old_vectors = model
+    _check_sizes(support, opened, table)
     weights = np.zeros(old_weights.size, dtype=np.float64)
     vectors = old_vectors.astype(np.float64)
     for index, positions in enumerate(support.segments):
@@ -54,14 +56,26 @@ def apply_update(
         weights[positions] += segment.values * max_weight / segment.weight
         if segment.vectors.size:
             vectors += segment.vectors * max_weight / segment.weight
-    vectors = _floor_variances(vectors, table)
-    if not (np.isfinite(weights).all() and np.isfinite(vectors).all()):
+    with np.errstate(over="ignore"):  # what overflows is named below
+        new = weights.astype(np.float32), _floor_variances(vectors, table).astype(np.float32)
+    if not all(np.isfinite(part).all() for part in new):
         raise ProtocolError("the averaged model is not finite, expected finite numbers")
-    return weights.astype(np.float32), vectors.astype(np.float32)
+    return new
+
+
+def _check_sizes(support: Support, opened: Mapping[int, SegmentSum], table: ParameterTable) -> None:
+    """A sum of length one would be stretched over a whole segment without a word."""
+    for index, segment in opened.items():
+        if index not in range(len(support.segments)):
+            raise ProtocolError(f"sum of segment {index}, expected 0 to {len(support.segments) - 1}")
+        found = segment.values.size, segment.vectors.size
+        expected = support.segments[index].size, table.vector_count if index == 0 else 0
+        if found != expected:
+            raise ProtocolError(f"segment {index}: {found} values and vector elements, expected {expected}")
 
 
 def _check_weight(index: int, segment: SegmentSum, max_weight: int) -> None:
-    lowest, highest = segment.contributors, segment.contributors * max_weight
+    lowest, highest = max(segment.contributors, 1), segment.contributors * max_weight
     if not lowest <= segment.weight <= highest:
         raise ProtocolError(f"segment {index}: weight sum {segment.weight}, expected {lowest} to {highest}")
 

@@ -24,13 +24,20 @@ class Evaluation:
 
 
 class Evaluator:
-    """Scores named arrays on a test set: inputs float32[N, ...], targets int64[N], outputs logits [N, classes]."""
+    """Scores named arrays on a test set: inputs float32[N, ...], targets int64[N], outputs logits [N, classes].
+
+    Raises `ModelFileError` on construction for an unknown metric or a test set without pairs.
+    """
 
     def __init__(
         self, template: bytes, inputs: NDArray[np.float32], targets: NDArray[np.int64], metric: str = "accuracy"
     ) -> None:
         if metric != "accuracy":
             raise ModelFileError(f"metric {metric!r}, expected 'accuracy'")
+        if not 0 < len(targets) == len(inputs):
+            raise ModelFileError(
+                f"{len(inputs)} test inputs and {len(targets)} targets, expected as many, at least one"
+            )
         self._template, self._inputs, self._targets = template, inputs, targets
 
     def score(self, arrays: Mapping[str, NDArray[np.float32]]) -> Evaluation:
@@ -40,6 +47,10 @@ class Evaluator:
     def score_file(self, model: bytes) -> Evaluation:
         """As `score`, for the bytes of a whole ONNX file."""
         logits = self._logits(model)
+        wanted = int(self._targets.max()) + 1
+        if logits.ndim != 2 or len(logits) != len(self._targets) or logits.shape[1] < wanted:
+            expected = f"{len(self._targets)} rows of at least {wanted} classes"
+            raise ModelFileError(f"the model's output is of shape {logits.shape}, expected {expected}")
         if not np.isfinite(logits).all():
             raise ModelFileError("the model's output is not finite, expected finite numbers")
         right = logits.argmax(axis=1) == self._targets
@@ -54,9 +65,9 @@ class Evaluator:
             name = session.get_inputs()[0].name
             starts = range(0, len(self._inputs), _BATCH)
             batches = [session.run(None, {name: self._inputs[start : start + _BATCH]})[0] for start in starts]
+            return np.concatenate(batches).astype(np.float64)
         except Exception as error:  # onnxruntime's exceptions share no public base class
             raise ModelFileError(f"the model does not run: {type(error).__name__}: {str(error)[:200]}") from None
-        return np.concatenate(batches).astype(np.float64)
 
 
 def _cross_entropy(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> float:

@@ -76,9 +76,11 @@ def _decode_positions(coding: int, places: NDArray[np.uint8], weights: int, coun
     if coding == _BITMAP:
         return _decode_bitmap(places, weights, count)
     if coding == _GAPS:
-        rank: NDArray[np.int64] = np.cumsum(_decode_gaps(places, weights) + 1) - np.int64(1)
-        if rank.size and rank[-1] >= count:
-            raise MessageError(f"model segment reaches coordinate {int(rank[-1])}, expected below {count}")
+        gaps = _decode_gaps(places, weights)
+        rank: NDArray[np.int64] = np.cumsum(gaps + 1) - np.int64(1)
+        # Each gap is checked as well: with all of them below `count` the running sum cannot wrap around.
+        if gaps.size and (reach := max(int(gaps.max()), int(rank[-1]))) >= count:
+            raise MessageError(f"model segment reaches coordinate {reach}, expected below {count}")
         return rank
     raise MessageError(f"position coding {coding}, expected {_ALL}, {_BITMAP} or {_GAPS}")
 

@@ -6,7 +6,8 @@ nothing: sizes are bounded against the known parameter table before a byte is ex
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from fedpruneshare.errors import ModelFileError
+from fedpruneshare.messages import MAX_SEGMENTS
 from fedpruneshare.sparse.parameters import Parameter, ParameterTable
 from fedpruneshare.sparse.update import SparseUpdate
 
@@ -24,7 +26,14 @@ Arrays = Mapping[str, NDArray[np.float32]]
 #: Share of zeros from which a sparse initialiser is smaller: linearised int64 indices cost 12 bytes a value against 4.
 SPARSE_ABOVE: Final = 0.70
 _UPDATE_IR, _UPDATE_OPSET = 8, 17
+#: Facts of an update and the range of the numbers among them, as in a plan (docs/protocol.md §4.1).
+_NUMBERS: Final = {"round_id": (1, 2**48 - 1), "rung": (0, MAX_SEGMENTS - 1), "weight": (1, 2**24 - 1)}
 _FACTS: Final = ("round_id", "table", "rung", "weight")
+_DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,14}", re.ASCII)
+#: A constant that a graph brings along (a shape, an axis) is small; what is larger must be in the parameter table.
+_MAX_CONSTANT_BYTES: Final = 4096
+_MAX_DEPTH: Final = 4
+_TYPED_DATA: Final = ("float_data", "int32_data", "int64_data", "uint64_data", "double_data", "string_data")
 
 
 # --------------------------------------------------------------------------- writing
@@ -33,13 +42,15 @@ _FACTS: Final = ("round_id", "table", "rung", "weight")
 def build_model(template: bytes, arrays: Arrays, sparse_above: float = SPARSE_ABOVE) -> bytes:
     """Template graph + named float32 arrays -> ONNX file bytes; mostly zero tensors become sparse initialisers.
 
-    Raises `ModelFileError` if the template is no ONNX model, or names of initialisers and arrays do not fit.
+    Raises `ModelFileError` if the template is no ONNX model, already holds one of the arrays, or needs one that is
+    not there.
     """
     model = _parse(template)
-    needed = {name for node in model.graph.node for name in node.input}
-    present = {initializer.name for initializer in model.graph.initializer}
+    needed, present = _names(model.graph)
     if clash := sorted(present & set(arrays)):
         raise ModelFileError(f"template already holds {clash[0]!r}, expected a graph without weights")
+    if absent := sorted(needed - present - set(arrays)):
+        raise ModelFileError(f"template needs {absent[0]!r}, found {sorted(arrays)}")
     for name, array in arrays.items():
         if name in needed:  # a buffer the graph does not use (a counter's neighbour, say) is left out
             _add_initializer(model.graph, name, np.asarray(array, dtype=np.float32), sparse_above)
@@ -63,6 +74,19 @@ def encode_update(update: SparseUpdate, table: ParameterTable) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
+def _names(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
+    """Names that nodes read and names that the graph itself defines, those of sub-graphs among them."""
+    needed: set[str] = set()
+    present: set[str] = set()
+    for inner in _graphs(graph):
+        needed |= {name for node in inner.node for name in node.input if name}  # an empty name: input left out
+        needed |= {value.name for value in inner.output}
+        present |= {name for node in inner.node for name in node.output}
+        present |= {value.name for value in (*inner.input, *inner.initializer)}
+        present |= {sparse.values.name for sparse in inner.sparse_initializer}
+    return needed, present
+
+
 def _add_initializer(graph: onnx.GraphProto, name: str, array: NDArray[np.float32], sparse_above: float) -> None:
     flat = array.reshape(-1)
     places = np.flatnonzero(flat)
@@ -84,8 +108,9 @@ def _dense(name: str, array: NDArray[np.float32]) -> onnx.TensorProto:
 def read_model(data: bytes, table: ParameterTable, max_bytes: int) -> dict[str, NDArray[np.float32]]:
     """ONNX file bytes -> the table's named arrays that the file holds, each of the table's shape.
 
-    Raises `ModelFileError` for a file over `max_bytes`, external data, functions, foreign domains, a tensor that is not
-    in the table or not of its shape, and sparse indices that are not int64, linearised, ascending and in range.
+    Raises `ModelFileError` for a file over `max_bytes`, external data, functions, foreign domains, sparse tensors in
+    nodes or sub-graphs, a tensor that is not in the table or not of its shape, and sparse indices that are not int64,
+    linearised, ascending and in range.
     """
     model = _parse_bounded(data, max_bytes)
     expected = {parameter.name: parameter for parameter in table.parameters}
@@ -93,7 +118,7 @@ def read_model(data: bytes, table: ParameterTable, max_bytes: int) -> dict[str, 
     for tensor in model.graph.initializer:
         if tensor.name in expected:
             _store(arrays, tensor.name, _read_dense(tensor, expected[tensor.name].shape))
-        elif len(tensor.raw_data) > 4096 or tensor.float_data:
+        elif tensor.ByteSize() > _MAX_CONSTANT_BYTES:
             raise ModelFileError(f"initialiser {tensor.name!r} is not in the parameter table")
     for sparse in model.graph.sparse_initializer:
         name = sparse.values.name
@@ -106,21 +131,33 @@ def read_model(data: bytes, table: ParameterTable, max_bytes: int) -> dict[str, 
 def decode_update(data: bytes, table: ParameterTable, max_bytes: int = 1 << 30) -> SparseUpdate:
     """What `encode_update` wrote. Positions come back sorted. Raises `ModelFileError` for anything else."""
     model = _parse_bounded(data, max_bytes)
-    facts = {entry.key: entry.value for entry in model.metadata_props}
-    if sorted(facts) != sorted(_FACTS) or len(model.graph.sparse_initializer) != 1 or len(model.graph.initializer) != 1:
-        raise ModelFileError(f"update with facts {sorted(facts)}, expected {sorted(_FACTS)}, values and vectors")
-    sparse = model.graph.sparse_initializer[0]
+    graph = model.graph
+    names = [*(sparse.values.name for sparse in graph.sparse_initializer), *(dense.name for dense in graph.initializer)]
+    if names != ["values", "vectors"] or len(graph.sparse_initializer) != 1:
+        raise ModelFileError(f"update with tensors {names[:4]}, expected sparse 'values' and dense 'vectors'")
+    if graph.node or graph.input or graph.output:
+        raise ModelFileError("update with nodes, inputs or outputs, expected tensors only")
+    round_id, rung, weight = _read_facts(model, table)
+    sparse = graph.sparse_initializer[0]
+    if tuple(sparse.dims) != (table.weight_count,):
+        raise ModelFileError(f"update of shape {tuple(sparse.dims)}, expected ({table.weight_count},)")
     positions = _read_indices(sparse, table.weight_count)
-    try:
-        round_id, rung, weight = int(facts["round_id"]), int(facts["rung"]), int(facts["weight"])
-        digest = bytes.fromhex(facts["table"])
-    except ValueError as error:
-        raise ModelFileError(f"update with malformed facts: {error}") from None
-    if digest != table.digest():
-        raise ModelFileError(f"update of table {digest.hex()[:16]}…, expected {table.digest().hex()[:16]}…")
     values = _read_dense(sparse.values, (positions.size,))
-    vectors = _read_dense(model.graph.initializer[0], (table.vector_count,))
-    return SparseUpdate(round_id, digest, rung, weight, positions, values, vectors)
+    vectors = _read_dense(graph.initializer[0], (table.vector_count,))
+    return SparseUpdate(round_id, table.digest(), rung, weight, positions, values, vectors)
+
+
+def _read_facts(model: onnx.ModelProto, table: ParameterTable) -> tuple[int, int, int]:
+    keys = sorted(entry.key for entry in model.metadata_props)
+    if keys != sorted(_FACTS):
+        raise ModelFileError(f"update with facts {keys[:8]}, expected {sorted(_FACTS)}, each once")
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    if facts["table"] != table.digest().hex():
+        raise ModelFileError(f"update of table {facts['table'][:16]!r}…, expected {table.digest().hex()[:16]}…")
+    for name, (lowest, highest) in _NUMBERS.items():
+        if not _DECIMAL.fullmatch(facts[name]) or not lowest <= int(facts[name]) <= highest:
+            raise ModelFileError(f"update with {name} = {facts[name][:20]!r}, expected {lowest} to {highest}")
+    return int(facts["round_id"]), int(facts["rung"]), int(facts["weight"])
 
 
 def _parse(data: bytes) -> onnx.ModelProto:
@@ -137,29 +174,53 @@ def _parse_bounded(data: bytes, max_bytes: int) -> onnx.ModelProto:
     model = _parse(data)
     if model.functions or model.training_info:
         raise ModelFileError("ONNX file holds functions or training graphs, expected a plain graph")
-    domains = {opset.domain for opset in model.opset_import} | {node.domain for node in model.graph.node}
+    graphs = list(_graphs(model.graph))
+    domains = {opset.domain for opset in model.opset_import} | {node.domain for graph in graphs for node in graph.node}
     if foreign := sorted(domains - {"", "ai.onnx"}):
         raise ModelFileError(f"ONNX file uses operator domain {foreign[0]!r}, expected the standard one")
-    for tensor in _tensors(model.graph):
+    # onnxruntime expands sparse tensors at load, whatever their size: only those the table bounds may pass.
+    if any(graph.sparse_initializer for graph in graphs[1:]) or any(map(_has_sparse_attribute, graphs)):
+        raise ModelFileError("ONNX file holds a sparse tensor in a node or sub-graph, expected initialisers only")
+    for tensor in _tensors(graphs):
         if tensor.external_data or tensor.data_location != onnx.TensorProto.DEFAULT:
             raise ModelFileError(f"tensor {tensor.name!r} points outside the file, expected its data inside")
+        if tensor.HasField("segment"):
+            raise ModelFileError(f"tensor {tensor.name!r} is a part of another, expected a whole one")
     return model
 
 
-def _tensors(graph: onnx.GraphProto, depth: int = 0) -> Iterable[onnx.TensorProto]:
-    """Every tensor of a graph: initialisers, sparse ones and node attributes, sub-graphs included."""
-    if depth > 4:
-        raise ModelFileError("ONNX graph nests more than 4 deep")
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
+def _graphs(graph: onnx.GraphProto, depth: int = 0) -> Iterator[onnx.GraphProto]:
+    """A graph and its sub-graphs, the outermost first."""
+    if depth > _MAX_DEPTH:
+        raise ModelFileError(f"ONNX graph nests more than {_MAX_DEPTH} deep")
+    yield graph
     for node in graph.node:
         for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                yield from (sparse.values, sparse.indices)
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner, depth + 1)
+            own = [attribute.g] if attribute.HasField("g") else []
+            for inner in (*own, *attribute.graphs):
+                yield from _graphs(inner, depth + 1)
+
+
+def _has_sparse_attribute(graph: onnx.GraphProto) -> bool:
+    return any(a.HasField("sparse_tensor") or a.sparse_tensors for node in graph.node for a in node.attribute)
+
+
+def _tensors(graphs: list[onnx.GraphProto]) -> Iterator[onnx.TensorProto]:
+    """Every tensor of these graphs: initialisers, both parts of sparse ones, node attributes."""
+    for graph in graphs:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        for node in graph.node:
+            for attribute in node.attribute:
+                yield from (attribute.t, *attribute.tensors)
+
+
+def _check_storage(tensor: onnx.TensorProto, used: str) -> None:
+    """Data stands in one field only, else two readers could see two tensors."""
+    for name in ("raw_data", *_TYPED_DATA):
+        if name != used and len(getattr(tensor, name)):
+            raise ModelFileError(f"tensor {tensor.name!r} holds {name}, expected {used} only")
 
 
 def _store(arrays: dict[str, NDArray[np.float32]], name: str, array: NDArray[np.float32]) -> None:
@@ -172,6 +233,7 @@ def _read_dense(tensor: onnx.TensorProto, shape: tuple[int, ...]) -> NDArray[np.
     if tensor.data_type != onnx.TensorProto.FLOAT or tuple(tensor.dims) != shape:
         found = f"type {tensor.data_type} and shape {tuple(tensor.dims)}"
         raise ModelFileError(f"tensor {tensor.name!r} is of {found}, expected FLOAT {shape}")
+    _check_storage(tensor, "raw_data")
     size = 4 * int(np.prod(shape, dtype=np.int64))
     if len(tensor.raw_data) != size:
         raise ModelFileError(f"tensor {tensor.name!r} holds {len(tensor.raw_data)} raw bytes, expected {size}")
@@ -197,11 +259,12 @@ def _read_indices(sparse: onnx.SparseTensorProto, size: int) -> NDArray[np.int64
     if int(np.prod(sparse.dims, dtype=np.float64)) != size:
         raise ModelFileError(f"sparse {name!r} has shape {tuple(sparse.dims)}, expected {size} elements")
     raw = indices.raw_data
+    _check_storage(indices, "raw_data" if raw else "int64_data")
     if raw and len(raw) != 8 * indices.dims[0]:
         raise ModelFileError(f"sparse {name!r}: {len(raw)} bytes of indices, expected {8 * indices.dims[0]}")
+    if not raw and len(indices.int64_data) != indices.dims[0]:
+        raise ModelFileError(f"sparse {name!r}: {len(indices.int64_data)} indices, expected {indices.dims[0]}")
     places = np.frombuffer(raw, dtype="<i8") if raw else np.array(indices.int64_data, dtype=np.int64)
-    if places.size != indices.dims[0]:
-        raise ModelFileError(f"sparse {name!r}: {places.size} indices, expected {indices.dims[0]}")
     if places.size and (places[0] < 0 or places[-1] >= size or (np.diff(places) <= 0).any()):
         raise ModelFileError(f"sparse {name!r}: indices are not ascending, unique and below {size}")
     return places.astype(np.int64)

@@ -92,22 +92,30 @@ def rung_counts(d: int, fractions: Sequence[float], density: float) -> tuple[int
 
 
 def derive_support(coded: Codes, round_id: int, counts: Sequence[int]) -> Support:
-    """The supports of a round from the coded model uint16[d]. Exact counts: equal magnitudes are told apart by hash."""
+    """The supports of a round from the coded model uint16[d]: exactly counts[j] coordinates up to rung j.
+
+    Equal magnitudes are told apart by hash; should hashes be equal too, the lower position comes first.
+    Raises `PlanError` for counts that fall or exceed d.
+    """
     d = coded.size
     if not counts or list(counts) != sorted(counts) or counts[0] < 0 or counts[-1] > d:
         raise PlanError(f"rung counts {list(counts)}, expected non-falling numbers up to d = {d}")
-    descending = np.uint64(2**64 - 1) - order_keys(coded, np.arange(d, dtype=np.int64), round_id)
-    segments, rest, start = [], np.arange(d, dtype=np.int64), 0
+    keys = order_keys(coded, np.arange(d, dtype=np.int64), round_id)
+    places = sorted({d - count for count in counts if count})
+    ranked = np.partition(keys, places) if places else keys
+    segments, taken = [], np.zeros(d, dtype=bool)
     for count in counts:
-        size = count - start
-        if size >= rest.size:
-            chosen, rest = rest, rest[:0]
-        else:
-            order = np.argpartition(descending[rest], size - 1) if size else np.arange(rest.size)
-            chosen, rest = np.sort(rest[order[:size]]), np.sort(rest[order[size:]])
-        segments.append(chosen)
-        start = count
+        kept = _largest(keys, ranked[d - count], count) if count else np.zeros(d, dtype=bool)
+        segments.append(np.flatnonzero(kept & ~taken).astype(np.int64))
+        taken = kept
     return Support(d, tuple(segments))
+
+
+def _largest(keys: NDArray[np.uint64], lowest: np.uint64, count: int) -> NDArray[np.bool_]:
+    kept: NDArray[np.bool_] = keys >= lowest
+    if surplus := int(np.count_nonzero(kept)) - count:
+        kept[np.flatnonzero(keys == lowest)[-surplus:]] = False
+    return kept
 
 
 def check_prefix(
@@ -118,6 +126,8 @@ def check_prefix(
     Positions ascend, are in range and disjoint; every key of a segment is above every key of the next; the digest
     chain is `supports` (of the plan). Raises `SupportMismatchError` naming the segment.
     """
+    if len(supports) < len(segments):
+        raise SupportMismatchError(f"segment {len(supports)}: {len(supports)} supports, expected {len(segments)}")
     seen = np.zeros(d, dtype=bool)
     lowest: np.uint64 | None = None
     for index, (positions, codes) in enumerate(zip(segments, coded, strict=True)):

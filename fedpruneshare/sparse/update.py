@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,12 +45,16 @@ def zero_point(bits: int) -> int:
 def per_element_clips(bounds: NDArray[np.int64], positions: Positions, clips: tuple[float, ...]) -> Floats:
     """Clip of each flat coordinate, float32[m]: tensor i owns coordinates bounds[i] to bounds[i+1].
 
-    Raises `PlanError` if there is not one clip per tensor.
+    Raises `PlanError` if there is not one clip per tensor, or one is not a positive finite float32.
     """
     if len(clips) != bounds.size - 1:
         raise PlanError(f"{len(clips)} clips, expected {bounds.size - 1}: one per tensor")
+    with np.errstate(over="ignore"):  # what overflows is named below
+        rounded = np.asarray(clips, dtype=np.float64).astype(np.float32)
+    if not (np.isfinite(rounded) & (rounded > 0)).all():
+        raise PlanError(f"clips from {min(clips)} to {max(clips)}, expected positive finite float32 numbers")
     tensor = np.searchsorted(bounds, positions, side="right") - 1
-    return np.asarray(clips, dtype=np.float32)[tensor] if len(clips) else np.empty(0, dtype=np.float32)
+    return rounded[tensor] if len(clips) else rounded
 
 
 def quantise(
@@ -91,7 +96,7 @@ class ClipRule:
     def next_clip(self, clip: float, mean: NDArray[np.float64], contributors: int) -> float:
         """Next clip from the opened mean of folded values; the old one if nothing was opened or nothing moved."""
         rms = float(np.sqrt(np.mean(np.square(mean)))) if mean.size else 0.0
-        if rms == 0.0:
+        if not 0.0 < rms < math.inf:
             return clip
         wanted = self.factor * contributors**0.5 * rms
         return float(max(min(wanted, clip * self.growth_max), clip / self.growth_max, self.floor))

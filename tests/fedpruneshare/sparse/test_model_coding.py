@@ -85,8 +85,8 @@ def test_needless_and_endless_gap_bytes_are_refused() -> None:
 
 
 def test_gaps_cannot_wrap_around_to_a_place_in_range() -> None:
-    """The running sum ends at 3, but only because the largest gap was never looked at."""
-    gaps = np.array([2**62, 2**62, 2**62, 2**62 - 4 + 4], dtype=np.int64)  # plus one each: 2^64 + 4, so index 3
+    """These four gaps, plus one each, are 2^64 + 4: in 64 bits the last index is 3."""
+    gaps = np.full(4, 2**62, dtype=np.int64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_coding, "_decode_gaps", lambda *_: gaps)
         with pytest.raises(MessageError, match="reaches coordinate"):
