@@ -16,13 +16,16 @@ def task() -> None:
 @click.argument("name", metavar="TASK")
 @click.option("--out", "path", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Bundle to write.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the initial weights.")
+@click.option(
+    "--start-from", type=click.Path(dir_okay=False, path_type=Path), help="model.onnx to start from instead of a seed."
+)
 @click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Data folder [default: data].")
-def export(name: str, path: Path, seed: int, data_dir: Path | None) -> None:
+def export(name: str, path: Path, seed: int, start_from: Path | None, data_dir: Path | None) -> None:
     """Write the bundle of TASK: a built-in name, a dotted module or a .py file (whose code is run)."""
     from edge_client.exporting import export_bundle
     from edge_client.tasks import load_task
 
-    bundle = export_bundle(load_task(name, data_dir), path, seed)
+    bundle = export_bundle(load_task(name, data_dir), path, seed, start_from)
     table = bundle.manifest.table
     click.echo(f"task         {bundle.manifest.task} ({bundle.manifest.data_source} data)")
     click.echo(f"parameters   {table.weight_count} prunable, {table.vector_count} others")

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from edge_client.tasks import Task
 from edge_client.tasks.model import parameter_table, read_state
 from fedpruneshare.bundle import Bundle, Manifest
-from fedpruneshare.errors import TaskError
+from fedpruneshare.errors import ModelFileError, TaskError
+from fedpruneshare.sparse.onnx_codec import read_model
 from fedpruneshare.sparse.parameters import ParameterTable, Role
 
 INPUT, OUTPUT = "input", "output"
@@ -32,11 +34,12 @@ LARGEST_DEVIATION = 1e-3
 """Largest difference between torch and the exported graph, relative to the largest output."""
 
 
-def export_bundle(task: Task, path: Path, seed: int) -> Bundle:
+def export_bundle(task: Task, path: Path, seed: int, start_from: Path | None = None) -> Bundle:
     """Write the bundle of `task` with initial weights drawn from `seed`; the same inputs give the same bytes.
 
-    Raises `TaskError` where the model cannot be exported, loses or renames a weight on the way, gives other outputs
-    as a graph than in torch, or does not return one score per class.
+    `start_from` is a `model.onnx` of the same task: its weights then take the place of the drawn ones.
+    Raises `ModelFileError` where that is not such a model, and `TaskError` where the model cannot be exported, loses or
+    renames a weight on the way, gives other outputs as a graph than in torch, or does not return one score per class.
     """
     model = task.seeded_model(seed)
     table = parameter_table(model)
@@ -46,11 +49,26 @@ def export_bundle(task: Task, path: Path, seed: int) -> Bundle:
     if int(test.targets.max()) >= classes:
         raise TaskError(f"model gives {classes} scores, but a test target is {int(test.targets.max())}")
     weights, vectors = read_state(model, table)
+    if start_from is not None:
+        weights, vectors = _weights_of(start_from, table, table.unflatten(weights, vectors))
     manifest = Manifest(task.name, table, tuple(shape), len(test), classes, seed, task.data_source)
     template = export_template(model, table, tuple(shape))
     bundle = Bundle(manifest, template, weights, vectors, test.inputs, test.targets)
     bundle.save(path)
     return bundle
+
+
+def _weights_of(path: Path, table: ParameterTable, drawn: dict[str, NDArray[np.float32]]) -> tuple[Any, Any]:
+    """Flat arrays of an ONNX model file; buffers that its graph does not use stay as drawn."""
+    limit_bytes = 16 * (table.weight_count + table.vector_count) + (1 << 20)
+    try:
+        with path.open("rb") as file:
+            found = read_model(file.read(limit_bytes + 1), table, limit_bytes)
+    except OSError as error:
+        raise ModelFileError(f"model {path}: {error.strerror}, expected an ONNX file of this task") from None
+    if missing := [weight.name for weight in table.weights() if weight.name not in found]:
+        raise ModelFileError(f"model {path} has no {missing[0]!r}, expected all weights of this task")
+    return table.flatten({**drawn, **found})
 
 
 def export_template(model: nn.Module, table: ParameterTable, input_shape: tuple[int, ...]) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -12,7 +14,8 @@ from torch import nn
 from edge_client.exporting import export_bundle, export_template
 from edge_client.tasks import load_task, parameter_table, read_state
 from fedpruneshare.bundle import Bundle
-from fedpruneshare.errors import TaskError
+from fedpruneshare.errors import ModelFileError, TaskError
+from fedpruneshare.sparse.onnx_codec import build_model
 
 
 def run(template, arrays, inputs):
@@ -184,3 +187,25 @@ def test_bundles_are_reproducible_and_hold_the_seeded_model(name, tmp_path, pyte
     with torch.no_grad():
         wanted = model(torch.from_numpy(test.inputs[:20])).numpy()
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_bundle_may_start_from_a_model_file(tmp_path: Path) -> None:
+    task = load_task("hapt", tmp_path / "no-data")
+    first = export_bundle(task, tmp_path / "first.bundle", seed=1)
+    table = first.manifest.table
+    trained = first.weights * np.float32(0.5)
+    trained[: trained.size // 2] = 0.0
+    model = tmp_path / "model.onnx"
+    model.write_bytes(build_model(first.template, table.unflatten(trained, first.vectors)))
+    second = export_bundle(task, tmp_path / "second.bundle", seed=2, start_from=model)
+    assert np.array_equal(second.weights, trained)
+    assert np.array_equal(second.vectors, first.vectors)
+
+
+@pytest.mark.parametrize(("content", "text"), [(None, "expected an ONNX file"), (b"\xff", "ONNX"), (b"", "has no")])
+def test_what_is_no_model_to_start_from_is_named(tmp_path: Path, content: bytes | None, text: str) -> None:
+    model = tmp_path / "model.onnx"
+    if content is not None:
+        model.write_bytes(content)
+    with pytest.raises(ModelFileError, match=text):
+        export_bundle(load_task("hapt", tmp_path / "no-data"), tmp_path / "x.bundle", seed=1, start_from=model)
