@@ -53,7 +53,7 @@ class Aggregator:
         self._book = ShareBook(party.ident, settings.floors)
         self._backoff = Backoff(random.Random())
         self._deadline: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._publishing: dict[tuple[str, int], asyncio.Task[None]] = {}
 
     # ------------------------------------------------------------------ start and stop
 
@@ -73,9 +73,9 @@ class Aggregator:
         """Stop cleanly; everything that was answered is stored."""
         if self._deadline:
             self._deadline.cancel()
-        for task in self._tasks:
+        for task in self._publishing.values():
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._publishing.values(), return_exceptions=True)
         await self._own.close()
         await self._control.close()
         self._store.close()
@@ -254,7 +254,7 @@ class Aggregator:
             context = sum_context(freeze_digest, self._party.ident, directory.coordinator_id, position)
             sealed = seal(key, bytes(piece), context)
             message = SumShare(freeze.round_id, freeze_digest, *position, sealed)
-            self._publish_while_open("sum", self._party.sign(message))
+            self._publish_while_open("sum", self._party.sign(message), index)
 
     async def _on_outcome(self, delivery: Delivery) -> None:
         opened = self._party.take("outcome", delivery)
@@ -287,9 +287,16 @@ class Aggregator:
             assert isinstance(freeze, Freeze)
             await self._sum_and_send(freeze, stored.freeze_digest, self._party.ident in freeze.aggregators)
 
-    def _publish_while_open(self, channel: str, payload: bytes) -> None:
-        """Publish on the control broker in the background until taken or until the next round opens."""
+    def _publish_while_open(self, channel: str, payload: bytes, chunk: int = 0) -> None:
+        """Publish on the control broker in the background until taken or until the next round opens.
+
+        What is still on its way is not published a second time beside it: answers are repeated after every
+        reconnect, and on a bad link they would pile up.
+        """
         plan_digest = self._view().digest
+        running = self._publishing.get((channel, chunk))
+        if running is not None and running.get_name() == plan_digest.hex():
+            return
         topic = self._party.topics.name(channel, self._party.ident)
 
         async def publish() -> None:
@@ -300,9 +307,13 @@ class Aggregator:
             except LinkError as error:
                 _log.error("publish-failed", topic=topic, error=str(error))
 
-        task = asyncio.get_running_loop().create_task(publish(), name=f"publish-{channel}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = asyncio.get_running_loop().create_task(publish(), name=plan_digest.hex())
+        self._publishing[channel, chunk] = task
+        task.add_done_callback(lambda done: self._published((channel, chunk), done))
+
+    def _published(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
+        if self._publishing.get(key) is task:
+            del self._publishing[key]
 
     def _is_open(self, plan_digest: bytes) -> bool:
         return self._book.view is not None and self._book.view.digest == plan_digest

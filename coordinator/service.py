@@ -46,6 +46,8 @@ from fedpruneshare.sealing import sum_context
 _log = structlog.get_logger()
 #: A device that missed so many rounds in a row is not drawn again until it is heard of.
 _MISSED_LIMIT = 2
+#: Between two sendings of one Freeze: an aggregator whose connection flaps must not set off a storm of answers.
+_RESEND_PAUSE_S = 0.5
 
 
 @dataclass
@@ -75,6 +77,7 @@ class Coordinator:
         self._ledger: RoundLedger | None = None
         self._changed = asyncio.Event()
         self._sent_freeze: bytes | None = None
+        self._is_freeze_wanted = False
 
     # ------------------------------------------------------------------ the run
 
@@ -218,8 +221,18 @@ class Coordinator:
     async def _await_sums(self) -> None:
         """Wait for every named sum; with k of them only a grace time longer."""
         ledger, rounds = self._open_ledger(), self._settings.rounds
-        await self._wait_until(lambda: ledger.is_every_sum_in() or ledger.can_open(), rounds.sum_timeout_s)
-        await self._wait_until(ledger.is_every_sum_in, rounds.grace_s if ledger.can_open() else 0.0)
+        await self._wait_resending(lambda: ledger.is_every_sum_in() or ledger.can_open(), rounds.sum_timeout_s)
+        await self._wait_resending(ledger.is_every_sum_in, rounds.grace_s if ledger.can_open() else 0.0)
+
+    async def _wait_resending(self, predicate: Callable[[], bool], timeout_s: float) -> None:
+        """Wait, and send the Freeze again when an aggregator came back; not more often than the pause allows."""
+        end = time.monotonic() + timeout_s
+        while not predicate() and (left := end - time.monotonic()) > 0:
+            await self._wait_until(lambda: predicate() or self._is_freeze_wanted, left)
+            if self._is_freeze_wanted and not predicate():
+                self._is_freeze_wanted = False
+                await self._send_freeze()
+                await self._wait_until(predicate, min(left, _RESEND_PAUSE_S))
 
     async def _open_and_apply(self, current: Round, seconds: _Seconds) -> None:
         if not current.ledger.can_open():
@@ -246,7 +259,7 @@ class Coordinator:
         outcome = self._outcome(plan.round_id, phase, seconds, facts)
         self._store.note_round(plan.cohort, ledger.heard_of())
         self._store.finish(plan.round_id, outcome, opening.model if opening else None)
-        self._ledger, self._sent_freeze = None, None
+        self._ledger, self._sent_freeze, self._is_freeze_wanted = None, None, False
         _log.info("round-closed", **{key: outcome[key] for key in ("round", "phase", "reason", "accuracy")})
         await self._publisher.close(Outcome(plan.round_id, phase, reason[:500]))
 
@@ -309,11 +322,10 @@ class Coordinator:
         except ProtocolError as error:
             _log.warning("attendance-refused", aggregator=opened.sender, reason=str(error))
             return
-        if self._ledger.phase is RoundPhase.FROZEN:
-            await self._send_freeze()  # it came back after the Freeze was sent
-        elif is_new:
+        if is_new:
             _log.info("attended", aggregator=opened.sender, uploads=len(opened.message.uploads))
-            self._changed.set()
+        self._is_freeze_wanted = self._ledger.phase is RoundPhase.FROZEN  # it may have missed the Freeze
+        self._changed.set()
 
     async def _on_sum(self, delivery: Delivery) -> None:
         opened = self._party.take("sum", delivery)

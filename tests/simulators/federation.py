@@ -66,9 +66,11 @@ class Federation:
         self.brokers = {n: MemoryBroker(random.Random(f"{self.seed} {n}"), time.monotonic, self.weather) for n in names}
         self.directory = directory()
         self.aggregators: dict[str, Aggregator] = {}
+        self.links: list[MemoryLink] = []
 
     def link(self, broker: str, name: str) -> MemoryLink:
-        return MemoryLink(self.brokers[broker], name, LIMITS)
+        self.links.append(MemoryLink(self.brokers[broker], name, LIMITS))
+        return self.links[-1]
 
     def party(self, name: str, role: Role) -> Party:
         return Party(identity(name), self.directory, role)
