@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpruneshare.errors import PlanError, SharingError
-from fedpruneshare.sharing.field import F31, Words
+from fedpruneshare.sharing.field import F31, Words, check_words
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,11 @@ class DigitPacking:
     def pack(self, values: NDArray[np.unsignedinteger]) -> Words:
         """Integers [count] in 0…2^bits−1 -> words uint32[h]; digit j of word i is integer j·h + i.
 
-        Raises `SharingError` if one is out of range: it would spill into its neighbour.
+        Raises `SharingError` if one is out of range, or could be (signed or fractional): it would spill into its
+        neighbour.
         """
+        if values.ndim != 1 or values.dtype.kind != "u":
+            raise SharingError(f"digits are {values.dtype}{list(values.shape)}, expected one axis of unsigned integers")
         if values.size and int(values.max()) >= 2**self.bits:
             raise SharingError(f"value {int(values.max())}, expected 0 to {2**self.bits - 1}")
         height = self.words(values.size)
@@ -61,7 +64,8 @@ class DigitPacking:
         return words
 
     def unpack(self, words: Words, count: int) -> NDArray[np.uint32]:
-        """Words (of one device or of a sum) -> digit sums uint32[count]. Raises `SharingError` on a wrong length."""
+        """Words (of one device or of a sum) -> digit sums uint32[count]. Raises `SharingError` on other words."""
+        check_words(words)
         height = self.words(count)
         if words.size != height:
             raise SharingError(f"{words.size} words of digits, expected {height}")

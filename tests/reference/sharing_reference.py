@@ -82,6 +82,13 @@ def unpack(words: list[int], count: int, bits: int, devices: int) -> list[int]:
     return values[:count]
 
 
+def segment(weight: int, vectors: list[int], values: list[int], coding: dict[str, int]) -> list[int]:
+    """Words of one segment (docs/protocol.md §6.4): weight, packed vector elements, packed values, tail."""
+    devices = coding["max_devices"]
+    packed = pack(vectors, coding["vector_bits"], devices) + pack(values, coding["value_bits"], devices)
+    return [weight, *packed, *[0] * coding["tail_words"]]
+
+
 # --------------------------------------------------------------------------- §5.4, §5.5 Shamir
 
 
@@ -116,6 +123,11 @@ def open_shares(shares: dict[int, list[int]]) -> list[int]:
 # --------------------------------------------------------------------------- vectors
 
 
+def make_vectors() -> dict[str, Any]:
+    """All vectors by file name."""
+    return {"sharing.json": good_vectors(), "sharing_bad.json": bad_vectors()}
+
+
 def good_vectors() -> dict[str, Any]:
     """What the product must reproduce."""
     rng = random.Random(20261)
@@ -123,11 +135,40 @@ def good_vectors() -> dict[str, Any]:
         "keystream": [_keystream_case(rng, algorithm) for algorithm in ALGORITHMS for _ in range(6)],
         "digits": [_digits_case(rng, *case) for case in _DIGIT_CASES],
         "sharing": [_sharing_case(rng, n, k, a, m) for n, k in GEOMETRIES for a in ALGORITHMS for m in (1, 7)],
+        "segments": [_segment_case(random.Random(20263 + i), *case) for i, case in enumerate(_SEGMENT_CASES)],
     }
 
 
 _DIGIT_CASES = ((4, 10, 9), (4, 24, 10), (4, 68, 1), (8, 128, 5), (8, 10, 12), (2, 341, 7), (16, 24, 3), (1, 127, 13),
                 (16, 4096, 2), (4, 10, 0))  # fmt: skip
+
+
+#: value bits, vector bits, max devices, max weight, tail words, vector elements, values
+_SEGMENT_CASES = (
+    (4, 8, 10, 100, 0, 5, 9), (4, 8, 10, 100, 0, 0, 9), (4, 8, 10, 100, 3, 5, 0), (2, 16, 341, 1, 1, 7, 15),
+    (8, 8, 127, 16_777_215, 2, 3, 3), (16, 2, 24, 4096, 0, 31, 1), (2, 2, 1, 1, 16, 0, 0),
+)  # fmt: skip
+
+
+def _segment_case(rng: random.Random, *numbers: int) -> dict[str, Any]:
+    names = ("value_bits", "vector_bits", "max_devices", "max_weight", "tail_words")
+    coding, (vectors, values) = dict(zip(names, numbers[:5], strict=True)), numbers[5:]
+    uploads = [
+        {
+            "weight": rng.choice((1, coding["max_weight"])),
+            "vectors": [rng.randrange(2 ** coding["vector_bits"]) for _ in range(vectors)],
+            "values": [rng.randrange(2 ** coding["value_bits"]) for _ in range(values)],
+        }
+        for _ in range(min(3, coding["max_devices"]))
+    ]
+    packed = [segment(u["weight"], u["vectors"], u["values"], coding) for u in uploads]
+    return {
+        "coding": coding, "uploads": uploads, "words": packed,
+        "sum": [sum(column) for column in zip(*packed, strict=True)],
+        "weight": sum(u["weight"] for u in uploads),
+        "vectors": [sum(column) for column in zip(*(u["vectors"] for u in uploads), strict=True)],
+        "values": [sum(column) for column in zip(*(u["values"] for u in uploads), strict=True)],
+    }  # fmt: skip
 
 
 def _keystream_case(rng: random.Random, algorithm: str) -> dict[str, Any]:
@@ -171,7 +212,8 @@ def _sharing_case(rng: random.Random, n: int, k: int, algorithm: str, count: int
 def bad_vectors() -> list[dict[str, Any]]:
     """What the product must refuse, and with which error."""
     rng = random.Random(20262)
-    return [*_bad_parameters(), *_bad_digits(), *_bad_words(), *_bad_splits(), *_bad_openings(rng)]
+    return [*_bad_parameters(), *_bad_digits(), *_bad_words(), *_bad_splits(), *_bad_openings(rng),
+            *_bad_consistency(rng), *_bad_segments()]  # fmt: skip
 
 
 def _bad(call: str, error: str, why: str, **arguments: Any) -> dict[str, Any]:
@@ -199,6 +241,35 @@ def _bad_digits() -> list[dict[str, Any]]:
         _bad("unpack", "SharingError", "beyond the last digit", bits=4, devices=10, words=[radix**4], count=4),
         _bad("unpack", "SharingError", "in the padding", bits=4, devices=10, words=[0, radix**3], count=7),
     ]
+
+
+def _bad_segments() -> list[dict[str, Any]]:
+    coding = {"value_bits": 4, "vector_bits": 8, "max_devices": 10, "max_weight": 100, "tail_words": 1}
+    packed = segment(3, [1, 2], [4, 5, 6], coding)
+    layouts = {
+        "sum of weights is p": {"max_devices": 1, "max_weight": P},
+        "sum of weights above p": {"max_devices": 1024, "max_weight": 2**24 - 1},
+        "a value alone carries": {"value_bits": 16, "max_devices": 32_769},
+        "a vector element alone carries": {"vector_bits": 16, "max_devices": 32_769},
+        "no devices": {"max_devices": 0},
+    }
+    uploads = {
+        "weight of 0": {"weight": 0}, "weight below 0": {"weight": -1}, "weight above the plan's": {"weight": 101},
+        "value out of range": {"values": [4, 16, 6]}, "vector element out of range": {"vectors": [256, 2]},
+    }  # fmt: skip
+    sums = {
+        "a word too few": packed[:-1], "a word too many": [*packed, 0], "nothing": [],
+        "values beyond the last digit": [*packed[:2], 151**4, *packed[3:]],
+        "vectors in the padding": [packed[0], 2551**2 + 1, *packed[2:]],
+    }  # fmt: skip
+    return [
+        *(_bad("layout", "PlanError", why, coding={**coding, **change}) for why, change in layouts.items()),
+        *(_bad("segment", "SharingError", why, coding=coding,
+               upload={"weight": 3, "vectors": [1, 2], "values": [4, 5, 6], **change})
+          for why, change in uploads.items()),
+        *(_bad("segment_sum", "SharingError", why, coding=coding, words=words, vectors=2, values=3)
+          for why, words in sums.items()),
+    ]  # fmt: skip
 
 
 def _bad_words() -> list[dict[str, Any]]:
@@ -253,9 +324,35 @@ def _bad_openings(rng: random.Random) -> list[dict[str, Any]]:
     ]
 
 
+def _bad_consistency(rng: random.Random) -> list[dict[str, Any]]:
+    """(5, 3): more sums than needed, one of them wrong, wherever it lies; and arrays that hold no words at all."""
+    secret = [rng.randrange(P) for _ in range(3)]
+    shares = split(secret, 5, 3, {x: [rng.randrange(P) for _ in secret] for x in (1, 2)})
+    error = "InconsistentSharesError"
+    cases = []
+    for points in ((1, 2, 3, 4), (2, 3, 4, 5), (1, 2, 3, 4, 5)):
+        for x in points:
+            share = [*shares[x][:1], (shares[x][1] + 1 + rng.randrange(P - 1)) % P, *shares[x][2:]]
+            given = {str(point): share if point == x else shares[point] for point in points}
+            cases.append(_bad("open", error, f"x = {x} altered in {points}", n=5, k=3, shares=given))
+    given = {str(x): shares[x] for x in (1, 2, 3)}
+    for dtype in ("<u8", "<i4", ">u4", "<f8"):
+        cases += [
+            _bad("open", "SharingError", f"shares of {dtype}", n=5, k=3, shares=given, dtype=dtype),
+            _bad("add", "SharingError", f"share of {dtype}", words=[1, 2], length=2, dtype=dtype),
+            _bad("split", "SharingError", f"secret of {dtype}", n=3, k=2, words=[1], seed_points=[1], dtype=dtype),
+            _bad("unpack", "SharingError", f"sum of {dtype}", bits=4, devices=10, words=[1], count=4, dtype=dtype),
+        ]
+    cases += [
+        _bad("pack", "SharingError", "below 0", bits=4, devices=10, values=[3, -1], dtype="<i8"),
+        _bad("pack", "SharingError", "fractions", bits=4, devices=10, values=[1.5, 2.5], dtype="<f8"),
+    ]
+    return cases
+
+
 def write(folder: Path) -> None:
     """Write both files."""
-    for name, content in (("sharing.json", good_vectors()), ("sharing_bad.json", bad_vectors())):
+    for name, content in make_vectors().items():
         (folder / name).write_text(json.dumps(content, indent=None, separators=(",", ":")) + "\n", "utf-8")
 
 

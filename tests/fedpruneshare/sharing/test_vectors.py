@@ -13,18 +13,24 @@ import pytest
 from reference import sharing_reference as reference
 
 from fedpruneshare import errors
+from fedpruneshare.messages import Coding
 from fedpruneshare.sharing.digits import DigitPacking
 from fedpruneshare.sharing.field import from_bytes
 from fedpruneshare.sharing.prg import Prg, Seed, fill_elements
 from fedpruneshare.sharing.shamir import Accumulator, SharingScheme
+from fedpruneshare.words import SegmentWords, WordLayout
 
 VECTORS = Path(__file__).parents[2] / "vectors"
 GOOD: dict[str, Any] = json.loads((VECTORS / "sharing.json").read_text())
 BAD: list[dict[str, Any]] = json.loads((VECTORS / "sharing_bad.json").read_text())
 
 
-def words(values: list[int]) -> np.ndarray:
-    return np.array(values, dtype="<u4")
+def words(values: list[int], dtype: str = "<u4") -> np.ndarray:
+    return np.array(values, dtype=dtype)
+
+
+def layout(coding: dict[str, int]) -> WordLayout:
+    return WordLayout(Coding(weight_clips=(1.0,), vector_clips=(1.0,), **coding))
 
 
 def test_the_vectors_are_those_of_the_reference(tmp_path: Path) -> None:
@@ -33,6 +39,7 @@ def test_the_vectors_are_those_of_the_reference(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == (VECTORS / name).read_bytes(), name
     assert sum(len(cases) for cases in GOOD.values()) >= 40
     assert len(BAD) >= 40
+    assert {case["call"] for case in BAD} == set(CALLS)
 
 
 @pytest.mark.parametrize("case", GOOD["keystream"], ids=lambda case: f"{case['algorithm']} {len(case['elements'])}")
@@ -79,6 +86,21 @@ def test_sharing(case: dict[str, Any]) -> None:
             assert scheme.open({x: exported[x] for x in subset}).tolist() == case["sum"]
 
 
+@pytest.mark.parametrize("case", GOOD["segments"], ids=lambda case: "-".join(map(str, case["coding"].values())))
+def test_segments(case: dict[str, Any]) -> None:
+    own = layout(case["coding"])
+    vectors, values = len(case["vectors"]), len(case["values"])
+    for upload, expected in zip(case["uploads"], case["words"], strict=True):
+        packed = own.pack(SegmentWords(upload["weight"], words(upload["vectors"]), words(upload["values"])))
+        assert packed.dtype == np.dtype("<u4")
+        assert packed.tolist() == expected
+    assert own.words(vectors, values) == len(case["sum"])
+    total = own.unpack(words(case["sum"]), vectors, values)
+    assert total.weight == case["weight"]
+    assert total.vectors.tolist() == case["vectors"]
+    assert total.values.tolist() == case["values"]
+
+
 def bad_scheme(case: dict[str, Any]) -> Any:
     return SharingScheme(case["n"], case["k"], case["t"])
 
@@ -88,17 +110,19 @@ def bad_packing(case: dict[str, Any]) -> Any:
 
 
 def bad_pack(case: dict[str, Any]) -> Any:
-    return DigitPacking(case["bits"], case["devices"]).pack(words(case["values"]))
+    return DigitPacking(case["bits"], case["devices"]).pack(words(case["values"], case.get("dtype", "<u4")))
 
 
 def bad_unpack(case: dict[str, Any]) -> Any:
-    return DigitPacking(case["bits"], case["devices"]).unpack(words(case["words"]), case["count"])
+    return DigitPacking(case["bits"], case["devices"]).unpack(
+        words(case["words"], case.get("dtype", "<u4")), case["count"]
+    )
 
 
 def bad_add(case: dict[str, Any]) -> Any:
     accumulator = Accumulator(case["length"])
     try:
-        accumulator.add(words(case["words"]))
+        accumulator.add(words(case["words"], case.get("dtype", "<u4")))
     finally:
         assert accumulator.count == 0
         assert not accumulator.export().any()
@@ -114,17 +138,34 @@ def bad_seed(case: dict[str, Any]) -> Any:
 
 def bad_split(case: dict[str, Any]) -> Any:
     seeds = {x: Seed(bytes(32)) for x in case["seed_points"]}
-    return SharingScheme(case["n"], case["k"], case["k"] - 1).split(words(case["words"]), seeds, Prg.CHACHA20, b"")
+    secret = words(case["words"], case.get("dtype", "<u4"))
+    return SharingScheme(case["n"], case["k"], case["k"] - 1).split(secret, seeds, Prg.CHACHA20, b"")
 
 
 def bad_open(case: dict[str, Any]) -> Any:
-    shares = {int(x): words(share) for x, share in case["shares"].items()}
+    shares = {int(x): words(share, case.get("dtype", "<u4")) for x, share in case["shares"].items()}
     return SharingScheme(case["n"], case["k"], case["k"] - 1).open(shares)
+
+
+def bad_layout(case: dict[str, Any]) -> Any:
+    return layout(case["coding"])
+
+
+def bad_segment(case: dict[str, Any]) -> Any:
+    upload = case["upload"]
+    return layout(case["coding"]).pack(
+        SegmentWords(upload["weight"], words(upload["vectors"]), words(upload["values"]))
+    )
+
+
+def bad_segment_sum(case: dict[str, Any]) -> Any:
+    return layout(case["coding"]).unpack(words(case["words"]), case["vectors"], case["values"])
 
 
 CALLS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "scheme": bad_scheme, "packing": bad_packing, "pack": bad_pack, "unpack": bad_unpack, "add": bad_add,
     "from_bytes": bad_from_bytes, "seed": bad_seed, "split": bad_split, "open": bad_open,
+    "layout": bad_layout, "segment": bad_segment, "segment_sum": bad_segment_sum,
 }  # fmt: skip
 
 
