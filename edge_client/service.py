@@ -186,7 +186,7 @@ class Device:
         shares = await self._in_worker(split_upload, view, self._party.ident, upload)
         self._ledger.entry.seconds["share"], started = _lap(started)
         for aggregator_id, x in view.plan.points.items():
-            parcel = Parcel(view, upload, aggregator_id, x, shares[x], ends_at)
+            parcel = Parcel(view, upload, aggregator_id, x, shares[x], ends_at, is_resumed)
             link, outstanding = self._uplinks[aggregator_id], self._settings.limits.outstanding_chunks
             self._couriers[aggregator_id] = Courier(self._party, link, parcel, self._backoff, outstanding)
 

@@ -53,6 +53,8 @@ class Parcel:
     share: bytes
     ends_at: float
     """When the round is over, by the loop's monotonic clock: what every chunk's message expiry follows from."""
+    is_resumed: bool = False
+    """Whether an earlier process may have delivered parts of it."""
 
     def __repr__(self) -> str:
         return f"Parcel(to={self.aggregator_id!r}, x={self.x}, bytes={len(self.share)})"
@@ -66,22 +68,31 @@ class Courier:
         self._backoff, self._slots = backoff, asyncio.Semaphore(outstanding)
         self._pieces = cut(parcel.share, parcel.view.plan.chunk_bytes)
         self._sent: set[int] = set()
+        self._sending: frozenset[int] = frozenset()
         self._answers: asyncio.Queue[Receipt | Missing] = asyncio.Queue()
 
     def answer(self, message: Receipt | Missing) -> None:
-        """Hand over what the aggregator said; anything about another upload is dropped."""
+        """Hand over what the aggregator said; anything about another upload is dropped.
+
+        So is a call for chunks that are all on their way: each repeat is answered, and to obey every answer would send
+        the share several times over.
+        """
         upload = self._parcel.upload
-        if (message.round_id, message.upload_id) == (upload.round_id, upload.upload_id):
-            self._answers.put_nowait(message)
+        if (message.round_id, message.upload_id) != (upload.round_id, upload.upload_id):
+            return
+        if isinstance(message, Missing) and self._sending.issuperset(self._named(message)):
+            return
+        self._answers.put_nowait(message)
 
     async def deliver(self, count_sent: CountSent) -> Receipt:
         """Send until the aggregator has spoken. Runs until it is cancelled if it never does."""
-        chunks = list(range(len(self._pieces)))
+        # What an earlier process delivered is asked for first: of one chunk sent twice, one at least is a repeat.
+        chunks = [0, 0] if self._parcel.is_resumed else list(range(len(self._pieces)))
         attempt = 0
         while True:
             is_sent = await self._send(chunks, count_sent)
             answer = await self._await_answer(attempt) if is_sent else None
-            if isinstance(answer, Receipt) and answer.verdict not in _NOT_YET:
+            if isinstance(answer, Receipt) and _is_final(answer):
                 return answer
             if isinstance(answer, Receipt):
                 _log.info("not-yet", aggregator=self._parcel.aggregator_id, verdict=answer.verdict, why=answer.detail)
@@ -113,16 +124,22 @@ class Courier:
                 count_sent(len(payload), chunk not in self._sent)
                 self._sent.add(chunk)
 
+        self._sending = frozenset(chunks)
         results = await _gather_until_error([partial(send_one, chunk) for chunk in chunks])
+        self._sending = frozenset()
         for error in results:
             _log.info("chunk-not-sent", aggregator=self._parcel.aggregator_id, error=str(error))
         return not results
 
     async def _await_answer(self, attempt: int) -> Receipt | Missing | None:
+        """The newest answer, or the final one if it is among those that have come; None if none comes in time."""
         try:
-            return await asyncio.wait_for(self._answers.get(), 2.0 + 2.0 * self._backoff.wait_s(attempt))
+            answer = await asyncio.wait_for(self._answers.get(), 2.0 + 2.0 * self._backoff.wait_s(attempt))
         except TimeoutError:
             return None
+        while not _is_final(answer) and not self._answers.empty():
+            answer = self._answers.get_nowait()
+        return answer
 
     def _remaining_s(self) -> float:
         # A share that is late in a broker's queue must not land in the next round.
@@ -148,6 +165,10 @@ async def _gather_until_error(calls: list[Callable[[], Awaitable[None]]]) -> lis
         if not isinstance(failure, LinkError):
             raise failure
     return [failure for failure in failures if isinstance(failure, LinkError)]
+
+
+def _is_final(answer: Receipt | Missing) -> bool:
+    return isinstance(answer, Receipt) and answer.verdict not in _NOT_YET
 
 
 def is_accepted(receipt: Receipt | None) -> bool:
