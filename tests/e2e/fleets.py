@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,24 @@ def start(fleet: Fleet) -> dict[str, int]:
 
 
 @contextmanager
+def held(fleet: Fleet, device: str = "device-00") -> Iterator[dict[str, int]]:
+    """Start everything and hold the first round open, for as long as the block lasts, by one device that says nothing.
+
+    The device is paused once the coordinator has heard its hello and before the rest of the fleet is there: it is in
+    the cohort of round 1, for which the coordinator waits for the whole roster, and has not read that plan.
+    """
+    pids = {f"broker-{name}": broker.pid for name, broker in fleet.brokers.items()}
+    pids |= {ident: fleet.start_aggregator(ident) for ident in fleet.aggregators}
+    pids |= {"coordinator": fleet.start_coordinator(), device: fleet.start_device(device)}
+    greeted = "SELECT 1 FROM devices WHERE device_id = ?"
+    fleet.wait_for(lambda: coordinator_rows(fleet, greeted, device), 60, f"the hello of {device}")
+    with paused(pids[device]):
+        pids |= {ident: fleet.start_device(ident) for ident in fleet.devices if ident != device}
+        fleet.wait_for(lambda: begun_rounds(fleet) >= 1, 60, "the first plan")
+        yield pids
+
+
+@contextmanager
 def paused(*pids: int) -> Iterator[None]:
     """SIGSTOP processes for as long as the block lasts: they are there, and say nothing."""
     for pid in pids:
@@ -48,7 +66,8 @@ def paused(*pids: int) -> Iterator[None]:
         yield
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # the block may have killed it
+                os.kill(pid, signal.SIGCONT)
 
 
 def query(path: Path, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:

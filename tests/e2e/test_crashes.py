@@ -1,18 +1,26 @@
 """SIGKILL of every role in mid-round, over real brokers and processes (docs/protocol.md §9).
 
-A round is held open by pausing (SIGSTOP) somebody it waits for, so that the blow falls where it is meant to.
+A round is held open by pausing (SIGSTOP) somebody it waits for, so that the blow falls where it is meant to:
+
+- `held`: one device of the cohort says nothing, so the round collects until it is let go;
+- paused brokers: what a device sends them stays in their sockets, a few chunks of each share at most, so its upload
+  is under way and cannot end;
+- a paused coordinator reads no attendance, paused aggregators no Freeze: so the round stands between any two steps.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from e2e.fleets import begun_rounds, coordinator_rows, paused, query, small_fleet, start, upload_id_of
+from e2e.fleets import coordinator_rows, held, paused, query, small_fleet, start, upload_id_of
 
-from fedpruneshare.messages import Freeze, decode, digest
+from fedpruneshare.messages import Freeze, RoundPlan, decode, digest
 from testbed.fleet import Fleet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(170)]
@@ -23,6 +31,12 @@ def plan_of(fleet: Fleet, round_id: int) -> bytes:
     return bytes(coordinator_rows(fleet, "SELECT plan FROM rounds WHERE round_id = ?", round_id)[0][0])
 
 
+def cohort_of(fleet: Fleet, round_id: int) -> tuple[str, ...]:
+    plan = decode("round-plan", plan_of(fleet, round_id))
+    assert isinstance(plan, RoundPlan)
+    return plan.cohort
+
+
 def freeze_of(fleet: Fleet, round_id: int) -> Freeze:
     """The Freeze of a round."""
     freeze = decode("freeze", coordinator_rows(fleet, "SELECT freeze FROM rounds WHERE round_id = ?", round_id)[0][0])
@@ -30,22 +44,63 @@ def freeze_of(fleet: Fleet, round_id: int) -> Freeze:
     return freeze
 
 
-def complete_uploads(fleet: Fleet, aggregator: str, round_id: int) -> int:
-    """How many uploads an aggregator has started to store."""
+def at(fleet: Fleet, aggregator: str, statement: str, *arguments: object) -> int:
+    """A number from an aggregator's store."""
     path = fleet.folder.store(aggregator) / "shares.sqlite"
-    rows = query(path, "SELECT COUNT(*) FROM uploads WHERE round_id = ?", round_id) if path.exists() else []
+    rows = query(path, statement, *arguments) if path.exists() else []
     return int(rows[0][0]) if rows else 0
+
+
+def complete_uploads(fleet: Fleet, aggregator: str, round_id: int) -> int:
+    """How many uploads an aggregator holds whole."""
+    stored = "SELECT COUNT(*) FROM chunks c WHERE c.round_id = u.round_id AND c.upload_id = u.upload_id"
+    return at(fleet, aggregator, f"SELECT COUNT(*) FROM uploads u WHERE round_id = ? AND chunks = ({stored})", round_id)
+
+
+def part_stored(fleet: Fleet, aggregator: str, device: str) -> tuple[int, int] | None:
+    """Chunks an aggregator holds of a device's upload in round 1, of how many."""
+    path = fleet.folder.store(aggregator) / "shares.sqlite"
+    uploads = query(path, "SELECT upload_id, chunks FROM uploads WHERE round_id = 1 AND device_id = ?", device)
+    if not uploads:
+        return None
+    stored = at(fleet, aggregator, "SELECT COUNT(*) FROM chunks WHERE upload_id = ?", uploads[0][0])
+    return stored, int(uploads[0][1])
+
+
+def unread_bytes(port: int) -> int:
+    """What lies in the sockets of a local port and has not been read by its process."""
+    connections = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(fields[4].split(":")[1], 16) for fields in connections if int(fields[1].split(":")[1], 16) == port)
+
+
+def has_attended(fleet: Fleet, aggregator: str, round_id: int) -> bool:
+    statement = "SELECT COUNT(*) FROM rounds WHERE round_id = ? AND attendance IS NOT NULL"
+    return at(fleet, aggregator, statement, round_id) == 1
 
 
 def phases(fleet: Fleet) -> list[tuple[int, str]]:
     return [(line.round, line.phase) for line in fleet.rounds()]
 
 
-@pytest.mark.parametrize("with_broker", [False, True], ids=["broker alive", "broker killed too"])
-def test_one_aggregator_of_three_killed_in_a_round(tmp_path: Path, with_broker: bool) -> None:
-    with small_fleet(tmp_path / "run", "rounds.count=4", "rounds.deadline_s=60") as fleet:
-        pids = start(fleet)
-        with paused(pids["device-00"]):
+def applied(count: int) -> list[tuple[int, str]]:
+    return [(number, "APPLIED") for number in range(1, count + 1)]
+
+
+# --------------------------------------------------------------------------- aggregators
+
+
+@pytest.mark.parametrize(
+    ("kind", "with_broker"),
+    [
+        pytest.param("embedded", False, id="broker alive"),
+        pytest.param("embedded", True, id="broker killed too"),
+        pytest.param("mosquitto", False, id="mosquitto alive", marks=pytest.mark.mosquitto),
+        pytest.param("mosquitto", True, id="mosquitto killed too", marks=pytest.mark.mosquitto),
+    ],
+)
+def test_one_aggregator_of_three_killed_in_a_round(tmp_path: Path, kind: str, with_broker: bool) -> None:
+    with small_fleet(tmp_path / "run", "rounds.count=4", "rounds.deadline_s=60", f"brokers.kind={kind!r}") as fleet:
+        with held(fleet):
             fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-2", 1) >= 4, 60, "uploads of round 1")
             fleet.kill_aggregator("aggregator-2")
             if with_broker:
@@ -56,94 +111,143 @@ def test_one_aggregator_of_three_killed_in_a_round(tmp_path: Path, with_broker: 
         fleet.start_aggregator("aggregator-2")
         assert fleet.wait_done(90) == 0
         rounds = fleet.rounds()
-        assert phases(fleet) == [(1, "APPLIED"), (2, "APPLIED"), (3, "APPLIED"), (4, "APPLIED")]
+        assert phases(fleet) == applied(4)
         assert [line.contributors for line in rounds] == [8, 8, 8, 8]
         assert [line.verified for line in rounds[:2]] == [False, False]
         assert rounds[0].aggregators == ("aggregator-1", "aggregator-3")
         assert rounds[3].verified
 
 
+# --------------------------------------------------------------------------- devices
+
+
 def test_a_device_killed_before_its_upload_is_left_out(tmp_path: Path) -> None:
-    with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=5") as fleet:
-        pids = start(fleet)
-        os.kill(pids["device-03"], signal.SIGSTOP)
-        fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-1", 1) >= 7, 60, "the others' uploads")
-        fleet.kill_device("device-03")
+    with small_fleet(tmp_path / "run", "rounds.count=1", "rounds.deadline_s=8") as fleet:
+        with held(fleet, "device-03"):
+            fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-1", 1) >= 7, 60, "the others' uploads")
+            fleet.kill_device("device-03")
         assert fleet.wait_done(60) == 0
-        assert [line.contributors for line in fleet.rounds()] == [7, 7]
-        assert {line.phase for line in fleet.rounds()} == {"APPLIED"}
+        assert "device-03" in cohort_of(fleet, 1)
+        assert [(line.phase, line.contributors) for line in fleet.rounds()] == [("APPLIED", 7)]
         assert "device-03" not in {c.device_id for c in freeze_of(fleet, 1).contributors}
 
 
-def test_a_device_killed_in_mid_upload_resumes_and_is_counted_once(tmp_path: Path) -> None:
-    with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=60") as fleet:
-        pids = start(fleet)
-        fleet.wait_for(lambda: begun_rounds(fleet) >= 1, 60, "the first plan")
-        # Two of three brokers take nothing: no upload can be complete where it counts.
-        with paused(pids["broker-aggregator-1"], pids["broker-aggregator-2"]):
-            plan = digest(plan_of(fleet, 1))
-            before = fleet.wait_for(lambda: upload_id_of(fleet, "device-05", plan), 60, "an upload in the outbox")
-            fleet.kill_device("device-05")
-        fleet.start_device("device-05")
+@pytest.mark.parametrize("is_outbox_lost", [False, True], ids=["outbox kept", "outbox lost"])
+def test_a_device_killed_in_mid_upload_is_counted_once(tmp_path: Path, is_outbox_lost: bool) -> None:
+    victim, outbox = "device-05", tmp_path / "run" / "state" / "device-05" / "outbox"
+    with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=90", "coding.chunk_bytes=1024") as fleet:
+        with held(fleet, victim) as pids:
+            for name in fleet.aggregators:
+                fleet.wait_for(lambda a=name: complete_uploads(fleet, a, 1) == 7, 60, "the others' uploads")
+            with paused(*(pids[f"broker-{name}"] for name in fleet.aggregators)):
+                os.kill(pids[victim], signal.SIGCONT)
+                plan = digest(plan_of(fleet, 1))
+                before = fleet.wait_for(lambda: upload_id_of(fleet, victim, plan), 60, "an upload in the outbox")
+                for name in fleet.aggregators:  # the first chunks lie before every broker, which cannot take them
+                    port = fleet.brokers[name].address.port
+                    fleet.wait_for(lambda p=port: unread_bytes(p) > 0, 60, f"chunks on their way to {name}")
+                fleet.kill_device(victim)
+        parts = [
+            fleet.wait_for(lambda a=name: part_stored(fleet, a, victim), 30, "a part") for name in fleet.aggregators
+        ]
+        assert sum(stored == chunks for stored, chunks in parts) < 2, "complete where it counts: not in mid-upload"
+        if is_outbox_lost:
+            shutil.rmtree(outbox)
+        fleet.start_device(victim)
         assert fleet.wait_done(90) == 0
-        assert [line.contributors for line in fleet.rounds()] == [8, 8]
-        mine = [c for c in freeze_of(fleet, 1).contributors if c.device_id == "device-05"]
-        assert [c.upload_id for c in mine] == [before]
-        statuses = [line for line in (fleet.folder.store("device-05") / "ledger.jsonl").read_text().splitlines()]
-        assert any('"status": "killed"' in line for line in statuses)
+        assert [(line.phase, line.contributors) for line in fleet.rounds()] == [("APPLIED", 8), ("APPLIED", 8)]
+        mine = [c.upload_id for c in freeze_of(fleet, 1).contributors if c.device_id == victim]
+        assert len(mine) == 1
+        assert (mine == [before]) is not is_outbox_lost
+        entries = [json.loads(line) for line in fleet.folder.ledger(victim).read_text().splitlines()]
+        assert [e["status"] for e in entries if e["round"] == 1] == ["killed", "uploaded"]
+        if not is_outbox_lost:  # resumed, not begun again: only what is missing, and two questions to each aggregator
+            whole = next(e["up"]["shares"] for e in entries if e["round"] == 2)
+            again = next(e["up"] for e in entries if e["round"] == 1 and e["status"] == "uploaded")
+            assert again["shares"] == 0
+            assert whole - 3 * 4 * 1300 < again["resent"] < whole + 3 * 2 * 1300
 
 
 def test_a_device_killed_after_its_receipts_is_counted(tmp_path: Path) -> None:
-    with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=5") as fleet:
-        pids = start(fleet)
-        with paused(pids["device-00"]):
-            ledger = fleet.folder.store("device-01") / "ledger.jsonl"
+    with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=8") as fleet:
+        with held(fleet):
+            ledger = fleet.folder.ledger("device-01")
             fleet.wait_for(lambda: ledger.exists() and '"uploaded"' in ledger.read_text(), 60, "all its receipts")
             fleet.kill_device("device-01")
         assert fleet.wait_done(60) == 0
+        assert phases(fleet) == applied(2)
         assert [line.contributors for line in fleet.rounds()] == [8, 7]
-        assert {line.phase for line in fleet.rounds()} == {"APPLIED"}
+
+
+# --------------------------------------------------------------------------- the coordinator
 
 
 def test_the_coordinator_killed_while_collecting(tmp_path: Path) -> None:
     with small_fleet(tmp_path / "run", "rounds.count=3", "rounds.deadline_s=60") as fleet:
-        pids = start(fleet)
-        with paused(pids["device-00"]):
+        with held(fleet):
             fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-1", 1) >= 4, 60, "uploads of round 1")
             plan = plan_of(fleet, 1)
             fleet.kill_coordinator()
         fleet.start_coordinator()
         assert fleet.wait_done(90) == 0
-        assert phases(fleet) == [(1, "APPLIED"), (2, "APPLIED"), (3, "APPLIED")]
-        assert [line.contributors for line in fleet.rounds()] == [8, 8, 8]
+        check_all_counted_once(fleet, 3)
         assert plan_of(fleet, 1) == plan
 
 
 def test_the_coordinator_killed_between_freeze_and_sums(tmp_path: Path) -> None:
     with small_fleet(tmp_path / "run", "rounds.count=3", "rounds.deadline_s=60") as fleet:
-        pids = start(fleet)
-        frozen = "SELECT freeze FROM rounds WHERE freeze IS NOT NULL AND outcome IS NULL"
-        while not (rows := coordinator_rows(fleet, frozen)):  # asked without a pause: the window is a few milliseconds
-            assert fleet.coordinator_exit() is None, "every round was over before it could be caught"
-        os.kill(pids["coordinator"], signal.SIGKILL)
-        fleet.kill_coordinator()
-        freeze = rows[0][0]
-        assert coordinator_rows(fleet, frozen) == [(freeze,)], "killed too late to be between Freeze and sums"
+        with ExitStack() as coordinator_pause:
+            with held(fleet) as pids:
+                fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-1", 1) >= 4, 60, "uploads of round 1")
+                coordinator_pause.enter_context(paused(pids["coordinator"]))
+            for name in fleet.aggregators:
+                fleet.wait_for(lambda a=name: has_attended(fleet, a, 1), 60, f"the attendance of {name}")
+            with paused(*(pids[name] for name in fleet.aggregators)):
+                coordinator_pause.close()
+                frozen = "SELECT freeze FROM rounds WHERE freeze IS NOT NULL AND outcome IS NULL"
+                freeze = fleet.wait_for(lambda: coordinator_rows(fleet, frozen), 60, "the Freeze")
+                fleet.kill_coordinator()
+        assert coordinator_rows(fleet, frozen) == freeze
+        assert fleet.rounds() == []
         fleet.start_coordinator()
         assert fleet.wait_done(90) == 0
-        assert phases(fleet) == [(1, "APPLIED"), (2, "APPLIED"), (3, "APPLIED")]
-        decoded = decode("freeze", freeze)
-        assert isinstance(decoded, Freeze)
-        assert freeze_of(fleet, decoded.round_id) == decoded
+        check_all_counted_once(fleet, 3)
+        assert freeze_of(fleet, 1) == decode("freeze", freeze[0][0])
 
 
-def test_all_brokers_restarted_between_rounds(tmp_path: Path) -> None:
+def test_the_coordinator_killed_after_every_round(tmp_path: Path) -> None:
+    with small_fleet(tmp_path / "run", "rounds.count=4", "rounds.deadline_s=60") as fleet:
+        start(fleet)
+        for done in (1, 2, 3):
+            fleet.wait_for(lambda d=done: len(fleet.rounds()) >= d, 60, f"{done} rounds")
+            fleet.kill_coordinator()
+            ended = coordinator_rows(fleet, "SELECT round_id, plan, freeze, outcome FROM rounds WHERE outcome NOT NULL")
+            begun = coordinator_rows(fleet, "SELECT round_id, plan FROM rounds")
+            fleet.start_coordinator()
+            fleet.wait_for(lambda d=done: len(fleet.rounds()) > d, 60, "the next round")
+            assert set(begun) <= set(coordinator_rows(fleet, "SELECT round_id, plan FROM rounds"))
+            assert set(ended) <= set(coordinator_rows(fleet, "SELECT round_id, plan, freeze, outcome FROM rounds"))
+        assert fleet.wait_done(90) == 0
+        check_all_counted_once(fleet, 4)
+
+
+def check_all_counted_once(fleet: Fleet, rounds: int) -> None:
+    """Every round APPLIED once, with everybody's upload, onto the model of the round before."""
+    assert phases(fleet) == applied(rounds)
+    assert [line.contributors for line in fleet.rounds()] == [8] * rounds
+    lines = fleet.folder.coordinator_rounds.read_text().splitlines()
+    assert [json.loads(line)["round"] for line in lines] == list(range(1, rounds + 1))
+    assert coordinator_rows(fleet, "SELECT MAX(applied) FROM models") == [(rounds,)]
+
+
+# --------------------------------------------------------------------------- brokers
+
+
+def test_all_brokers_restarted_in_a_round(tmp_path: Path) -> None:
     with small_fleet(tmp_path / "run", "rounds.count=3", "rounds.deadline_s=60") as fleet:
-        pids = start(fleet)
-        with paused(pids["device-00"]):
+        with held(fleet):
             fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-1", 1) >= 4, 60, "uploads of round 1")
             for name in fleet.brokers:
                 fleet.restart_broker(name)
         assert fleet.wait_done(100) == 0
-        assert phases(fleet) == [(1, "APPLIED"), (2, "APPLIED"), (3, "APPLIED")]
-        assert [line.contributors for line in fleet.rounds()] == [8, 8, 8]
+        check_all_counted_once(fleet, 3)

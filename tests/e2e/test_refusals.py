@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from e2e.fleets import begun_rounds, coordinator_rows, paused, small_fleet, start
+from e2e.fleets import begun_rounds, coordinator_rows, held, paused, small_fleet, start
 
 from fedpruneshare.link import BrokerAddress
 from fedpruneshare.messages import (
@@ -102,8 +102,7 @@ def honest_sender(channel: str) -> str:
 
 def test_forged_messages_of_every_kind_are_refused_by_name(tmp_path: Path) -> None:
     with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=90") as fleet:
-        pids = start(fleet)
-        with paused(pids["device-00"]):
+        with held(fleet):
             fleet.wait_for(lambda: begun_rounds(fleet) >= 1, 60, "the first plan")
             plan, name = open_plan(fleet)
             expected: dict[str, list[str]] = {}
@@ -138,8 +137,7 @@ def strip_signature(payload: bytes) -> bytes:
 
 def test_a_party_of_another_role_cannot_speak_for_the_coordinator(tmp_path: Path) -> None:
     with small_fleet(tmp_path / "run", "rounds.count=1", "rounds.deadline_s=90") as fleet:
-        pids = start(fleet)
-        with paused(pids["device-00"]):
+        with held(fleet):
             fleet.wait_for(lambda: begun_rounds(fleet) >= 1, 60, "the first plan")
             plan, name = open_plan(fleet)
             device = Identity.load(fleet.folder.key("device-02"))
