@@ -281,8 +281,10 @@ class MemoryLink:
         greeting.add_done_callback(self._greeting_tasks.discard)
 
     def disconnected(self) -> None:
-        """The connection fell."""
+        """The connection fell, and with it whatever its `on_connect` handlers were about."""
         self._up.clear()
+        for greeting in self._greeting_tasks:
+            greeting.cancel()
 
     def deliver(self, delivery: Delivery, number: int) -> None:
         """A message, to be acknowledged by its number."""
