@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import sharing_reference as reference
 
-from fedpruneshare.errors import SharingError
+from fedpruneshare.errors import InconsistentSharesError, SharingError
 from fedpruneshare.sharing import prg as prg_module
 from fedpruneshare.sharing.digits import DigitPacking
 from fedpruneshare.sharing.field import (
@@ -64,6 +63,28 @@ def test_in_place_and_across_chunks(length: int) -> None:
     modsub(a, b, out=a)
     assert np.array_equal(a, random_words(length, 1))
     assert np.array_equal(b, kept)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_one_array_as_both_operands_and_output(length: int) -> None:
+    a = random_words(length, 3)
+    doubled = [2 * value % P for value in a.tolist()]
+    assert modadd(a, a, out=a).tolist() == doubled
+    assert not modsub(a, a, out=a).any()
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_every_operation_against_integers(length: int) -> None:
+    a, b = random_words(length, 6), random_words(length, 7)
+    left, right = a.tolist(), b.tolist()
+    assert modadd(a, b, np.empty_like(a)).tolist() == [(x + y) % P for x, y in zip(left, right, strict=True)]
+    assert modsub(a, b, np.empty_like(a)).tolist() == [(x - y) % P for x, y in zip(left, right, strict=True)]
+    assert modsub(b.copy(), a, np.empty_like(a)).tolist() == [(y - x) % P for x, y in zip(left, right, strict=True)]
+    factors = [P - 1, 123_456_789, 2, P - 2]
+    rows = [a, b, a, b]
+    expected = [((P - 1 + 2) * x + (123_456_789 + P - 2) * y) % P for x, y in zip(left, right, strict=True)]
+    assert sum_of_products(factors, rows, out=a).tolist() == expected  # `out` is the first operand
+    assert bytes(to_bytes(b)) == b"".join(value.to_bytes(4, "little") for value in right)
 
 
 @given(st.lists(edges, min_size=1, max_size=9), st.integers(0, 5), st.randoms(use_true_random=False))
@@ -120,6 +141,53 @@ def test_rejected_words_are_replaced_in_order(monkeypatch: pytest.MonkeyPatch) -
         assert got == reference.replace_rejected(streams[0], iter(streams[1])) == [11, 5, 12, 13, 7, 0, 14]
 
 
+@given(
+    st.sets(st.integers(0, 2 * CHUNK + 9), max_size=12),
+    st.lists(st.sampled_from([0, 1, 5, CHUNK - 1, CHUNK, CHUNK + 1]), max_size=6),
+    st.lists(st.booleans(), max_size=12),
+)
+def test_rejection_does_not_depend_on_chunks_or_cuts(
+    places: set[int], sizes: list[int], spare_rejected: list[bool]
+) -> None:
+    """Cipher bytes with p and 2^32 − 1 (p under the top bit) put in, also at the edges of chunks."""
+    count = 2 * CHUNK + 10
+    main = random_words(count, 5).astype("<u4") | np.uint32(1 << 31)
+    main[sorted({*places, 0, CHUNK - 1, CHUNK, count - 1})] = 2**32 - 1
+    main[sorted(places)[::2]] = P
+    spare = np.arange(1000, 1040, dtype="<u4")
+    spare[: len(spare_rejected)][np.array(spare_rejected, dtype=bool)] = P
+    cuts = np.minimum(np.cumsum([0, *sizes, count]), count)
+
+    def scripted(_prg: Prg, _key: bytes) -> object:
+        left = [bytearray((main if not made else spare).tobytes())]
+        made.append(True)
+
+        def encrypt(plain: memoryview, output: memoryview) -> None:
+            assert not any(plain[:64])
+            output[:] = left[0][: len(plain)]
+            del left[0][: len(plain)]
+
+        return encrypt
+
+    made: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prg_module, "_cipher", scripted)
+        stream = ElementStream(Prg.CHACHA20, Seed(bytes(32)), b"")
+        got = [stream.fill(np.empty(end - start, dtype="<u4")) for start, end in itertools.pairwise(cuts)]
+    candidates = (main & P).tolist()
+    assert np.concatenate(got).tolist() == reference.replace_rejected(candidates, iter(spare.tolist()))
+
+
+def test_the_spare_stream_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replacements are the true words of stream 1, under its own key."""
+    seed, domain = Seed(bytes(range(32))), b"spare"
+    fill = prg_module._Keystream.fill
+    monkeypatch.setattr(prg_module._Keystream, "fill", lambda own, out: out.fill(P) if out.size > 1 else fill(own, out))
+    for prg in Prg:
+        got = ElementStream(prg, seed, domain).fill(np.empty(40, dtype="<u4")).tolist()
+        assert got == reference.words_of(reference.keystream(prg.value, seed.reveal(), domain, 1, 160))
+
+
 def test_seed_domain_and_algorithm_all_matter() -> None:
     def first(prg: Prg, seed: int, domain: bytes) -> tuple[int, ...]:
         return tuple(fill_elements(prg, Seed(bytes([seed]) * 32), domain, np.empty(4, dtype="<u4")).tolist())
@@ -145,12 +213,6 @@ def test_a_seed_shows_nothing() -> None:
     assert Seed.fresh().reveal() != seed.reveal()
 
 
-def test_only_the_keystream_draws_randomness() -> None:
-    for path in Path(prg_module.__file__).parent.glob("*.py"):
-        drawn = re.findall(r"\b(?:np\.random|import random|os\.urandom|secrets\.|default_rng)", path.read_text())
-        assert drawn == (["os.urandom"] if path.name == "prg.py" else []), path.name
-
-
 # --------------------------------------------------------------------------- digits
 
 
@@ -167,7 +229,58 @@ def test_the_largest_sum_fits_and_one_more_digit_would_not(bits: int, devices: i
     assert packing.unpack(largest.astype("<u4"), count).tolist() == [devices * (2**bits - 1)] * count
 
 
+@given(st.data())
+def test_sums_of_packed_words_are_packed_sums(data: st.DataObject) -> None:
+    bits, devices = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 6))
+    count = data.draw(st.integers(0, 20))
+    packing = DigitPacking(bits, devices)
+    column = st.lists(st.integers(0, 2**bits - 1), min_size=count, max_size=count)
+    each = data.draw(st.lists(column, min_size=1, max_size=devices))
+    total = np.zeros(packing.words(count), dtype="<u4")
+    for values in each:
+        packed = packing.pack(np.array(values, dtype=data.draw(st.sampled_from(["u1", "<u2", "<u4", "<u8"]))))
+        assert packed.tolist() == reference.pack(values, bits, devices)
+        modadd(total, packed, out=total)
+    assert packing.unpack(total, count).tolist() == [sum(column) for column in zip(*each, strict=True)]
+
+
+@pytest.mark.parametrize(("bits", "devices"), [(4, 10), (8, 128), (2, 341), (1, 127), (16, 24)])
+def test_the_radix_is_tight(bits: int, devices: int) -> None:
+    """All devices at the top fill a digit to R − 1; one more anywhere would turn up in the next digit."""
+    packing = DigitPacking(bits, devices)
+    full = devices * packing.pack(array([2**bits - 1] * packing.digits)).astype("<u8")
+    assert full.tolist() == [packing.radix**packing.digits - 1]
+    assert packing.unpack(full.astype("<u4"), packing.digits).tolist() == [packing.radix - 1] * packing.digits
+    lowest = array([packing.radix])
+    if packing.digits > 1:
+        assert packing.unpack(lowest, 2).tolist() == [0, 1]
+    else:
+        with pytest.raises(SharingError, match="more than its digits"):
+            packing.unpack(lowest, 1)
+
+
 # --------------------------------------------------------------------------- Shamir
+
+
+@given(st.data())
+def test_more_shares_than_needed_find_any_altered_word(data: st.DataObject) -> None:
+    n = data.draw(st.integers(3, 7))
+    k = data.draw(st.integers(2, n - 1))
+    scheme = SharingScheme(n, k, k - 1)
+    secret = array(data.draw(st.lists(edges, min_size=1, max_size=5)))
+    seeds = {x: Seed(bytes([x]) * 32) for x in range(1, k)}
+    shares = scheme.split(secret, seeds, Prg.AES_256_CTR, b"d")
+    shares |= {x: fill_elements(Prg.AES_256_CTR, seed, b"d", np.empty_like(secret)) for x, seed in seeds.items()}
+    given_points = data.draw(st.sets(st.integers(1, n), min_size=k + 1))
+    used = {x: shares[x] for x in given_points}
+    assert scheme.open(used).tolist() == secret.tolist()
+    x, word = data.draw(st.sampled_from(sorted(used))), data.draw(st.integers(0, secret.size - 1))
+    altered = used[x].copy()
+    altered[word] = (int(altered[word]) + data.draw(st.integers(1, P - 1))) % P
+    with pytest.raises(InconsistentSharesError) as raised:
+        scheme.open({**used, x: altered})
+    numbers = [int(number) for number in re.findall(r"\d+", str(raised.value))]
+    assert max(numbers) < 10  # points and counts, and no word of a share
 
 
 @given(st.data())
