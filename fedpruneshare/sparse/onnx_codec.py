@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 from onnx import helper
 
@@ -165,7 +165,20 @@ def _parse(data: bytes) -> onnx.ModelProto:
         model: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except (DecodeError, ValueError, RecursionError) as error:
         raise ModelFileError(f"not an ONNX file: {type(error).__name__}") from None
+    _check_text(model)
     return model
+
+
+def _check_text(message: Message) -> None:
+    """Names are text: protobuf hands one that is no UTF-8 over as bytes, which equals and sorts with nothing here."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for inner in [value] if isinstance(value, (str, bytes, Message)) else value:
+            if isinstance(inner, bytes):
+                raise ModelFileError(f"{field.full_name} is {inner[:40]!r}, expected UTF-8 text")
+            if isinstance(inner, Message):
+                _check_text(inner)
 
 
 def _parse_bounded(data: bytes, max_bytes: int) -> onnx.ModelProto:

@@ -170,4 +170,6 @@ class DensitySchedule:
         """Density of the round that follows `applied` applied ones."""
         span = self.final_round - self.dense_rounds
         u = min(max((applied + 1 - self.dense_rounds) / span, 0.0), 1.0)
-        return self.target + (self.start - self.target) * (1.0 - u) ** 3
+        if u <= 0.0:  # target + (start − target) may be one bit off start
+            return self.start
+        return min(self.start, self.target + (self.start - self.target) * (1.0 - u) ** 3)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx
@@ -276,8 +277,81 @@ def test_damaged_files_raise_nothing_else(data: st.DataObject) -> None:
         named = read_model(bytes(damaged[: data.draw(st.integers(1, len(damaged)))]), TABLE, 100_000)
     except ModelFileError:
         return
+    check_named(named)
+
+
+def check_named(named: dict[str, np.ndarray]) -> None:
     shapes = {p.name: p.shape for p in TABLE.parameters}
-    assert all(array.shape == shapes[name] for name, array in named.items())
+    assert all(array.shape == shapes[name] and np.isfinite(array).all() for name, array in named.items())
+
+
+def damaged_copies(data: bytes, count: int) -> Iterator[bytes]:
+    """Copies with one to three bytes changed, every fifth cut short as well."""
+    rng = np.random.default_rng(count)
+    for index in range(count):
+        copy = np.frombuffer(data, dtype=np.uint8).copy()
+        places = rng.integers(copy.size, size=rng.integers(1, 4))
+        copy[places] = rng.integers(256, size=places.size)
+        yield copy.tobytes()[: int(rng.integers(1, copy.size)) if index % 5 == 0 else None]
+
+
+def count_refused(read: Callable[[bytes], object], data: bytes, count: int = 2000) -> int:
+    """Anything other than `ModelFileError` is let through and fails the test."""
+    refused = 0
+    for copy in damaged_copies(data, count):
+        try:
+            read(copy)
+        except ModelFileError:
+            refused += 1
+    return refused
+
+
+def test_two_thousand_damaged_models() -> None:
+    refused = count_refused(lambda data: check_named(read_model(data, TABLE, 100_000)), SPARSE)
+    assert 500 < refused < 2000  # a changed weight is still a model
+
+
+def test_two_thousand_damaged_updates() -> None:
+    def read(data: bytes) -> None:
+        found = decode_update(data, TABLE)
+        assert found.positions.size == found.values.size
+        assert np.isfinite(found.values).all()
+
+    assert 500 < count_refused(read, encode_update(update(), TABLE)) < 2000
+
+
+def test_two_thousand_damaged_templates() -> None:
+    branches = edited(branching, template())
+    assert 500 < count_refused(lambda data: build_model(data, arrays()), branches) < 2000
+
+
+def test_damaged_headers_that_a_bound_lets_through_stay_small() -> None:
+    """Nothing a file claims is allocated before it is compared with the table."""
+    tracemalloc.start()
+    try:
+        count_refused(lambda data: read_model(data, TABLE, 100_000), SPARSE, 300)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("text", [b"first.bias", b"Relu", b"tiny"])
+def test_a_name_that_is_no_text_is_refused(text: bytes) -> None:
+    """Protobuf hands such a name over as bytes: no `str` equals it, and sorting the two together fails."""
+    assert text in SPARSE
+    spoiled = SPARSE.replace(text, b"\xff" + text[1:])
+    with pytest.raises(ModelFileError, match="expected UTF-8 text"):
+        read_model(spoiled, TABLE, 100_000)
+    with pytest.raises(ModelFileError, match="expected UTF-8 text"):
+        build_model(template().replace(text, b"\xff" + text[1:]), arrays())
+
+
+@pytest.mark.parametrize("text", [b"round_id", b"320", b"vectors"])
+def test_facts_that_are_no_text_are_refused(text: bytes) -> None:
+    data = encode_update(update(), TABLE)
+    assert text in data
+    with pytest.raises(ModelFileError, match="expected UTF-8 text"):
+        decode_update(data.replace(text, b"\xff" + text[1:]), TABLE)
 
 
 # --------------------------------------------------------------------------- updates

@@ -138,6 +138,54 @@ def test_a_spoiled_prefix_is_refused(how: str) -> None:
         check_prefix(segments, values, round_id, 500, support.digests(7))
 
 
+def forged(segments: list[np.ndarray], coded: np.ndarray) -> None:
+    """Check segments against digests that a lying coordinator made to match them."""
+    digests = support_module.support_digests(segments, 7, 500)
+    check_prefix(segments, [coded[s] for s in segments], 7, 500, digests)
+
+
+def test_matching_digests_do_not_excuse_a_wrong_order() -> None:
+    coded = model(500)
+    honest = derive_support(coded, 7, (50, 200))
+    forged(list(honest.segments), coded)
+    with pytest.raises(SupportMismatchError, match="segment 1 holds a larger weight than segment 0"):
+        forged(spoiled("boundary", honest, coded)[0], coded)
+    with pytest.raises(SupportMismatchError, match="segment 1: positions are not ascending, new"):
+        forged(spoiled("twice", honest, coded)[0], coded)
+    with pytest.raises(SupportMismatchError, match="segment 0: positions are not ascending, new"):
+        forged([np.append(honest.segments[0][1:], honest.segments[0][-1]), honest.segments[1]], coded)
+    with pytest.raises(SupportMismatchError, match="segment 0: positions are not ascending, new"):
+        forged([np.insert(honest.segments[0], 0, -1), honest.segments[1]], coded)
+
+
+def test_an_empty_segment_does_not_hide_a_larger_weight_behind_it() -> None:
+    coded = model(500)
+    first, last = derive_support(coded, 7, (50, 200)).segments
+    empty = np.empty(0, dtype=np.int64)
+    forged([first, empty, last], coded)
+    with pytest.raises(SupportMismatchError, match="segment 2 holds a larger weight"):
+        forged([last, empty, first], coded)
+
+
+def test_ties_at_the_boundary_are_checked_by_hash_and_so_by_round() -> None:
+    coded = code_values(np.ones(500, dtype=np.float32))
+    other_round = derive_support(coded, 8, (50, 200))
+    with pytest.raises(SupportMismatchError, match="larger weight"):
+        forged(list(other_round.segments), coded)
+
+
+def test_a_copy_of_the_model_gives_the_same_supports() -> None:
+    coded = model(5000)
+    made, again = derive_support(coded, 9, (500, 1500)), derive_support(coded.copy(), 9, (500, 1500))
+    assert made.digests(9) == again.digests(9)
+    assert all(np.array_equal(a, b) for a, b in zip(made.segments, again.segments, strict=True))
+    inner, outer = set(made.prefix(0).tolist()), set(made.prefix(1).tolist())
+    assert inner < outer
+    assert np.array_equal(made.prefix(1), np.concatenate(made.segments))
+    # Signs carry no magnitude: the same support, whatever they are.
+    assert derive_support(coded ^ np.uint16(0x8000), 9, (500, 1500)).digests(9) == made.digests(9)
+
+
 def test_digests_cover_round_size_and_boundaries() -> None:
     coded = model(300)
     support = derive_support(coded, 1, (30, 60))
@@ -165,6 +213,21 @@ def test_the_schedule_is_dense_then_falls_to_its_target() -> None:
     assert densities[13:] == [0.1] * 7  # from round 14 on
     assert all(later <= earlier for earlier, later in itertools.pairwise(densities))
     assert densities[7] == pytest.approx(0.1 + 0.9 * (1 - 6 / 12) ** 3)
+
+
+@given(st.floats(1e-3, 1), st.floats(1e-3, 1), st.integers(0, 20), st.integers(1, 30))
+def test_the_schedule_meets_its_ends_exactly_and_never_rises(one: float, two: float, dense: int, span: int) -> None:
+    start, target = max(one, two), min(one, two)
+    schedule = DensitySchedule(start, target, dense, dense + span)
+    densities = [schedule.density(applied) for applied in range(dense + span + 5)]
+    assert densities[:dense] == [start] * dense
+    assert densities[dense + span - 1 :] == [target] * 6
+    assert all(target <= later <= earlier <= start for earlier, later in itertools.pairwise([start, *densities]))
+
+
+def test_the_schedule_starts_at_its_start_to_the_last_bit() -> None:
+    assert 0.08 + (0.21 - 0.08) != 0.21
+    assert DensitySchedule(0.21, 0.08, 1, 9).density(0) == 0.21
 
 
 @pytest.mark.parametrize("wrong", [(0.1, 0.5, 0, 5), (1.0, 0.0, 0, 5), (1.0, 0.1, 5, 5), (1.2, 0.1, 0, 5)])
