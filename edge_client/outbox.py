@@ -72,14 +72,14 @@ class Outbox:
             return None
         return Upload(plan, stored.round_id, stored.upload_id, stored.rung, stored.weight, stored.seeds, words)
 
-    def finish(self, plan: bytes) -> None:
-        """Forget the upload: its round is over, and its plan is not taken part in again."""
-        write_atomically(self._done, plan.hex().encode())
+    def finish(self, round_id: int) -> None:
+        """Forget the upload: its round is over, and no plan up to that round is taken part in again."""
+        write_atomically(self._done, b"%d" % max(round_id, self.last_round()))
         self._path.unlink(missing_ok=True)
 
-    def is_finished(self, plan: bytes) -> bool:
-        """Whether the round of this plan is over for this device, also after a restart."""
+    def last_round(self) -> int:
+        """The highest round that is over for this device, also after a restart; 0 if there was none."""
         try:
-            return self._done.read_bytes() == plan.hex().encode()
-        except OSError:
-            return False
+            return int(self._done.read_bytes())
+        except (OSError, ValueError):
+            return 0

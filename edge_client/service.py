@@ -66,7 +66,7 @@ class Device:
         self._step_s: float | None = None
         self._couriers: dict[str, Courier] = {}
         self._plans: asyncio.Queue[_Announced] = asyncio.Queue()
-        self._newest_round = 0
+        self._newest_round = self._outbox.last_round()
         self._current: PlanView | None = None
         self._is_closed = asyncio.Event()
 
@@ -128,7 +128,7 @@ class Device:
         elif isinstance(results[0], Exception):
             _log.error("round-crashed", round_id=view.plan.round_id, exc_info=results[0])
             await self._decline(view, f"unexpected {type(results[0]).__name__} on the device")
-        self._outbox.finish(view.digest)
+        self._outbox.finish(view.plan.round_id)
         await self._beat(view)
         self._ledger.end()
 
@@ -266,10 +266,12 @@ class Device:
             await self._plans.put(announced)
 
     def _announced(self, delivery: Delivery, opened: Opened, plan: RoundPlan) -> _Announced | None:
-        """A plan worth serving: newer than any before, not finished already, sound, and for this model."""
-        if plan.round_id <= self._newest_round or self._outbox.is_finished(opened.digest):
-            return None
+        """A plan worth serving: newer than any before (also before a restart), sound, and for this model."""
+        if plan.round_id == self._newest_round:
+            return None  # published again, or over for this device
         try:
+            if plan.round_id < self._newest_round:
+                raise PlanError(f"plan for round {plan.round_id}, expected a round after {self._newest_round}")
             view = check_plan(plan, opened.digest, self._party.directory)
             if plan.table != self._work.table.digest():
                 raise PlanError(f"plan is for another model than task {self._settings.task.name!r} builds here")

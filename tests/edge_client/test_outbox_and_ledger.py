@@ -44,14 +44,17 @@ def test_a_damaged_upload_is_none(tmp_path: Path, damage: bytes | None) -> None:
     assert outbox.get(PLAN) is None
 
 
-def test_a_finished_plan_stays_finished(tmp_path: Path) -> None:
+def test_a_finished_round_stays_finished(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path)
     outbox.put(upload())
-    assert not outbox.is_finished(PLAN)
-    outbox.finish(PLAN)
-    assert Outbox(tmp_path).is_finished(PLAN)
+    assert outbox.last_round() == 0
+    outbox.finish(7)
+    assert Outbox(tmp_path).last_round() == 7
     assert Outbox(tmp_path).get(PLAN) is None
-    assert not Outbox(tmp_path).is_finished(b"q" * 32)
+    outbox.finish(5)
+    assert Outbox(tmp_path).last_round() == 7
+    (tmp_path / "done").write_bytes(b"seven")
+    assert Outbox(tmp_path).last_round() == 0
 
 
 def lines(folder: Path) -> list[dict[str, object]]:
