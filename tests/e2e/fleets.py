@@ -87,6 +87,24 @@ def coordinator_rows(fleet: Fleet, statement: str, *arguments: Any) -> list[tupl
     return query(path, statement, *arguments) if path.exists() else []
 
 
+def at(fleet: Fleet, aggregator: str, statement: str, *arguments: Any) -> int:
+    """A number from an aggregator's store."""
+    path = fleet.folder.store(aggregator) / "shares.sqlite"
+    rows = query(path, statement, *arguments) if path.exists() else []
+    return int(rows[0][0]) if rows else 0
+
+
+def complete_uploads(fleet: Fleet, aggregator: str, round_id: int) -> int:
+    """How many uploads an aggregator holds whole."""
+    stored = "SELECT COUNT(*) FROM chunks c WHERE c.round_id = u.round_id AND c.upload_id = u.upload_id"
+    return at(fleet, aggregator, f"SELECT COUNT(*) FROM uploads u WHERE round_id = ? AND chunks = ({stored})", round_id)
+
+
+def has_attended(fleet: Fleet, aggregator: str, round_id: int) -> bool:
+    statement = "SELECT COUNT(*) FROM rounds WHERE round_id = ? AND attendance IS NOT NULL"
+    return at(fleet, aggregator, statement, round_id) == 1
+
+
 def begun_rounds(fleet: Fleet) -> int:
     """How many rounds the coordinator has planned."""
     rows = coordinator_rows(fleet, "SELECT COUNT(*) FROM rounds WHERE plan IS NOT NULL")

@@ -18,7 +18,18 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from e2e.fleets import coordinator_rows, held, paused, query, small_fleet, start, upload_id_of
+from e2e.fleets import (
+    at,
+    complete_uploads,
+    coordinator_rows,
+    has_attended,
+    held,
+    paused,
+    query,
+    small_fleet,
+    start,
+    upload_id_of,
+)
 
 from fedpruneshare.messages import Freeze, RoundPlan, decode, digest
 from testbed.fleet import Fleet
@@ -44,19 +55,6 @@ def freeze_of(fleet: Fleet, round_id: int) -> Freeze:
     return freeze
 
 
-def at(fleet: Fleet, aggregator: str, statement: str, *arguments: object) -> int:
-    """A number from an aggregator's store."""
-    path = fleet.folder.store(aggregator) / "shares.sqlite"
-    rows = query(path, statement, *arguments) if path.exists() else []
-    return int(rows[0][0]) if rows else 0
-
-
-def complete_uploads(fleet: Fleet, aggregator: str, round_id: int) -> int:
-    """How many uploads an aggregator holds whole."""
-    stored = "SELECT COUNT(*) FROM chunks c WHERE c.round_id = u.round_id AND c.upload_id = u.upload_id"
-    return at(fleet, aggregator, f"SELECT COUNT(*) FROM uploads u WHERE round_id = ? AND chunks = ({stored})", round_id)
-
-
 def part_stored(fleet: Fleet, aggregator: str, device: str) -> tuple[int, int] | None:
     """Chunks an aggregator holds of a device's upload in round 1, of how many."""
     path = fleet.folder.store(aggregator) / "shares.sqlite"
@@ -71,11 +69,6 @@ def unread_bytes(port: int) -> int:
     """What lies in the sockets of a local port and has not been read by its process."""
     connections = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(int(fields[4].split(":")[1], 16) for fields in connections if int(fields[1].split(":")[1], 16) == port)
-
-
-def has_attended(fleet: Fleet, aggregator: str, round_id: int) -> bool:
-    statement = "SELECT COUNT(*) FROM rounds WHERE round_id = ? AND attendance IS NOT NULL"
-    return at(fleet, aggregator, statement, round_id) == 1
 
 
 def phases(fleet: Fleet) -> list[tuple[int, str]]:

@@ -5,11 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
-from e2e.fleets import begun_rounds, coordinator_rows, held, paused, small_fleet, start
+from e2e.fleets import (
+    Capture,
+    at,
+    complete_uploads,
+    coordinator_rows,
+    has_attended,
+    held,
+    paused,
+    query,
+    small_fleet,
+    start,
+)
 
 from fedpruneshare.link import BrokerAddress
 from fedpruneshare.messages import (
@@ -32,10 +44,11 @@ from fedpruneshare.messages import (
     Verdict,
     decode,
     digest,
+    encode,
 )
 from fedpruneshare.party import LinkSettings
 from fedpruneshare.process import open_link
-from fedpruneshare.sealing import Identity, seal, share_context, sign_message
+from fedpruneshare.sealing import Identity, seal, share_context, sign_message, sum_context
 from fedpruneshare.topics import CHANNELS, Topics
 from testbed.fleet import Fleet
 
@@ -45,14 +58,14 @@ FEDERATION = "testbed"
 TOPICS = Topics(FEDERATION)
 
 
-def publish(address: BrokerAddress, messages: list[tuple[str, bytes]]) -> None:
+def publish(address: BrokerAddress, messages: list[tuple[str, bytes]], *, retain: bool = False) -> None:
     """Publish as anybody could on a broker without access lists."""
 
     async def work() -> None:
         link = open_link(address, f"stranger-{os.getpid()}", LinkSettings())
         await link.connect()
         for topic, payload in messages:
-            await link.publish(topic, payload)
+            await link.publish(topic, payload, retain=retain)
         await link.close()
 
     asyncio.run(work())
@@ -103,7 +116,6 @@ def honest_sender(channel: str) -> str:
 def test_forged_messages_of_every_kind_are_refused_by_name(tmp_path: Path) -> None:
     with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=90") as fleet:
         with held(fleet):
-            fleet.wait_for(lambda: begun_rounds(fleet) >= 1, 60, "the first plan")
             plan, name = open_plan(fleet)
             expected: dict[str, list[str]] = {}
             for reader, channel, topic, message in forgeries(plan, name):
@@ -138,7 +150,6 @@ def strip_signature(payload: bytes) -> bytes:
 def test_a_party_of_another_role_cannot_speak_for_the_coordinator(tmp_path: Path) -> None:
     with small_fleet(tmp_path / "run", "rounds.count=1", "rounds.deadline_s=90") as fleet:
         with held(fleet):
-            fleet.wait_for(lambda: begun_rounds(fleet) >= 1, 60, "the first plan")
             plan, name = open_plan(fleet)
             device = Identity.load(fleet.folder.key("device-02"))
             outcome = sign_message(device, FEDERATION, Outcome(plan.round_id, RoundPhase.FAILED, "said a device"))
@@ -156,32 +167,129 @@ def test_a_party_of_another_role_cannot_speak_for_the_coordinator(tmp_path: Path
 
 def resealed(fleet: Fleet, plan: RoundPlan, name: bytes, device: Identity) -> bytes:
     """A well-formed chunk at rung 0 for aggregator-1, sealed to aggregator-2's key."""
-    assert fleet.directory is not None
     x = plan.points["aggregator-1"]
     size = 32 if x <= plan.sharing.t else 4 * plan.segments[0].words
     position = (bytes(16), x, 0, 0, -(-size // plan.chunk_bytes))
     context = share_context(name, device.ident, "aggregator-1", position)
-    key = bytes.fromhex(fleet.directory.aggregators["aggregator-2"].sealing)
-    sealed = seal(key, bytes(min(size, plan.chunk_bytes)), context)
+    sealed = seal(sealing_key(fleet, "aggregator-2"), bytes(min(size, plan.chunk_bytes)), context)
     return sign_message(device, FEDERATION, ShareUpload(plan.round_id, name, *position, sealed))
 
 
-def test_a_second_freeze_and_an_old_plan_are_refused(tmp_path: Path) -> None:
-    with small_fleet(tmp_path / "run", "rounds.count=3", "rounds.deadline_s=90", "rounds.grace_s=5") as fleet:
-        pids = start(fleet)
-        fleet.wait_for(lambda: begun_rounds(fleet) >= 1, 60, "the first plan")
-        first, _ = open_plan(fleet)
-        coordinator = Identity.load(fleet.folder.key("coordinator"))
-        fleet.wait_for(lambda: len(fleet.rounds()) >= 1, 60, "the first round")
-        with paused(pids["device-00"]):
-            fleet.wait_for(lambda: begun_rounds(fleet) >= 2, 60, "the second plan")
-            old = sign_message(coordinator, FEDERATION, first)
-            plan, name = open_plan(fleet)
-            small = Freeze(plan.round_id, name, tuple(plan.points), (Contribution("device-01", bytes(16), 0),), (0,))
-            freeze = sign_message(coordinator, FEDERATION, small)
-            control = fleet.brokers["control"].address
-            publish(control, [(TOPICS.name("round"), old), (TOPICS.name("freeze"), freeze)])
-            for text in ("plan for round 1, expected a round after", "freeze names an upload of 'device-01'"):
-                fleet.wait_for(lambda t=text: t in plain(log_of(fleet, "aggregator-1")), 20, text)
+def sealing_key(fleet: Fleet, ident: str) -> bytes:
+    assert fleet.directory is not None
+    services = {**fleet.directory.aggregators, "coordinator": fleet.directory.coordinator}
+    return bytes.fromhex(services[ident].sealing)
+
+
+def test_a_chunk_copied_from_another_device_does_not_open(tmp_path: Path) -> None:
+    with small_fleet(tmp_path / "run", "rounds.count=1", "rounds.deadline_s=90") as fleet:
+        broker = fleet.brokers["aggregator-1"].address
+        with Capture({"aggregator-1": broker}).running() as capture, held(fleet):
+            original = fleet.wait_for(lambda: chunk_of(capture, "device-01"), 60, "a chunk of device-01")
+            thief = Identity.load(fleet.folder.key("device-02"))
+            # With an upload id of its own, and with that of the original: either way the seal names device-01.
+            copies = [msgspec.structs.replace(original, upload_id=bytes(16)), original]
+            payloads = [sign_message(thief, FEDERATION, copy) for copy in copies]
+            publish(broker, [(TOPICS.name("up", "device-02"), payload) for payload in payloads])
+            fleet.wait_for(lambda: refusals_of_seal(fleet) == 2, 20, "the refusal of both")
+            # And on the topic of another: a device has a voice on its own topic only.
+            publish(broker, [(TOPICS.name("up", "device-01"), payloads[0])])
+            text = "published on another device's topic"
+            fleet.wait_for(lambda: text in plain(log_of(fleet, "aggregator-1")), 20, text)
         assert fleet.wait_done(90) == 0
-        assert [(line.phase, line.contributors) for line in fleet.rounds()] == [("APPLIED", 8)] * 3
+        assert [(line.phase, line.contributors) for line in fleet.rounds()] == [("APPLIED", 8)]
+        assert fleet.rounds()[0].verified
+
+
+def refusals_of_seal(fleet: Fleet) -> int:
+    lines = plain(log_of(fleet, "aggregator-1")).splitlines()
+    return sum("does not open for 'aggregator-1'" in line and "device=device-02" in line for line in lines)
+
+
+def chunk_of(capture: Capture, device: str) -> ShareUpload | None:
+    for _, topic, payload, _ in list(capture.messages):
+        if topic == TOPICS.name("up", device):
+            message = decode("share-upload", msgspec.msgpack.decode(payload)[4])
+            assert isinstance(message, ShareUpload)
+            return message
+    return None
+
+
+def test_a_second_freeze_and_a_sum_for_somebody_else_are_refused(tmp_path: Path) -> None:
+    with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=90", "rounds.grace_s=60") as fleet:
+        with frozen_without(fleet, "aggregator-3") as first:
+            coordinator = Identity.load(fleet.folder.key("coordinator"))
+            second = msgspec.structs.replace(first, contributors=first.contributors[1:], segments=(0,))
+            sums = "SELECT COUNT(*) FROM rounds WHERE sum IS NOT NULL"
+            before = {name: query(store_of(fleet, name), "SELECT sum FROM rounds") for name in NAMED}
+            control = fleet.brokers["control"].address
+            publish(control, [(TOPICS.name("freeze"), sign_message(coordinator, FEDERATION, second))])
+            for name in NAMED:
+                text = "second freeze for round 1: the first one stands"
+                fleet.wait_for(lambda n=name, t=text: t in plain(log_of(fleet, n)), 20, text)
+                assert query(store_of(fleet, name), "SELECT sum FROM rounds") == before[name]
+                assert at(fleet, name, sums) == 1
+            publish(control, [(TOPICS.name("sum", "aggregator-3"), payload) for payload in false_sums(fleet, first)])
+            for text in ("does not open for 'coordinator'", "sum for another freeze of round 1"):
+                fleet.wait_for(lambda t=text: t in plain(log_of(fleet, "coordinator")), 20, text)
+            assert fleet.rounds() == []
+        assert fleet.wait_done(90) == 0
+        assert [(line.phase, line.contributors, line.verified) for line in fleet.rounds()] == [("APPLIED", 8, True)] * 2
+
+
+NAMED = ("aggregator-1", "aggregator-2")
+
+
+def store_of(fleet: Fleet, aggregator: str) -> Path:
+    return fleet.folder.store(aggregator) / "shares.sqlite"
+
+
+@contextmanager
+def frozen_without(fleet: Fleet, silent: str) -> Iterator[Freeze]:
+    """Round 1 FROZEN: every sum but one has been made, and the coordinator waits (its grace time) for the last."""
+    with ExitStack() as until_attended:
+        with held(fleet) as pids:
+            for name in fleet.aggregators:
+                fleet.wait_for(lambda n=name: complete_uploads(fleet, n, 1) == 7, 60, "seven uploads")
+            until_attended.enter_context(paused(pids["coordinator"]))
+        for name in fleet.aggregators:
+            fleet.wait_for(lambda n=name: has_attended(fleet, n, 1), 60, f"the attendance of {name}")
+        with paused(pids[silent]):
+            until_attended.close()
+            for name in set(fleet.aggregators) - {silent}:
+                fleet.wait_for(lambda n=name: at(fleet, n, "SELECT sum IS NOT NULL FROM rounds"), 60, "its sum")
+            freeze = decode("freeze", coordinator_rows(fleet, "SELECT freeze FROM rounds")[0][0])
+            assert isinstance(freeze, Freeze)
+            yield freeze
+
+
+def false_sums(fleet: Fleet, freeze: Freeze) -> Iterator[bytes]:
+    """Sums in the right shape, signed with aggregator-3's own key: for other eyes, and over another Freeze."""
+    plan, _ = open_plan(fleet)
+    aggregator = Identity.load(fleet.folder.key("aggregator-3"))
+    size = 4 * sum(plan.segments[index].words for index in freeze.segments)
+    position = (plan.points["aggregator-3"], 0, -(-size // plan.chunk_bytes))
+    data = bytes(min(size, plan.chunk_bytes))
+    for name, receiver in ((digest(encode(freeze)), "aggregator-1"), (bytes(32), "coordinator")):
+        context = sum_context(name, "aggregator-3", "coordinator", position)
+        sealed = seal(sealing_key(fleet, receiver), data, context)
+        yield sign_message(aggregator, FEDERATION, SumShare(plan.round_id, name, *position, sealed))
+
+
+def test_an_old_plan_is_refused(tmp_path: Path) -> None:
+    """Aggregators, devices that were there, and a device that has been started anew since."""
+    with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=90") as fleet:
+        control = fleet.brokers["control"].address
+        with Capture({"control": control}).running() as capture:
+            start(fleet)
+            assert fleet.wait_done(90) == 0
+        plans = [payload for _, topic, payload, _ in capture.messages if topic == TOPICS.name("round") and payload]
+        begun = {ident: log_of(fleet, ident).count("uploading ") for ident in fleet.devices}
+        assert set(begun.values()) == {2}
+        fleet.kill_device("device-04")
+        fleet.start_device("device-04")
+        publish(control, [(TOPICS.name("round"), plans[0])], retain=True)
+        text = "plan for round 1, expected a round after 2"
+        for ident in (*fleet.aggregators, *fleet.devices):
+            fleet.wait_for(lambda i=ident: text in plain(log_of(fleet, i)), 20, f"{ident} to refuse the old plan")
+        assert {ident: log_of(fleet, ident).count("uploading ") for ident in fleet.devices} == begun
