@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import sharing_reference as reference
 
-from fedpruneshare.errors import InconsistentSharesError, SharingError
+from fedpruneshare.errors import InconsistentSharesError, PlanError, SharingError
 from fedpruneshare.sharing import prg as prg_module
 from fedpruneshare.sharing.digits import DigitPacking
 from fedpruneshare.sharing.field import (
@@ -244,6 +244,16 @@ def test_sums_of_packed_words_are_packed_sums(data: st.DataObject) -> None:
     assert packing.unpack(total, count).tolist() == [sum(column) for column in zip(*each, strict=True)]
 
 
+@pytest.mark.parametrize(("bits", "devices"), [(30, 2), (1, P - 1), (5, (P - 1) // 31)])
+def test_a_radix_of_p_is_the_last_that_fits(bits: int, devices: int) -> None:
+    """The largest sum is p − 1, the largest element; with one device more it would be 0 again."""
+    packing = DigitPacking(bits, devices)
+    assert (packing.radix, packing.digits) == (P, 1)
+    assert packing.unpack(array([P - 1]), 1).tolist() == [P - 1]
+    with pytest.raises(PlanError, match="reach the modulus"):
+        DigitPacking(bits, devices + 1)
+
+
 @pytest.mark.parametrize(("bits", "devices"), [(4, 10), (8, 128), (2, 341), (1, 127), (16, 24)])
 def test_the_radix_is_tight(bits: int, devices: int) -> None:
     """All devices at the top fill a digit to R − 1; one more anywhere would turn up in the next digit."""
@@ -324,6 +334,16 @@ def test_what_was_added_can_be_taken_out_again(rows: list[list[int]]) -> None:
         accumulator.remove(array(row))
     assert accumulator.export().tolist() == rows[0]
     assert accumulator.count == 1
+
+
+def test_an_exported_sum_stays_as_it_was() -> None:
+    accumulator = Accumulator(2)
+    accumulator.add(array([1, P - 1]))
+    exported = accumulator.export()
+    accumulator.add(array([5, 5]))
+    assert exported.tolist() == [1, P - 1]
+    exported[:] = 0
+    assert accumulator.export().tolist() == [6, 4]
 
 
 def test_taking_out_of_nothing_is_a_mistake_of_the_caller() -> None:
