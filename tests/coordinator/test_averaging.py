@@ -102,7 +102,7 @@ def test_a_sum_of_another_size_is_refused(index: int, values: int, vectors: int)
         apply_update((w["weights"], w["vectors"]), support, {index: wrong}, TABLE, MAX_WEIGHT)
 
 
-@pytest.mark.parametrize("bits", [4, 16])
+@pytest.mark.parametrize("bits", [4, 8, 16])
 def test_quantised_rounds_are_fedavg_within_the_rounding_error(bits: int) -> None:
     """Each device is off by less than one step of clip/Q, so Σ by less than N steps, the mean by N·max_weight/Σw."""
     w, clip = world(), 0.5

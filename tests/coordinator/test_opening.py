@@ -20,7 +20,7 @@ from coordinator.workbench import Workbench
 from edge_client.local_round import encode_words, new_upload
 from edge_client.uploading import split_upload
 from fedpruneshare.bundle import Bundle, Manifest
-from fedpruneshare.errors import InconsistentSharesError
+from fedpruneshare.errors import InconsistentSharesError, PeerError, SharingError
 from fedpruneshare.messages import Attendance, Contribution, Freeze, digest, encode
 from fedpruneshare.party import PartySettings
 from fedpruneshare.plan import check_plan
@@ -59,7 +59,7 @@ class Scene:
         vectors = RNG.normal(scale=0.1, size=TABLE.vector_count).astype(np.float32).clip(-0.5, 0.5)
         return SparseUpdate(1, TABLE.digest(), RUNGS[device], WEIGHTS[device], positions, values, vectors)
 
-    def share(self) -> tuple[Freeze, dict[str, bytes]]:
+    def share(self, segments: tuple[int, ...] = (0, 1, 2)) -> tuple[Freeze, dict[str, bytes]]:
         contributors, held = [], {name: [] for name in AGGREGATORS}
         for device, update in self.updates.items():
             upload = new_upload(self.view, update, encode_words(self.view, TABLE, update, RNG))
@@ -68,7 +68,7 @@ class Scene:
             shares = split_upload(self.view, device, upload)
             for name, x in self.view.plan.points.items():
                 held[name].append((contribution, shares[x]))
-        freeze = Freeze(1, self.view.digest, AGGREGATORS, tuple(contributors), (0, 1, 2))
+        freeze = Freeze(1, self.view.digest, AGGREGATORS, tuple(contributors), segments)
         sums = {name: sum_words(self.view, x, freeze.segments, held[name]) for name, x in self.view.plan.points.items()}
         return freeze, sums
 
@@ -95,6 +95,10 @@ class Scene:
         model[everywhere] = decode_values(self.state.coded)[everywhere]
         return model + np.divide(total, weight, out=np.zeros(d), where=weight > 0)
 
+    def plain_vectors(self) -> np.ndarray:
+        whole = np.array([update.vectors for update in self.updates.values()], dtype=np.float64)
+        return self.state.vectors + np.average(whole, axis=0, weights=list(WEIGHTS.values()))
+
 
 def make_bench(folder: Path, coding: CodingSettings) -> Workbench:
     weights, vectors = TABLE.flatten(arrays())
@@ -107,7 +111,13 @@ def make_bench(folder: Path, coding: CodingSettings) -> Workbench:
 @pytest.mark.parametrize("value_bits", [4, 8, 16])
 def test_averaging_is_masked_fedavg_within_its_rounding(tmp_path: Path, value_bits: int) -> None:
     scene = Scene(tmp_path, value_bits)
-    found = decode_values(scene.open(AGGREGATORS).model.coded)
+    opening = scene.open(AGGREGATORS)
+    found = decode_values(opening.model.coded)
+    # Vectors have 16 bits always; their clip is 0.5 as well, and all ten devices contribute.
+    assert opening.model.vectors == pytest.approx(
+        scene.plain_vectors(), abs=10 * 0.5 / 32767 * 512 / sum(WEIGHTS.values())
+    )
+    assert 0 <= opening.accuracy <= 1
     step = 0.5 / (2 ** (value_bits - 1) - 1)
     # Each device errs by less than a step of the folded value; at least three of the lightest contribute.
     bound = 10 * step * 512 / sum(sorted(WEIGHTS.values())[:3]) / 3
@@ -137,3 +147,44 @@ def test_one_altered_word_is_noticed_by_the_third_sum(tmp_path: Path) -> None:
     scene.sums["aggregator-2"] = bytes(altered)
     with pytest.raises(InconsistentSharesError, match="disagree in 1 of"):
         scene.open(AGGREGATORS)
+
+
+def test_two_sums_open_but_cannot_be_verified_against_an_altered_one(tmp_path: Path) -> None:
+    """k sums fix one polynomial: what is altered then is refused only where it does not decode. Never another error."""
+    scene = Scene(tmp_path, 4)
+    honest = scene.open(AGGREGATORS[:2]).model
+    first, opened = scene.sums["aggregator-1"], 0
+    for place in range(0, len(first), 4):
+        altered = bytearray(first)
+        altered[place] ^= 1
+        scene.sums["aggregator-1"] = bytes(altered)
+        try:
+            found = scene.open(AGGREGATORS[:2])
+        except PeerError:
+            continue
+        opened += 1
+        assert not found.is_verified
+        same = np.array_equal(found.model.coded, honest.coded) and np.array_equal(found.model.vectors, honest.vectors)
+        assert not same
+    assert opened > len(first) // 8
+
+
+def test_sums_that_are_no_field_elements_are_refused(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 4)
+    scene.sums["aggregator-3"] = b"\xff" * len(scene.sums["aggregator-3"])
+    with pytest.raises(SharingError):
+        scene.open(AGGREGATORS)
+
+
+def test_a_segment_too_few_reach_stays_closed_and_keeps_its_weights(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 16)
+    for device in [d for d in DEVICES if RUNGS[d] == 2][1:]:
+        del scene.updates[device]
+    scene.freeze, scene.sums = scene.share((0, 1))
+    found = decode_values(scene.open(AGGREGATORS).model.coded)
+    old, (first, second, closed) = decode_values(scene.state.coded), scene.published.support.segments
+    assert np.array_equal(found[closed], old[closed])
+    opened = np.concatenate([first, second])
+    assert found[opened] == pytest.approx(scene.plain_fedavg()[opened], abs=2e-3)
+    assert not np.array_equal(found[opened], old[opened])
+    assert not found[np.setdiff1d(np.arange(old.size), scene.published.support.prefix(2))].any()

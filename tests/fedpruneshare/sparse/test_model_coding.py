@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -104,16 +106,94 @@ def test_what_is_not_finite_is_refused(code: int) -> None:
         decode_segment(encode_segment(POSITIONS, CODES, 3000, TAKEN, vectors), 3000, 100, 2, TAKEN)
 
 
-@given(st.data())
-def test_damaged_blobs_raise_nothing_else(data: st.DataObject) -> None:
-    blob = bytearray(BLOB)
-    for _ in range(data.draw(st.integers(1, 5))):
-        blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(st.integers(0, 255))
+@pytest.mark.parametrize(("d", "taken"), [(1, 0), (7, 7), (5000, 5000), (5000, 0)])
+def test_a_segment_without_weights(d: int, taken: int) -> None:
+    positions, codes, there = segment(d, 0, taken)
+    vectors = np.array([1.5, -2.5], dtype=np.float32)
+    blob = encode_segment(positions, codes, d, there, vectors)
+    assert blob[:2] == bytes([1, ALL if taken == d else GAPS])
+    assert len(blob) == 2 + 8
+    places, values, floats = decode_segment(blob, d, 0, 2, there)
+    assert (places.size, values.size, floats.tolist()) == (0, 0, [1.5, -2.5])
+
+
+@pytest.mark.parametrize("gap", [0, 1, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152])
+def test_gaps_around_each_length_of_a_number(gap: int) -> None:
+    d = 2_200_000
+    positions = np.array([gap, gap + 1, d - 1], dtype=np.int64)
+    blob = encode_segment(positions, CODES[:3], d, TAKEN[:0])
+    assert blob[1] == GAPS
+    got = decode_segment(blob, d, 3, 0, TAKEN[:0])
+    assert np.array_equal(got[0], positions)
+    assert np.array_equal(got[1], CODES[:3])
+
+
+@pytest.mark.parametrize("places", [b"\xff" * 4 + b"\x0f", b"\xff" * 4 + b"\x7f", b"\x80" * 4 + b"\x01"])
+def test_a_huge_gap_is_refused_before_anything_is_made_of_it(places: bytes) -> None:
+    blob = bytes([1, GAPS]) + places + np.zeros(1, dtype="<u2").tobytes()
+    tracemalloc.start()
     try:
-        positions, codes, vectors = decode_segment(bytes(blob), 3000, 100, 3, TAKEN)
+        with pytest.raises(MessageError, match="reaches coordinate"):
+            decode_segment(blob, 1000, 1, 0, TAKEN[:0])
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_counts_of_the_plan_are_held_against_the_length_before_anything_is_made() -> None:
+    tracemalloc.start()
+    try:
+        for weights, vectors in ((10**12, 0), (0, 10**12), (10**9, 10**9)):
+            with pytest.raises(MessageError, match="at least"):
+                decode_segment(BLOB, 3000, weights, vectors, TAKEN)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+BITMAP_POSITIONS, BITMAP_CODES, _ = segment(61, 30)
+BLOBS = {
+    "gaps": (BLOB, (3000, 100, 3, TAKEN)),
+    "bitmap": (encode_segment(BITMAP_POSITIONS, BITMAP_CODES, 61, TAKEN[:0]), (61, 30, 0, TAKEN[:0])),
+    "all": (encode_segment(np.arange(30), CODES[:30], 30, TAKEN[:0], np.ones(2, dtype=np.float32)),
+            (30, 30, 2, TAKEN[:0])),
+}  # fmt: skip
+
+
+def test_a_bitmap_must_not_name_what_is_behind_its_end() -> None:
+    blob, (d, weights, vectors, taken) = BLOBS["bitmap"]
+    assert blob[1] == BITMAP
+    spoiled = bytearray(blob)
+    spoiled[2] &= spoiled[2] - 1  # one coordinate less
+    with pytest.raises(MessageError, match="bitmap names 29"):
+        decode_segment(bytes(spoiled), d, weights, vectors, taken)
+    spoiled[9] |= 0x80  # bit 63 of 61: the count is right again
+    with pytest.raises(MessageError, match="bitmap names 30 coordinates of 61"):
+        decode_segment(bytes(spoiled), d, weights, vectors, taken)
+
+
+@pytest.mark.parametrize("name", BLOBS)
+def test_every_shorter_blob_is_refused(name: str) -> None:
+    blob, (d, weights, vectors, taken) = BLOBS[name]
+    for length in range(len(blob)):
+        with pytest.raises(MessageError):
+            decode_segment(blob[:length], d, weights, vectors, taken)
+
+
+@pytest.mark.parametrize("name", BLOBS)
+@given(st.data())
+def test_damaged_blobs_raise_nothing_else(name: str, data: st.DataObject) -> None:
+    whole, (d, weights, count, taken) = BLOBS[name]
+    blob = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 5))):
+        blob[data.draw(st.integers(0, min(len(blob) - 1, 300)))] = data.draw(st.integers(0, 255))
+    at = data.draw(st.integers(2, len(blob)))
+    blob[at:at] = data.draw(st.binary(max_size=3))
+    try:
+        positions, codes, vectors = decode_segment(bytes(blob), d, weights, count, taken)
     except MessageError:
         return
-    assert (positions.size, codes.size, vectors.size) == (100, 100, 3)
+    assert (positions.size, codes.size, vectors.size) == (weights, weights, count)
     assert (np.diff(positions) > 0).all()
-    assert 0 <= positions[0] <= positions[-1] < 3000
-    assert not np.isin(positions, TAKEN).any()
+    assert 0 <= positions[0] <= positions[-1] < d
+    assert not np.isin(positions, taken).any()

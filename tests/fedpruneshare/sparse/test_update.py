@@ -128,6 +128,50 @@ def test_rounding_noise_alone_lets_the_clip_fall() -> None:
     assert clip < 0.001
 
 
+@pytest.mark.parametrize(("bits", "devices", "weight", "max_weight"), [(4, 10, 5, 100_000), (4, 10, 5, 512),
+                                        (8, 50, 64, 2**20), (4, 3, 1, 1), (2, 10, 1, 1), (2, 10, 1, 64)])  # fmt: skip
+def test_thirty_rounds_of_noise_never_raise_the_clip(bits: int, devices: int, weight: int, max_weight: int) -> None:
+    """Updates without a direction and a tenth of the clip; the lighter they are, the more of the sum is rounding."""
+    clip, rule, moved = 0.1, ClipRule(3.0), 0
+    for step in range(30):
+        draws = rng(step).normal(scale=0.01, size=(devices, 500)).astype(np.float32)
+        one = rng(100 + step)
+        digits = [quantise(v, full(clip, 500), bits, (weight, max_weight), one) for v in draws]
+        folded = dequantise_sum(np.sum(digits, axis=0, dtype=np.uint32), full(clip, 500), bits, devices)
+        following = rule.next_clip(clip, folded / devices, devices)
+        assert (following == clip) if not folded.any() else (clip / 4 * 0.999 <= following <= 0.1)
+        moved += bool(folded.any())
+        clip = following
+    assert moved
+    assert clip < 0.1
+
+
+def test_what_overflows_leaves_the_clip_alone() -> None:
+    with np.errstate(over="ignore"):
+        assert ClipRule(3.0).next_clip(0.07, np.full(3, 1e200), 10) == 0.07
+    assert ClipRule(3.0).next_clip(0.07, np.array([1.0, np.nan]), 10) == 0.07
+    assert ClipRule(3.0).next_clip(1e-6, np.full(3, 1e-30), 10) == 1e-6
+
+
+@given(st.integers(2, 16), st.integers(1, 40), st.integers(1, 512))
+def test_a_sum_of_many_devices_is_inverted_within_one_step_each(bits: int, devices: int, weight: int) -> None:
+    values = rng(devices).uniform(-0.1, 0.1, size=(devices, 50)).astype(np.float32)
+    clips = np.linspace(0.1, 0.5, 50).astype(np.float32)
+    draw = rng(weight)
+    digits = [quantise(v, clips, bits, (weight, 512), draw) for v in values]
+    got = dequantise_sum(np.sum(digits, axis=0, dtype=np.uint32), clips, bits, devices)
+    exact = (values.astype(np.float64) * weight / 512).sum(axis=0)
+    assert (np.abs(got - exact) < devices * clips / zero_point(bits) + 1e-9).all()
+
+
+def test_integers_on_the_grid_come_back_exactly() -> None:
+    q, clips = zero_point(4), full(0.875, 15)
+    steps = np.arange(-q, q + 1, dtype=np.float32) / q * 0.875
+    got = quantise(steps[1:-1].astype(np.float32), clips[: 2 * q - 1], 4, (1, 1), rng())
+    assert got.tolist() == list(range(1, 2 * q))
+    assert dequantise_sum(got, clips[: 2 * q - 1], 4, 1) == pytest.approx(steps[1:-1], abs=1e-7)
+
+
 def test_an_update_shows_no_value() -> None:
     values = full(0.123456, 3)
     update = SparseUpdate(1, bytes(32), 0, 5, np.arange(3), values, values)
