@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edge_client.outbox import Outbox
+import msgspec
+
+from edge_client.outbox import Outbox, Upload
 from fedpruneshare.link import BrokerAddress, Delivery
 from fedpruneshare.party import LinkSettings
 from fedpruneshare.process import open_link
@@ -116,6 +118,21 @@ def upload_id_of(fleet: Fleet, device: str, plan: bytes) -> bytes | None:
     folder = fleet.folder.store(device) / "outbox"
     upload = Outbox(folder).get(plan) if folder.exists() else None
     return upload.upload_id if upload else None
+
+
+def outboxes(fleet: Fleet) -> dict[str, Upload] | None:
+    """The upload that lies in each device's outbox, once every device has written its own."""
+    uploads = {}
+    for device in fleet.devices:
+        folder = fleet.folder.store(device) / "outbox"
+        stored = folder / "upload.msgpack"
+        if not stored.exists():
+            return None
+        upload = Outbox(folder).get(msgspec.msgpack.decode(stored.read_bytes())[0])
+        if upload is None:
+            return None
+        uploads[device] = upload
+    return uploads
 
 
 @dataclass
