@@ -42,19 +42,22 @@ def start(fleet: Fleet) -> dict[str, int]:
 
 
 @contextmanager
-def held(fleet: Fleet, device: str = "device-00") -> Iterator[dict[str, int]]:
-    """Start everything and hold the first round open, for as long as the block lasts, by one device that says nothing.
+def held(fleet: Fleet, *silent: str) -> Iterator[dict[str, int]]:
+    """Start everything and hold the first round open, for as long as the block lasts, by devices that say nothing.
 
-    The device is paused once the coordinator has heard its hello and before the rest of the fleet is there: it is in
-    the cohort of round 1, for which the coordinator waits for the whole roster, and has not read that plan.
+    These devices (`device-00` if none is named) are paused once the coordinator has heard their hello and before the
+    rest of the fleet is there: they are in the cohort of round 1, for which the coordinator waits for the whole roster,
+    and have not read that plan.
     """
+    silent = silent or ("device-00",)
     pids = {f"broker-{name}": broker.pid for name, broker in fleet.brokers.items()}
     pids |= {ident: fleet.start_aggregator(ident) for ident in fleet.aggregators}
-    pids |= {"coordinator": fleet.start_coordinator(), device: fleet.start_device(device)}
-    greeted = "SELECT 1 FROM devices WHERE device_id = ?"
-    fleet.wait_for(lambda: coordinator_rows(fleet, greeted, device), 60, f"the hello of {device}")
-    with paused(pids[device]):
-        pids |= {ident: fleet.start_device(ident) for ident in fleet.devices if ident != device}
+    pids |= {"coordinator": fleet.start_coordinator()}
+    pids |= {ident: fleet.start_device(ident) for ident in silent}
+    greeted = "SELECT device_id FROM devices"
+    fleet.wait_for(lambda: len(coordinator_rows(fleet, greeted)) == len(silent), 60, f"the hello of {silent}")
+    with paused(*(pids[ident] for ident in silent)):
+        pids |= {ident: fleet.start_device(ident) for ident in fleet.devices if ident not in silent}
         fleet.wait_for(lambda: begun_rounds(fleet) >= 1, 60, "the first plan")
         yield pids
 
