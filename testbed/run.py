@@ -64,7 +64,12 @@ def run_scenario(scenario: Scenario, options: RunOptions, progress: Progress) ->
     for seed in scenario.seeds:
         one = msgspec.structs.replace(scenario, seeds=(seed,))
         folder = options.folder if len(scenario.seeds) == 1 else options.folder / f"seed-{seed}"
-        results.append(_run_seed(one, RunFolder(folder.absolute()), progress))
+        try:
+            results.append(_run_seed(one, RunFolder(folder.absolute()), progress))
+        except SettingsError:  # nothing ran: the same folder must do once the mistake is put right
+            shutil.rmtree(RunFolder(folder).logs, ignore_errors=True)
+            RunFolder(folder).delete_state()
+            raise
         _write_results(one, folder, results[-1:])
         if not options.keep_state:
             RunFolder(folder).delete_state()

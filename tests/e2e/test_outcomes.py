@@ -146,6 +146,7 @@ def test_mistakes_on_the_command_line_end_with_2(tmp_path: Path) -> None:
         assert words in ended.stderr
         assert "Traceback" not in ended.stderr + ended.stdout
     assert {entry.name for entry in tmp_path.iterdir()} <= {"thesis.txt", "run"}
+    assert list((tmp_path / "run").iterdir()) == []  # as good as new for the next try
 
 
 def run_testbed(*arguments: str) -> subprocess.CompletedProcess[str]:
