@@ -25,11 +25,13 @@ from fedpruneshare.messages import (
     SEAL_BYTES,
     Attendance,
     Contribution,
+    DealerCheck,
     Freeze,
     ShareUpload,
     Verdict,
 )
 from fedpruneshare.plan import PlanView
+from fedpruneshare.sharing.prg import Prg
 
 #: Complete or half-done uploads kept per device and round (docs/protocol.md §4.2).
 MAX_ATTEMPTS = 2
@@ -42,6 +44,7 @@ class Attempt:
     device_id: str
     upload_id: bytes
     rung: int
+    prg: str
     chunks: int
     stored: set[int] = field(default_factory=set)
 
@@ -63,6 +66,15 @@ class Refused:
     detail: str
 
 
+@dataclass(frozen=True)
+class Committed:
+    """How far a round had got: whether attendance was sent, and the digests of its DealerCheck and Freeze."""
+
+    attended: bool = False
+    check: bytes | None = None
+    freeze: bytes | None = None
+
+
 class ShareBook:
     """The rules of one aggregator for the round that is open."""
 
@@ -73,6 +85,7 @@ class ShareBook:
         self._attempts: dict[tuple[str, bytes], Attempt] = {}
         self._declined: set[str] = set()
         self._attended = False
+        self._check: bytes | None = None
         self._freeze: bytes | None = None
         self._last_round = 0
 
@@ -105,7 +118,8 @@ class ShareBook:
     def open_round(self, view: PlanView) -> bool:
         """Open the round of a checked plan; False if it is the open round published again.
 
-        Raises `ProtocolError` for an older round or a second, different plan of the open one.
+        Raises `ProtocolError` for an older round, a second, different plan of the open one, or a plan below this
+        aggregator's floors.
         """
         round_id = view.plan.round_id
         if self._view is not None and round_id == self._view.plan.round_id:
@@ -114,17 +128,29 @@ class ShareBook:
             return False
         if round_id <= self._last_round:
             raise ProtocolError(f"plan for round {round_id}, expected a round after {self._last_round}")
+        self._check_privacy(view)
         self._view, self._last_round = view, round_id
         self._attempts, self._declined = {}, set()
-        self._attended, self._freeze = False, None
+        self._attended, self._check, self._freeze = False, None, None
         return True
 
-    def resume(
-        self, attempts: Iterable[Attempt], declined: Iterable[str], attended: bool, freeze: bytes | None
-    ) -> None:
+    def _check_privacy(self, view: PlanView) -> None:
+        if view.scheme.t < self._floors.privacy_threshold:
+            raise ProtocolError(
+                f"plan with t = {view.scheme.t}, expected at least the privacy_threshold of this aggregator,"
+                f" {self._floors.privacy_threshold}"
+            )
+        if view.is_each_revealed and not self._floors.allow_reveal_each:
+            raise ProtocolError(
+                "plan shows every single update to the coordinator (reveal = each),"
+                " expected reveal = sum: this aggregator's allow_reveal_each is off"
+            )
+
+    def resume(self, attempts: Iterable[Attempt], declined: Iterable[str], committed: Committed) -> None:
         """Put back what the store held of the open round."""
         self._attempts = {(a.device_id, a.upload_id): a for a in attempts}
-        self._declined, self._attended, self._freeze = set(declined), attended, freeze
+        self._declined = set(declined)
+        self._attended, self._check, self._freeze = committed.attended, committed.check, committed.freeze
 
     # ------------------------------------------------------------------ uploads
 
@@ -137,8 +163,9 @@ class ShareBook:
         if refused := self._refuse_round(device_id, upload):
             return refused
         known = self._attempts.get((device_id, upload.upload_id))
-        if known and known.rung != upload.rung:
-            return Refused(Verdict.MALFORMED, f"rung {upload.rung}, expected {known.rung} as before")
+        if known and (known.rung, known.prg) != (upload.rung, upload.prg):
+            found = f"rung {upload.rung} with {upload.prg}"
+            return Refused(Verdict.MALFORMED, f"{found}, expected {known.rung} with {known.prg} as before")
         if refused := self._refuse_shape(upload):
             return refused
         if known and (known.is_complete or upload.chunk in known.stored):
@@ -181,7 +208,7 @@ class ShareBook:
             if not unfinished:
                 return Refused(Verdict.TOO_MANY_UPLOADS, f"{len(mine)} complete uploads already, expected at most that")
             del self._attempts[device_id, unfinished[0].upload_id]
-        attempt = Attempt(device_id, upload.upload_id, upload.rung, upload.chunks)
+        attempt = Attempt(device_id, upload.upload_id, upload.rung, upload.prg, upload.chunks)
         self._attempts[device_id, upload.upload_id] = attempt
         self._declined.discard(device_id)
         return attempt
@@ -228,6 +255,37 @@ class ShareBook:
         present = {a.device_id for a in complete}
         return Attendance(view.plan.round_id, view.digest, uploads, tuple(sorted(self._declined - present)))
 
+    def check_dealer_check(self, check: DealerCheck, digest: bytes) -> bool:
+        """Whether this aggregator is to answer an authentic DealerCheck; False if it names others only.
+
+        Raises `ProtocolError` with the reason if it must not (docs/protocol.md §5.7): a challenge is answered after the
+        attendance and before the Freeze, and only the first one of a round.
+        """
+        view = self._require()
+        if (check.round_id, check.plan) != (view.plan.round_id, view.digest):
+            raise ProtocolError(f"check for round {check.round_id}, expected {view.plan.round_id} and its plan")
+        if not view.checks:
+            raise ProtocolError("dealer check in a round whose plan has none")
+        if not self._attended or self._freeze is not None:
+            raise ProtocolError("dealer check outside the time between attendance and freeze")
+        if self._check not in (None, digest):
+            raise ProtocolError(f"second dealer check for round {check.round_id}: the first one stands")
+        self._check_parties("check", check)
+        return self._id in check.aggregators
+
+    @property
+    def checked(self) -> bytes | None:
+        """Digest of the DealerCheck of the open round."""
+        return self._check
+
+    def note_check(self, digest: bytes) -> None:
+        """Note the DealerCheck the store has committed: no other one is answered in this round."""
+        self._check = digest
+
+    def prg_of(self, contributor: Contribution) -> Prg:
+        """Keystream algorithm of an upload that is held here."""
+        return Prg(self._attempts[contributor.device_id, contributor.upload_id].prg)
+
     def check_freeze(self, freeze: Freeze, digest: bytes) -> bool:
         """Whether this aggregator is to sum for an authentic Freeze; False if it names others only.
 
@@ -240,26 +298,24 @@ class ShareBook:
             if digest != self._freeze:
                 raise ProtocolError(f"second freeze for round {freeze.round_id}: the first one stands")
             return self._id in freeze.aggregators
-        self._check_parties(freeze, view)
+        self._check_parties("freeze", freeze)
         self._check_floors(freeze, view)
         return self._id in freeze.aggregators
 
-    def _check_parties(self, freeze: Freeze, view: PlanView) -> None:
-        names = freeze.aggregators
-        if len(set(names)) != len(names) or not set(names) <= set(view.plan.points) or len(names) < view.plan.sharing.k:
-            raise ProtocolError(
-                f"freeze names aggregators {names}, expected at least k = {view.plan.sharing.k} of the plan"
-            )
-        devices = [c.device_id for c in freeze.contributors]
+    def _check_parties(self, what: str, asked: Freeze | DealerCheck) -> None:
+        plan, names = self._require().plan, asked.aggregators
+        if len(set(names)) != len(names) or not set(names) <= set(plan.points) or len(names) < plan.sharing.k:
+            raise ProtocolError(f"{what} names aggregators {names}, expected at least k = {plan.sharing.k} of the plan")
+        devices = [c.device_id for c in asked.contributors]
         if len(set(devices)) != len(devices):
-            raise ProtocolError("freeze names a device twice")
+            raise ProtocolError(f"{what} names a device twice")
         if self._id not in names:
             return
-        for c in freeze.contributors:
+        for c in asked.contributors:
             attempt = self._attempts.get((c.device_id, c.upload_id))
             if attempt is None or not attempt.is_complete or attempt.rung != c.rung:
                 raise ProtocolError(
-                    f"freeze names an upload of {c.device_id!r} that is not held here complete at that rung"
+                    f"{what} names an upload of {c.device_id!r} that is not held here complete at that rung"
                 )
 
     def _check_floors(self, freeze: Freeze, view: PlanView) -> None:

@@ -1,4 +1,4 @@
-"""The aggregator at work: admit, receipt, attend, freeze, sum (docs/protocol.md §4.2-§4.5).
+"""The aggregator at work: admit, receipt, attend, check, freeze, sum (docs/protocol.md §4.2-§4.5).
 
 Read from top to bottom it is the aggregator's half of a round. What is allowed stands in `book.py`, what survives
 a restart in `store.py`; here is only I/O, in this order everywhere: check, store, then answer.
@@ -13,15 +13,17 @@ from pathlib import Path
 
 import structlog
 
-from aggregator.book import Attempt, Refused, ShareBook
+from aggregator.book import Attempt, Committed, Refused, ShareBook
 from aggregator.settings import AggregatorSettings
 from aggregator.store import ShareStore
-from aggregator.summing import check_share, sum_words
+from aggregator.summing import answer_freeze, check_share, reply_to_check
 from fedpruneshare.errors import LinkError, PeerError, ProtocolError
 from fedpruneshare.link import Delivery, Link
 from fedpruneshare.link.chunks import cut
 from fedpruneshare.link.retry import Backoff, publish_until_taken
 from fedpruneshare.messages import (
+    CheckReply,
+    DealerCheck,
     Decline,
     Freeze,
     Message,
@@ -29,6 +31,7 @@ from fedpruneshare.messages import (
     Outcome,
     Receipt,
     Refusal,
+    Reveal,
     RoundPlan,
     ShareUpload,
     SumShare,
@@ -64,6 +67,7 @@ class Aggregator:
         self._control.on_connect(self._on_control_connected)
         await self._control.subscribe(topics.name("outcome"), self._on_outcome)
         await self._control.subscribe(topics.every("decline"), self._on_decline)
+        await self._control.subscribe(topics.name("check"), self._on_check)
         await self._control.subscribe(topics.name("freeze"), self._on_freeze)
         await self._own.subscribe(topics.every("up"), self._on_upload)
         await self._control.subscribe(topics.name("round"), self._on_plan)
@@ -90,15 +94,14 @@ class Aggregator:
         plan = decode("round-plan", stored.plan)
         assert isinstance(plan, RoundPlan)
         try:
-            view = check_plan(plan, digest(stored.plan), self._party.directory)
+            self._book.open_round(check_plan(plan, digest(stored.plan), self._party.directory))
         except PeerError as error:
             _log.warning("stored-round-dropped", round_id=stored.round_id, error=str(error))
             self._book.forget_up_to(stored.round_id)
             return
-        self._book.open_round(view)
         attended = stored.attendance is not None
         attempts, declined = self._store.attempts(stored.round_id), self._store.declined(stored.round_id)
-        self._book.resume(attempts, declined, attended, stored.freeze_digest)
+        self._book.resume(attempts, declined, Committed(attended, stored.check_digest, stored.freeze_digest))
         if not attended:
             # The wall clock is only a hint here: at worst the round waits once more, never longer than planned.
             self._set_deadline(min(max(stored.deadline_at - time.time(), 0.0), plan.deadline_s))
@@ -115,12 +118,15 @@ class Aggregator:
             is_new = self._book.open_round(check_plan(plan, opened.digest, self._party.directory))
         except PeerError as error:
             _log.warning("plan-refused", round_id=plan.round_id, reason=str(error))
+            await self._refuse("attendance", plan.round_id, opened.digest, str(error))
             return
         remaining_s = min(delivery.expiry_s if delivery.expiry_s is not None else plan.deadline_s, plan.deadline_s)
         if is_new:
             self._store.open_round(plan.round_id, opened.body, time.time() + remaining_s)
             self._set_deadline(remaining_s)
             _log.info("round-open", round_id=plan.round_id, cohort=len(plan.cohort), deadline_s=remaining_s)
+            if plan.sharing.reveal is Reveal.EACH:
+                _log.warning("updates-revealed", round_id=plan.round_id, to="the coordinator", reveal="each")
         else:
             await self._repeat_answers()
 
@@ -158,12 +164,11 @@ class Aggregator:
         view = self._view()
         context = share_context(
             upload.plan, device_id, self._party.ident,
-            (upload.upload_id, upload.x, upload.rung, upload.chunk, upload.chunks),
+            (upload.upload_id, upload.x, upload.rung, upload.prg, upload.chunk, upload.chunks),
         )  # fmt: skip
         try:
             data = self._party.identity.unseal(upload.sealed, context)
-            if upload.x > view.scheme.t:
-                check_share(data)
+            check_share(view, upload.x, data)
         except PeerError as error:
             if not attempt.stored:
                 self._book.discard(attempt)
@@ -211,6 +216,27 @@ class Aggregator:
         _log.info("attendance", round_id=attendance.round_id, uploads=len(attendance.uploads))
         self._publish_while_open("attendance", payload)
 
+    # ------------------------------------------------------------------ dealer check
+
+    async def _on_check(self, delivery: Delivery) -> None:
+        opened = self._party.take("check", delivery)
+        if opened is None or not isinstance(opened.message, DealerCheck) or self._book.view is None:
+            return
+        check = opened.message
+        try:
+            is_ours = self._book.check_dealer_check(check, opened.digest)
+        except ProtocolError as error:
+            _log.warning("check-refused", round_id=check.round_id, reason=str(error))
+            return
+        if self._book.checked is None:
+            self._store.note_check(check.round_id, opened.digest)
+            self._book.note_check(opened.digest)
+        if is_ours:
+            shares = self._store.shares(check.round_id, check.contributors)
+            values = reply_to_check(self._view(), self._book.x, check.challenge, shares, self._book.prg_of)
+            reply = CheckReply(check.round_id, opened.digest, self._book.x, values)
+            self._publish_while_open("checked", self._party.sign(reply))
+
     # ------------------------------------------------------------------ freeze and sum
 
     async def _on_freeze(self, delivery: Delivery) -> None:
@@ -222,8 +248,7 @@ class Aggregator:
             is_ours = self._book.check_freeze(freeze, opened.digest)
         except ProtocolError as error:
             _log.warning("freeze-refused", round_id=freeze.round_id, reason=str(error))
-            refusal = Refusal(freeze.round_id, opened.digest, str(error)[:500])
-            await self._answer(self._control, self._party.topics.name("sum", self._party.ident), refusal)
+            await self._refuse("sum", freeze.round_id, opened.digest, str(error))
             return
         if self._book.frozen is None:
             self._store.freeze(freeze.round_id, opened.body, opened.digest)
@@ -235,20 +260,17 @@ class Aggregator:
         stored = self._store.latest()
         if stored is None or stored.round_id != freeze.round_id or not is_ours:
             return
-        words = stored.sum_words
-        if words is None:
-            words = self._sum(freeze)
-            self._store.burn(freeze.round_id, words)
-        self._send_sum(freeze, freeze_digest, words)
+        answer = stored.answer
+        if answer is None:
+            shares = self._store.shares(freeze.round_id, freeze.contributors)
+            answer = answer_freeze(self._view(), self._book.x, freeze.segments, shares, self._book.prg_of)
+            self._store.burn(freeze.round_id, answer)
+        self._send_answer(freeze, freeze_digest, answer)
 
-    def _sum(self, freeze: Freeze) -> bytes:
-        shares = self._store.shares(freeze.round_id, freeze.contributors)
-        return sum_words(self._view(), self._book.x, freeze.segments, shares)
-
-    def _send_sum(self, freeze: Freeze, freeze_digest: bytes, words: bytes) -> None:
+    def _send_answer(self, freeze: Freeze, freeze_digest: bytes, answer: bytes) -> None:
         directory = self._party.directory
         key = directory.sealing_key(Role.COORDINATOR, directory.coordinator_id)
-        pieces = cut(words, self._view().plan.chunk_bytes)
+        pieces = cut(answer, self._view().plan.chunk_bytes)
         for index, piece in enumerate(pieces):
             position = (self._book.x, index, len(pieces))
             context = sum_context(freeze_digest, self._party.ident, directory.coordinator_id, position)
@@ -317,6 +339,11 @@ class Aggregator:
 
     def _is_open(self, plan_digest: bytes) -> bool:
         return self._book.view is not None and self._book.view.digest == plan_digest
+
+    async def _refuse(self, channel: str, round_id: int, of: bytes, reason: str) -> None:
+        """One try, repeated whenever what is refused comes again."""
+        refusal = Refusal(round_id, of, reason[:500])
+        await self._answer(self._control, self._party.topics.name(channel, self._party.ident), refusal)
 
     async def _answer(self, link: Link, topic: str, message: Message) -> None:
         """One try: who needs the answer asks again."""

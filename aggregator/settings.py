@@ -8,17 +8,23 @@ import msgspec
 from msgspec import Meta
 
 from fedpruneshare.floors import LOWEST_FLOOR
-from fedpruneshare.messages import MAX_DEVICES
+from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES
 from fedpruneshare.party import LinkSettings, PartySettings
 
 Floor = Annotated[int, Meta(ge=LOWEST_FLOOR, le=MAX_DEVICES)]
 
 
 class AggregatorFloors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The aggregator's own floors (docs/protocol.md §8): it sums nothing below them, whatever a plan says."""
+    """The aggregator's own floors (docs/protocol.md §8): it takes part in nothing below them, whatever a plan says.
+
+    `privacy_threshold`: the lowest t, the number of aggregators that may collude and still learn nothing.
+    `allow_reveal_each`: whether a plan may have every single update shown to the coordinator.
+    """
 
     min_devices: Floor = LOWEST_FLOOR
     min_devices_segment: Floor = LOWEST_FLOOR
+    privacy_threshold: Annotated[int, Meta(ge=1, lt=MAX_AGGREGATORS)] = 1
+    allow_reveal_each: bool = False
 
 
 class AggregatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,10 +19,11 @@ from fedpruneshare.storage import open_database
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS rounds (
     round_id INTEGER PRIMARY KEY, plan BLOB NOT NULL, deadline_at REAL NOT NULL,
-    attendance BLOB, freeze BLOB, freeze_digest BLOB, sum BLOB, closed INTEGER NOT NULL DEFAULT 0);
+    attendance BLOB, checked BLOB, freeze BLOB, freeze_digest BLOB, sum BLOB, closed INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS uploads (
     round_id INTEGER NOT NULL REFERENCES rounds ON DELETE CASCADE, device_id TEXT NOT NULL, upload_id BLOB NOT NULL,
-    rung INTEGER NOT NULL, chunks INTEGER NOT NULL, PRIMARY KEY (round_id, device_id, upload_id));
+    rung INTEGER NOT NULL, prg TEXT NOT NULL, chunks INTEGER NOT NULL,
+    PRIMARY KEY (round_id, device_id, upload_id));
 CREATE TABLE IF NOT EXISTS chunks (
     round_id INTEGER NOT NULL, device_id TEXT NOT NULL, upload_id BLOB NOT NULL, chunk INTEGER NOT NULL,
     data BLOB NOT NULL, PRIMARY KEY (round_id, device_id, upload_id, chunk),
@@ -39,17 +40,19 @@ _KEPT_ROUNDS = 8
 class StoredRound:
     """The newest round in the store.
 
-    `plan` and `freeze` are message bodies, `attendance` the signed payload, `sum_words` raw little-endian uint32.
+    `plan` and `freeze` are message bodies, `attendance` the signed payload, `check_digest` that of the DealerCheck,
+    `answer` what the Freeze is answered with: the sum's words or the contributors' fragments.
     """
 
     round_id: int
     plan: bytes
     deadline_at: float
     attendance: bytes | None
+    check_digest: bytes | None
     freeze: bytes | None
     freeze_digest: bytes | None
-    sum_words: bytes | None
-    is_closed: bool
+    answer: bytes | None
+    is_closed: int
 
 
 class ShareStore:
@@ -74,13 +77,12 @@ class ShareStore:
     def latest(self) -> StoredRound | None:
         """The newest round, if any."""
         row = self._db.execute(
-            "SELECT round_id, plan, deadline_at, attendance, freeze, freeze_digest, sum, closed FROM rounds"
+            "SELECT round_id, plan, deadline_at, attendance, checked, freeze, freeze_digest, sum, closed FROM rounds"
             " ORDER BY round_id DESC LIMIT 1"
         ).fetchone()
         if row is None:
             return None
-        round_id, plan, deadline_at, attendance, freeze, freeze_digest, words, is_closed = row
-        return StoredRound(round_id, plan, deadline_at, attendance, freeze, freeze_digest, words, bool(is_closed))
+        return StoredRound(*row)
 
     def open_round(self, round_id: int, plan: bytes, deadline_at: float) -> None:
         """Begin a round: the shares of earlier ones are dropped. `deadline_at` is wall time, a restart's hint only."""
@@ -97,7 +99,7 @@ class ShareStore:
     def attempts(self, round_id: int) -> list[Attempt]:
         """All attempts of a round with the chunks they have."""
         rows = self._db.execute(
-            "SELECT device_id, upload_id, rung, chunks FROM uploads WHERE round_id = ? ORDER BY rowid", (round_id,)
+            "SELECT device_id, upload_id, rung, prg, chunks FROM uploads WHERE round_id = ? ORDER BY rowid", (round_id,)
         ).fetchall()
         attempts = {(row[0], row[1]): Attempt(*row) for row in rows}
         stored = self._db.execute("SELECT device_id, upload_id, chunk FROM chunks WHERE round_id = ?", (round_id,))
@@ -118,7 +120,8 @@ class ShareStore:
         """Commit one opened chunk."""
         key = (round_id, attempt.device_id, attempt.upload_id)
         with self._transaction() as db:
-            db.execute("INSERT OR IGNORE INTO uploads VALUES (?, ?, ?, ?, ?)", (*key, attempt.rung, attempt.chunks))
+            facts = (*key, attempt.rung, attempt.prg, attempt.chunks)
+            db.execute("INSERT OR IGNORE INTO uploads VALUES (?, ?, ?, ?, ?, ?)", facts)
             db.execute("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?)", (*key, chunk, data))
             db.execute("DELETE FROM declines WHERE round_id = ? AND device_id = ?", key[:2])
         self._held += len(data)
@@ -149,6 +152,11 @@ class ShareStore:
         with self._transaction() as db:
             db.execute("UPDATE rounds SET attendance = ? WHERE round_id = ?", (attendance, round_id))
 
+    def note_check(self, round_id: int, digest: bytes) -> None:
+        """Commit the one DealerCheck of a round, before it is answered."""
+        with self._transaction() as db:
+            db.execute("UPDATE rounds SET checked = ? WHERE round_id = ? AND checked IS NULL", (digest, round_id))
+
     def freeze(self, round_id: int, freeze: bytes, digest: bytes) -> None:
         """Commit the one Freeze of a round, before anything is answered."""
         with self._transaction() as db:
@@ -162,10 +170,10 @@ class ShareStore:
         for contributor in contributors:
             yield contributor, self.share(round_id, contributor.device_id, contributor.upload_id)
 
-    def burn(self, round_id: int, sum_words: bytes) -> None:
-        """Commit the sum and delete every share, in one transaction."""
+    def burn(self, round_id: int, answer: bytes) -> None:
+        """Commit the answer to the Freeze and delete every share, in one transaction."""
         with self._transaction() as db:
-            db.execute("UPDATE rounds SET sum = ? WHERE round_id = ?", (sum_words, round_id))
+            db.execute("UPDATE rounds SET sum = ? WHERE round_id = ?", (answer, round_id))
             db.execute("DELETE FROM uploads WHERE round_id = ?", (round_id,))
         self._held = 0
 

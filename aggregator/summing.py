@@ -1,46 +1,70 @@
-"""Adding the shares of a Freeze (docs/protocol.md §4.5). The words an aggregator adds tell it nothing."""
+"""What an aggregator computes from the shares it holds (docs/protocol.md §4.5, §5.7). What it adds tells it nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedpruneshare.messages import Contribution
 from fedpruneshare.plan import PlanView
-from fedpruneshare.sharing.field import F31, check_canonical, from_bytes, to_bytes
-from fedpruneshare.sharing.prg import Seed, fill_elements
+from fedpruneshare.sharing.dealer_check import challenge_rows, combine
+from fedpruneshare.sharing.field import Words, check_canonical, from_bytes, to_bytes
+from fedpruneshare.sharing.prg import Prg, Seed, fill_elements
 from fedpruneshare.sharing.shamir import Accumulator
-from fedpruneshare.words import total_words
+
+#: One share at a time, with the contributor it is of: memory holds the result and one share.
+Shares = Iterable[tuple[Contribution, bytes]]
+#: Keystream algorithm of a contributor's seed shares.
+PrgOf = Callable[[Contribution], Prg]
 
 
-def check_share(data: bytes) -> None:
-    """Check that share bytes are whole, canonical words. Raises `SharingError`."""
-    check_canonical(from_bytes(data, len(data) // 4), F31)
+def check_share(view: PlanView, x: int, data: bytes) -> None:
+    """Check what is opened of a share before it is stored: whole, canonical words. Raises `SharingError`.
 
-
-def sum_words(view: PlanView, x: int, segments: tuple[int, ...], shares: Iterable[tuple[Contribution, bytes]]) -> bytes:
-    """Sum of the frozen shares over the opened segments, one after the other, as little-endian uint32.
-
-    A contributor adds to the opened segments its rung reaches. `shares` yields one share at a time, so memory holds the
-    sum and one share.
+    Seeds and fragments can be anything; a fragment that is wrong is found when its blob is rebuilt.
     """
-    sums = {segment: Accumulator(view.segment_words[segment]) for segment in segments}
+    if not view.is_each_revealed and not view.scheme.is_seed_point(x):
+        check_canonical(from_bytes(data, len(data) // view.field.word_bytes, view.field), view.field)
+
+
+def answer_freeze(view: PlanView, x: int, segments: tuple[int, ...], shares: Shares, prg_of: PrgOf) -> bytes:
+    """What a Freeze is answered with: the sum, or with `reveal = "each"` the contributors' fragments in its order."""
+    if view.is_each_revealed:
+        return b"".join(fragment for _, fragment in shares)
+    return sum_shares(view, x, segments, shares, prg_of)
+
+
+def sum_shares(view: PlanView, x: int, segments: tuple[int, ...], shares: Shares, prg_of: PrgOf) -> bytes:
+    """Sum of the frozen shares over the opened segments, one after the other, as little-endian words.
+
+    A contributor adds to the opened segments its rung reaches.
+    """
+    sizes = view.segment_elements
+    sums = {segment: Accumulator(sizes[segment], view.field) for segment in segments}
     for contributor, share in shares:
-        words = _words(view, x, contributor, share)
+        elements = _elements(view, x, (contributor, share), prg_of)
         for segment, accumulator in sums.items():
             if segment <= contributor.rung:
-                start = sum(view.segment_words[:segment])
-                accumulator.add(words[start : start + view.segment_words[segment]])
-    return b"".join(bytes(to_bytes(sums[segment].export())) for segment in segments)
+                start = sum(sizes[:segment])
+                accumulator.add(elements[start : start + sizes[segment]])
+    return b"".join(bytes(to_bytes(sums[segment].export(), view.field)) for segment in segments)
 
 
-def _words(view: PlanView, x: int, contributor: Contribution, share: bytes) -> NDArray[np.uint32]:
-    count = total_words(view.segment_words, contributor.rung)
-    if x > view.scheme.t:
-        return from_bytes(share, count)
-    words = np.empty(count, dtype="<u4")
+def reply_to_check(view: PlanView, x: int, challenge: bytes, shares: Shares, prg_of: PrgOf) -> bytes:
+    """This point's share of every contributor's masked combinations, as `CheckReply.values` holds them."""
+    longest = view.share_elements(view.rungs - 1) - view.checks
+    rows = challenge_rows(challenge, view.checks, longest, view.field)
+    values = [combine(_elements(view, x, share, prg_of), rows, view.field) for share in shares]
+    return bytes(to_bytes(np.array(values, dtype=view.field.word_type).ravel(), view.field))
+
+
+def _elements(view: PlanView, x: int, share: tuple[Contribution, bytes], prg_of: PrgOf) -> Words:
+    """All elements of a share, masks included; a seed share is expanded."""
+    contributor, data = share
+    count = view.share_elements(contributor.rung)
+    if not view.scheme.is_seed_point(x):
+        return from_bytes(data, count, view.field)
+    elements = np.empty(count, dtype=view.field.word_type)
     domain = view.keystream_domain(contributor.device_id, contributor.upload_id)
-    fill_elements(view.prg, Seed(share), domain, words)
-    return words
+    return fill_elements(prg_of(contributor), Seed(data), domain, elements, view.field)

@@ -2,7 +2,8 @@
 
 Rules only, no I/O:
 
-    COLLECTING --attend…--> choose_freeze --freeze--> FROZEN --add_sum_chunk…--> sums --> APPLIED or FAILED
+    COLLECTING --attend…--> (choose_check --check--> reply…-->) choose_freeze --freeze--> FROZEN
+        --add_answer_chunk…--> answers --> APPLIED or FAILED
 
 All n attendances end the collection at once; k of them that account for the whole cohort end it after a grace
 time; otherwise the deadline does. The Freeze is chosen once. Sums over any other Freeze are refused, because sums of
@@ -11,17 +12,25 @@ different contributor sets interpolate to a plausible wrong number.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fedpruneshare.errors import ProtocolError
 from fedpruneshare.floors import contributor_counts, open_segments
 from fedpruneshare.link.chunks import Joiner
-from fedpruneshare.messages import Attendance, Contribution, Freeze, RoundPhase, SumShare
+from fedpruneshare.messages import (
+    Attendance,
+    CheckReply,
+    Contribution,
+    DealerCheck,
+    Freeze,
+    RoundPhase,
+    SumShare,
+)
 from fedpruneshare.plan import PlanView
+from fedpruneshare.sharing.dealer_check import Judgement, judge
+from fedpruneshare.sharing.field import Words, check_canonical, from_bytes
 
 _MAX_ATTEMPTS = 2
 
@@ -44,6 +53,11 @@ class RoundLedger:
         self._freeze_digest = b""
         self._joiners: dict[str, Joiner] = {}
         self._refusals: dict[str, str] = {}
+        self._plan_refusals: dict[str, str] = {}
+        self._check: DealerCheck | None = None
+        self._check_digest = b""
+        self._replies: dict[str, dict[str, Words]] = {}
+        self.judgement: Judgement | None = None
 
     # ------------------------------------------------------------------ attendance
 
@@ -86,9 +100,19 @@ class RoundLedger:
         """Aggregators whose attendance has come."""
         return tuple(sorted(self._attendances))
 
+    def refuse_plan(self, aggregator_id: str, plan: bytes, reason: str) -> bool:
+        """Note that an aggregator will not take part in this plan; whether it is this one and that is news."""
+        if plan != self.view.digest or aggregator_id not in self.view.plan.points:
+            return False
+        is_new = aggregator_id not in self._plan_refusals
+        self._plan_refusals[aggregator_id] = reason
+        return is_new
+
     def is_everything_in(self) -> bool:
-        """Whether all aggregators of the plan have attended."""
-        return len(self._attendances) == len(self.view.plan.points)
+        """Whether all aggregators of the plan have attended or refused, or too many refused for any opening."""
+        names, refused = self.view.plan.points, self._plan_refusals.keys() - self._attendances.keys()
+        is_hopeless = len(names) - len(refused) < self.view.plan.sharing.k
+        return is_hopeless or len(self._attendances) + len(refused) == len(names)
 
     def is_quorum_settled(self) -> bool:
         """Whether at least k attendances account for the whole cohort, so that only stragglers are missing."""
@@ -110,16 +134,16 @@ class RoundLedger:
     # ------------------------------------------------------------------ freeze
 
     def choose_freeze(self) -> Freeze | Failure:
-        """The contributor set: most devices, then most aggregators (docs/protocol.md §4.4)."""
+        """The contributor set: most devices, then most aggregators (docs/protocol.md §4.4).
+
+        Devices and aggregators that failed the dealer check are left out.
+        """
         plan = self.view.plan
-        if len(self._attendances) < plan.sharing.k:
-            return Failure(
-                f"attendance of {len(self._attendances)} aggregators, expected at least k = {plan.sharing.k}"
-            )
-        names = self.attended
-        subsets = [c for size in range(len(names), plan.sharing.k - 1, -1) for c in combinations(names, size)]
-        best = max(subsets, key=lambda subset: (len(self._common(subset)), len(subset)))
-        contributors = self._common(best)
+        best, contributors = self._choose_set(plan.sharing.k)
+        if not best:
+            refusals = _listed(self._plan_refusals)
+            found = f"attendance of {len(self._attendances)} aggregators"
+            return Failure(f"{found}, expected at least k = {plan.sharing.k}{refusals}")
         rungs = [c.rung for c in contributors]
         segments = open_segments(rungs, self.view.rungs, plan.min_devices, plan.min_devices_segment)
         if not segments:
@@ -128,14 +152,31 @@ class RoundLedger:
             )
         return Freeze(plan.round_id, self.view.digest, best, contributors, segments)
 
+    def _choose_set(self, at_least: int) -> tuple[tuple[str, ...], tuple[Contribution, ...]]:
+        """At least so many aggregators, and the uploads that all of them hold."""
+        liars = self.judgement.points if self.judgement else ()
+        names = [name for name in self.attended if self.view.plan.points[name] not in liars]
+        subsets = [c for size in range(len(names), at_least - 1, -1) for c in combinations(names, size)]
+        best = max(subsets, key=lambda subset: (len(self._common(subset)), len(subset)), default=())
+        return best, self._common(best) if best else ()
+
     def _common(self, aggregators: tuple[str, ...]) -> tuple[Contribution, ...]:
         """The newest upload of each device that every one of these aggregators holds."""
         held = [set(self._attendances[name].uploads) for name in aggregators]
         common: dict[str, Contribution] = {}
         for upload in self._attendances[aggregators[0]].uploads:
-            if all(upload in uploads for uploads in held):
+            if all(upload in uploads for uploads in held) and self._passed(upload):
                 common[upload.device_id] = upload
         return tuple(common[device] for device in sorted(common))
+
+    def _passed(self, upload: Contribution) -> bool:
+        """After a dealer check only what was checked may be summed, and not what failed it.
+
+        An upload that was kept from one aggregator would otherwise evade the check.
+        """
+        if self._check is None or self.judgement is None:
+            return True
+        return upload in self._check.contributors and upload.device_id not in self.judgement.dealers
 
     def freeze(self, freeze: Freeze, digest: bytes) -> None:
         """Enter FROZEN with the Freeze the store has committed."""
@@ -153,10 +194,58 @@ class RoundLedger:
         """How many of the frozen devices reach each segment."""
         return contributor_counts([c.rung for c in self.frozen.contributors], self.view.rungs)
 
-    # ------------------------------------------------------------------ sums
+    # ------------------------------------------------------------------ dealer check
 
-    def check_sum(self, aggregator_id: str, message: SumShare) -> None:
-        """Whether a sum chunk belongs to this Freeze, before it is opened. Raises `ProtocolError`."""
+    def choose_check(self, challenge: bytes) -> DealerCheck | None:
+        """The check of what more than k aggregators hold; None where so many have not attended.
+
+        `challenge`: 32 fresh random bytes; devices must not have known them when they dealt (docs/protocol.md §5.7).
+        """
+        plan = self.view.plan
+        names, contributors = self._choose_set(plan.sharing.k + 1)
+        if not contributors:
+            return None
+        return DealerCheck(plan.round_id, self.view.digest, challenge, names, contributors)
+
+    def check(self, check: DealerCheck, digest: bytes) -> None:
+        """Note the check the store has committed."""
+        self._check, self._check_digest = check, digest
+
+    def reply(self, aggregator_id: str, reply: CheckReply) -> bool:
+        """Note an aggregator's combinations; False if they are a repeat or of no concern.
+
+        Raises `ProtocolError` for the wrong point or number of values, `SharingError` for one that is not canonical.
+        """
+        check, view = self._check, self.view
+        if check is None or reply.check != self._check_digest or aggregator_id not in check.aggregators:
+            return False
+        if reply.x != view.plan.points[aggregator_id]:
+            raise ProtocolError(f"check reply at x = {reply.x}, expected {view.plan.points[aggregator_id]}")
+        values = from_bytes(reply.values, len(check.contributors) * view.checks, view.field)
+        check_canonical(values, view.field)
+        rows = values.reshape(len(check.contributors), view.checks)
+        is_new = aggregator_id not in self._replies
+        self._replies[aggregator_id] = {c.device_id: row for c, row in zip(check.contributors, rows, strict=True)}
+        return is_new
+
+    def is_every_reply_in(self) -> bool:
+        """Whether every aggregator the check names has answered."""
+        return self._check is None or len(self._replies) == len(self._check.aggregators)
+
+    def can_judge(self) -> bool:
+        """Whether more than k aggregators have answered the check."""
+        return len(self._replies) > self.view.plan.sharing.k
+
+    def judge(self) -> Judgement:
+        """Whose dealing fits no polynomial, and who answered wrongly. Raises as `dealer_check.judge`."""
+        points = self.view.plan.points
+        self.judgement = judge(self.view.scheme, {points[name]: given for name, given in self._replies.items()})
+        return self.judgement
+
+    # ------------------------------------------------------------------ answers
+
+    def check_answer(self, aggregator_id: str, message: SumShare) -> None:
+        """Whether a chunk of an answer belongs to this Freeze, before it is opened. Raises `ProtocolError`."""
         freeze = self.frozen
         if (message.round_id, message.freeze) != (freeze.round_id, self._freeze_digest):
             raise ProtocolError(
@@ -164,13 +253,13 @@ class RoundLedger:
             )
         if aggregator_id not in freeze.aggregators or message.x != self.view.plan.points[aggregator_id]:
             raise ProtocolError(f"sum of {aggregator_id!r} at x = {message.x}, which the freeze does not name")
-        expected = self.view.chunks(self.view.sum_bytes(freeze.segments))
+        expected = self.view.chunks(self.view.sum_bytes(freeze))
         if message.chunks != expected or message.chunk >= expected:
             raise ProtocolError(f"sum chunk {message.chunk} of {message.chunks}, expected {expected} chunks")
 
-    def add_sum_chunk(self, aggregator_id: str, chunk: int, data: bytes) -> bool:
-        """Note an opened sum chunk; whether this aggregator's sum is complete. Raises `ProtocolError`."""
-        size = self.view.sum_bytes(self.frozen.segments)
+    def add_answer_chunk(self, aggregator_id: str, chunk: int, data: bytes) -> bool:
+        """Note an opened chunk; whether this aggregator's answer is complete. Raises `ProtocolError`."""
+        size = self.view.sum_bytes(self.frozen)
         joiner = self._joiners.get(aggregator_id)
         if joiner is None:
             joiner = self._joiners[aggregator_id] = Joiner(size, self.view.plan.chunk_bytes, limit_bytes=size)
@@ -184,24 +273,27 @@ class RoundLedger:
         self._refusals[aggregator_id] = reason
         return True
 
-    def sums(self) -> dict[int, NDArray[np.uint32]]:
-        """Complete sums by evaluation point, uint32 words over the opened segments."""
+    def answers(self) -> dict[int, bytes]:
+        """Complete answers by evaluation point: sums over the opened segments, or all contributors' fragments."""
         points = self.view.plan.points
-        done = {name: self._joiners[name].payload() for name in self._summed()}
-        return {points[name]: np.frombuffer(payload, dtype="<u4") for name, payload in done.items()}
+        return {points[name]: self._joiners[name].payload() for name in self._answered()}
 
-    def _summed(self) -> list[str]:
+    def _answered(self) -> list[str]:
         return sorted(name for name, joiner in self._joiners.items() if joiner.is_complete)
 
-    def is_every_sum_in(self) -> bool:
+    def is_every_answer_in(self) -> bool:
         """Whether every named aggregator has answered with a sum or a refusal."""
-        return len(self._summed()) + len(self._refusals) >= len(self.frozen.aggregators)
+        return len(self._answered()) + len(self._refusals) >= len(self.frozen.aggregators)
 
     def can_open(self) -> bool:
-        """Whether at least k sums are complete."""
-        return len(self._summed()) >= self.view.plan.sharing.k
+        """Whether at least k answers are complete."""
+        return len(self._answered()) >= self.view.plan.sharing.k
 
     def why_not_opened(self) -> str:
-        """The reason of a round that ends with too few sums."""
-        refusals = "".join(f"; {name}: {reason}" for name, reason in sorted(self._refusals.items()))
-        return f"sums of {len(self._summed())} aggregators, expected at least k = {self.view.plan.sharing.k}{refusals}"
+        """The reason of a round that ends with too few answers."""
+        found = f"sums of {len(self._answered())} aggregators"
+        return f"{found}, expected at least k = {self.view.plan.sharing.k}{_listed(self._refusals)}"
+
+
+def _listed(refusals: Mapping[str, str]) -> str:
+    return "".join(f"; {name}: {reason}" for name, reason in sorted(refusals.items()))

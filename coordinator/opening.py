@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.answers import Opened, open_answers
 from coordinator.averaging import SegmentSum, apply_update
 from coordinator.ledger import RoundLedger
 from coordinator.planning import ModelState, PublishedModel
 from coordinator.settings import CoordinatorSettings
 from coordinator.workbench import Workbench
+from fedpruneshare.floors import contributor_counts
+from fedpruneshare.sharing.digits import Digits, unshift, zero_point
 from fedpruneshare.sparse.support import code_values, decode_values
 from fedpruneshare.sparse.update import ClipRule, dequantise_sum, per_element_clips
 
@@ -27,55 +30,50 @@ class Round:
 
 @dataclass(frozen=True)
 class Opening:
-    """What came of a round. `is_verified`: more than k sums agreed."""
+    """What came of a round: the next model, how good it is, and the sum it was made from."""
 
     model: ModelState = field(repr=False)
-    aggregators: tuple[str, ...]
-    is_verified: bool
+    opened: Opened
     accuracy: float
     loss: float | None
 
 
 def open_and_apply(current: Round, bench: Workbench, settings: CoordinatorSettings) -> Opening:
-    """Open the sums of a round and make the next model.
+    """Open the answers of a round and make the next model.
 
-    Raises `PeerError`: `InconsistentSharesError` if more than k sums disagree, others for sums that do not decode or
-    a model that is not finite.
+    Raises `PeerError`: `InconsistentSharesError` if more than k sums disagree and it cannot be told which are wrong,
+    others for answers that do not decode or a model that is not finite.
     """
-    view, sums = current.ledger.view, current.ledger.sums()
-    opened = decode_sums(current, bench, view.scheme.open(sums))
-    model = next_model(current, bench, settings, opened)
+    ledger = current.ledger
+    opened = open_answers(ledger.view, ledger.frozen, ledger.answers())
+    model = next_model(current, bench, settings, decode_sums(current, bench, opened))
     evaluation = bench.score(model)
-    names = {x: name for name, x in view.plan.points.items()}
-    return Opening(
-        model=model,
-        aggregators=tuple(sorted(names[x] for x in sums)),
-        is_verified=len(sums) > view.plan.sharing.k,
-        accuracy=evaluation.metric,
-        loss=evaluation.loss,
-    )
+    return Opening(model, opened, evaluation.metric, evaluation.loss)
 
 
-def decode_sums(current: Round, bench: Workbench, words: NDArray[np.uint32]) -> dict[int, SegmentSum]:
-    """Opened words of the frozen segments, one after the other -> Σw and folded sums by segment."""
+def decode_sums(current: Round, bench: Workbench, opened: Opened) -> dict[int, SegmentSum]:
+    """Opened words -> Σw and folded sums by segment."""
     view, coding = current.ledger.view, current.ledger.view.plan.coding
-    counts = current.ledger.contributors_per_segment()
+    counts = contributor_counts([c.rung for c in opened.contributors], view.rungs)
     vector_clips = _vector_clips(bench, coding.vector_clips)
-    opened, start = {}, 0
-    for index in current.ledger.frozen.segments:
+    sums = {}
+    for index, words in opened.words.items():
         segment = view.plan.segments[index]
-        part = view.layout.unpack(words[start : start + segment.words], segment.vectors, segment.weights)
-        start += segment.words
+        part = view.layout.unpack(words, segment.vectors, segment.weights)
         positions = current.published.support.segments[index]
         clips = per_element_clips(bench.table.weight_bounds(), positions, coding.weight_clips)
         count = counts[index]
-        opened[index] = SegmentSum(
+        sums[index] = SegmentSum(
             weight=part.weight,
             contributors=count,
-            values=dequantise_sum(part.values, clips, coding.value_bits, count),
-            vectors=dequantise_sum(part.vectors, vector_clips[: segment.vectors], coding.vector_bits, count),
+            values=_folded_sums(part.values, clips, coding.value_bits, count),
+            vectors=_folded_sums(part.vectors, vector_clips[: segment.vectors], coding.vector_bits, count),
         )
-    return opened
+    return sums
+
+
+def _folded_sums(digits: Digits, clips: NDArray[np.float32], bits: int, contributors: int) -> NDArray[np.float64]:
+    return dequantise_sum(unshift(digits, bits, contributors), clips, zero_point(bits))
 
 
 def next_model(

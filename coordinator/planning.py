@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from coordinator.settings import CoordinatorSettings
 from fedpruneshare.directory import Directory
 from fedpruneshare.errors import PlanError
-from fedpruneshare.messages import Coding, RoundPlan, Segment, Sharing, Training, digest
+from fedpruneshare.messages import Coding, Reveal, RoundPlan, Segment, Sharing, Training, digest
 from fedpruneshare.rng import stream
+from fedpruneshare.sharing.field import FIELDS
 from fedpruneshare.sparse.model_coding import encode_segment
 from fedpruneshare.sparse.support import DensitySchedule, Support, derive_support, rung_counts
 from fedpruneshare.words import WordLayout
@@ -167,7 +168,7 @@ def plan_round(
         sharing=_sharing(settings, len(directory.aggregators)),
         points=_points(sorted(directory.aggregators), round_id),
         coding=coding,
-        segments=_segments(round_id, state, published, WordLayout(coding)),
+        segments=_segments(round_id, state, published, WordLayout(coding, FIELDS[settings.sharing.field])),
         rungs=allowed,
         training=_training(settings),
         cohort=cohort,
@@ -179,8 +180,8 @@ def plan_round(
 
 
 def _sharing(settings: CoordinatorSettings, n: int) -> Sharing:
-    threshold = settings.sharing.threshold
-    return Sharing(n=n, k=threshold, t=threshold - 1, prg=settings.sharing.prg)
+    own = settings.sharing
+    return Sharing(n, own.threshold, own.t, own.field, own.dealer_checks, Reveal(own.reveal))
 
 
 def _points(aggregators: Sequence[str], round_id: int) -> dict[str, int]:
@@ -197,6 +198,7 @@ def _coding(settings: CoordinatorSettings, state: ModelState, devices: int) -> C
         vector_clips=state.vector_clips,
         max_weight=coding.max_weight,
         max_devices=devices,
+        radix=coding.radix,
     )
 
 

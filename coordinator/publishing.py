@@ -46,10 +46,12 @@ class Publisher:
             await self._publish("model", (segment, index), b"", retain=True)
         self._chunks[segment] = keep
 
-    async def freeze(self, body: bytes) -> None:
-        """Publish the Freeze, never retained."""
-        payload = sign_body(self._party.identity, self._party.directory.federation, "freeze", body)
-        await self._publish("freeze", (), payload)
+    async def send(self, decision: tuple[str, bytes] | None) -> None:
+        """Publish a decision that was committed, never retained: (its kind, its body); nothing if there is none yet."""
+        if decision is not None:
+            kind, body = decision
+            payload = sign_body(self._party.identity, self._party.directory.federation, kind, body)
+            await self._publish({"dealer-check": "check", "freeze": "freeze"}[kind], (), payload)
 
     async def close(self, outcome: Outcome) -> None:
         """Publish the authoritative close of a round, retained."""

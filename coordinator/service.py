@@ -1,4 +1,4 @@
-"""The coordinator at work: plan, collect, freeze, open, average, publish (docs/protocol.md §4).
+"""The coordinator at work: plan, collect, check, freeze, open, average, publish (docs/protocol.md §4).
 
 `Coordinator.run_round` is the whole of a round, top to bottom. What may be concluded stands in `ledger.py`, what
 survives a restart in `store.py`. Everything is committed before it is sent, so a restart repeats, never contradicts.
@@ -7,31 +7,35 @@ survives a restart in `store.py`. Everything is committed before it is sent, so 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
 from coordinator.ledger import Failure, RoundLedger
 from coordinator.opening import Opening, Round, open_and_apply
+from coordinator.outcomes import Seconds, outcome_line, round_facts
 from coordinator.planning import ModelState, PublishedModel, plan_round, publish_model
 from coordinator.publishing import Publisher
 from coordinator.settings import CoordinatorSettings
 from coordinator.store import OpenRound, RoundStore
 from coordinator.workbench import Workbench
-from fedpruneshare.errors import PeerError, PlanError, ProtocolError, SupportMismatchError
+from fedpruneshare.errors import PeerError, PlanError, ProtocolError, SharingError, SupportMismatchError
 from fedpruneshare.link import Delivery, Link
 from fedpruneshare.link.retry import Backoff
 from fedpruneshare.messages import (
     Attendance,
+    CheckReply,
+    DealerCheck,
     Freeze,
     Heartbeat,
     Hello,
     Outcome,
     Refusal,
+    Reveal,
     RoundPhase,
     RoundPlan,
     SumShare,
@@ -50,23 +54,6 @@ _MISSED_LIMIT = 2
 _RESEND_PAUSE_S = 0.5
 
 
-@dataclass
-class _Seconds:
-    """How long the phases of a round took, by the monotonic clock."""
-
-    started: float = field(default_factory=time.monotonic)
-    phases: dict[str, float] = field(default_factory=dict)
-    _last: float = field(default_factory=time.monotonic)
-
-    def lap(self, phase: str) -> None:
-        now = time.monotonic()
-        self.phases[phase] = round(now - self._last, 4)
-        self._last = now
-
-    def all(self) -> dict[str, float]:
-        return {**self.phases, "total": round(time.monotonic() - self.started, 4)}
-
-
 class Coordinator:
     """The coordinator of one federation, on the control broker."""
 
@@ -76,8 +63,8 @@ class Coordinator:
         self._publisher = Publisher(party, link, Backoff(random.Random()))
         self._ledger: RoundLedger | None = None
         self._changed = asyncio.Event()
-        self._sent_freeze: bytes | None = None
-        self._is_freeze_wanted = False
+        self._sent: tuple[str, bytes] | None = None
+        self._is_repeat_wanted = False
 
     # ------------------------------------------------------------------ the run
 
@@ -105,6 +92,7 @@ class Coordinator:
         await self._link.subscribe(topics.every("hello"), self._on_hello)
         await self._link.subscribe(topics.every("heartbeat"), self._on_heartbeat)
         await self._link.subscribe(topics.every("attendance"), self._on_attendance)
+        await self._link.subscribe(topics.every("checked"), self._on_reply)
         await self._link.subscribe(topics.every("sum"), self._on_sum)
         await self._link.connect(wait=True)
 
@@ -117,7 +105,7 @@ class Coordinator:
 
     async def run_round(self) -> None:
         """One round: PLANNED, COLLECTING, FROZEN, then APPLIED or FAILED."""
-        seconds = _Seconds()
+        seconds = Seconds()
         begun = self._store.open_round() or await self._plan(seconds)
         if begun is None:
             return
@@ -129,17 +117,17 @@ class Coordinator:
         await self._publisher.announce(self._ledger.view, begun.plan, published, remaining_s)
         if freeze is None:
             await self._collect(remaining_s)
-            freeze = self._choose_freeze()
-        seconds.lap("collect")
+            seconds.lap("collect")
+            freeze = await self._check_dealers(begun, seconds) or self._choose_freeze()
         if isinstance(freeze, Failure):
             await self._close(RoundPhase.FAILED, seconds, reason=freeze.reason)
             return
-        await self._send_freeze()
+        await self._publisher.send(self._sent)
         await self._await_sums()
         seconds.lap("sum")
         await self._open_and_apply(Round(self._ledger, state, published), seconds)
 
-    async def _plan(self, seconds: _Seconds) -> OpenRound | None:
+    async def _plan(self, seconds: Seconds) -> OpenRound | None:
         """Wait for devices, plan, commit. None if the round failed before it began."""
         await self._await_devices()
         round_id = self._store.next_round_id()
@@ -152,13 +140,15 @@ class Coordinator:
             check_plan(plan, digest(body), self._party.directory)
         except PlanError as error:
             _log.error("round-not-planned", round_id=round_id, reason=str(error))
-            outcome = self._outcome(round_id, RoundPhase.FAILED, seconds, {"reason": str(error)})
+            outcome = outcome_line(round_id, RoundPhase.FAILED, seconds, {"reason": str(error)})
             self._store.finish(round_id, outcome, None)
             await self._publisher.close(Outcome(round_id, RoundPhase.FAILED, str(error)[:500]))
             return None
         started_at = time.time()
         self._store.begin(round_id, body, started_at)
-        _log.info("round-planned", round_id=round_id, cohort=len(plan.cohort), rungs=plan.rungs)
+        _log.info("round-planned", round_id=round_id, cohort=len(plan.cohort), rungs=plan.rungs, t=plan.sharing.t)
+        if plan.sharing.reveal is Reveal.EACH:
+            _log.warning("updates-revealed", round_id=round_id, to="this coordinator", reveal="each")
         return OpenRound(round_id, body, started_at, None)
 
     async def _await_devices(self) -> None:
@@ -192,6 +182,41 @@ class Coordinator:
         if not ledger.is_everything_in() and ledger.is_quorum_settled():
             await self._wait_until(ledger.is_everything_in, grace_s)
 
+    async def _check_dealers(self, begun: OpenRound, seconds: Seconds) -> Failure | None:
+        """Leave out devices whose shares fit no polynomial, if the plan has checks (docs/protocol.md §5.7)."""
+        ledger, rounds = self._open_ledger(), self._settings.rounds
+        if not ledger.view.checks or not self._open_check(begun):
+            return None
+        await self._publisher.send(self._sent)
+        await self._wait_resending(lambda: ledger.is_every_reply_in() or ledger.can_judge(), rounds.sum_timeout_s)
+        await self._wait_resending(ledger.is_every_reply_in, rounds.grace_s if ledger.can_judge() else 0.0)
+        seconds.lap("check")
+        if not ledger.can_judge():
+            _log.warning("dealers-not-checked", round_id=begun.round_id, reason="no more than k aggregators answered")
+            return None
+        try:
+            judgement = ledger.judge()
+        except SharingError as error:
+            return Failure(str(error))
+        _log.info("dealers-checked", round_id=begun.round_id, left_out=judgement.dealers, liars=judgement.points)
+        return None
+
+    def _open_check(self, begun: OpenRound) -> bool:
+        """Commit the check of this round, or take up the one sent before a restart; whether there is one."""
+        body = begun.check
+        if body is None:
+            chosen = self._open_ledger().choose_check(os.urandom(32))
+            if chosen is None:
+                _log.warning("dealers-not-checked", round_id=begun.round_id, reason="no more than k aggregators attend")
+                return False
+            body = encode(chosen)
+            self._store.note_check(begun.round_id, body)
+        check = decode("dealer-check", body)
+        assert isinstance(check, DealerCheck)
+        self._open_ledger().check(check, digest(body))
+        self._sent = ("dealer-check", body)
+        return True
+
     def _frozen_before(self, begun: OpenRound) -> Freeze | None:
         if begun.freeze is None:
             return None
@@ -211,30 +236,26 @@ class Coordinator:
 
     def _enter_frozen(self, freeze: Freeze, body: bytes) -> Freeze:
         self._open_ledger().freeze(freeze, digest(body))
-        self._sent_freeze = body
+        self._sent = ("freeze", body)
         return freeze
-
-    async def _send_freeze(self) -> None:
-        if self._sent_freeze is not None:
-            await self._publisher.freeze(self._sent_freeze)
 
     async def _await_sums(self) -> None:
         """Wait for every named sum; with k of them only a grace time longer."""
         ledger, rounds = self._open_ledger(), self._settings.rounds
-        await self._wait_resending(lambda: ledger.is_every_sum_in() or ledger.can_open(), rounds.sum_timeout_s)
-        await self._wait_resending(ledger.is_every_sum_in, rounds.grace_s if ledger.can_open() else 0.0)
+        await self._wait_resending(lambda: ledger.is_every_answer_in() or ledger.can_open(), rounds.sum_timeout_s)
+        await self._wait_resending(ledger.is_every_answer_in, rounds.grace_s if ledger.can_open() else 0.0)
 
     async def _wait_resending(self, predicate: Callable[[], bool], timeout_s: float) -> None:
-        """Wait, and send the Freeze again when an aggregator came back; not more often than the pause allows."""
+        """Wait, and send Check or Freeze again when an aggregator came back; not more often than the pause allows."""
         end = time.monotonic() + timeout_s
         while not predicate() and (left := end - time.monotonic()) > 0:
-            await self._wait_until(lambda: predicate() or self._is_freeze_wanted, left)
-            if self._is_freeze_wanted and not predicate():
-                self._is_freeze_wanted = False
-                await self._send_freeze()
+            await self._wait_until(lambda: predicate() or self._is_repeat_wanted, left)
+            if self._is_repeat_wanted and not predicate():
+                self._is_repeat_wanted = False
+                await self._publisher.send(self._sent)
                 await self._wait_until(predicate, min(left, _RESEND_PAUSE_S))
 
-    async def _open_and_apply(self, current: Round, seconds: _Seconds) -> None:
+    async def _open_and_apply(self, current: Round, seconds: Seconds) -> None:
         if not current.ledger.can_open():
             await self._close(RoundPhase.FAILED, seconds, reason=current.ledger.why_not_opened())
             return
@@ -247,7 +268,7 @@ class Coordinator:
         await self._close(RoundPhase.APPLIED, seconds, opening=opening)
 
     async def _close(
-        self, phase: RoundPhase, seconds: _Seconds, *, reason: str = "", opening: Opening | None = None
+        self, phase: RoundPhase, seconds: Seconds, *, reason: str = "", opening: Opening | None = None
     ) -> None:
         """Commit the outcome (and the model), then say so."""
         ledger = self._open_ledger()
@@ -255,40 +276,12 @@ class Coordinator:
         ledger.phase = phase
         if opening is not None:
             self._bench.render(opening.model)
-        facts = self._facts(ledger, reason, opening)
-        outcome = self._outcome(plan.round_id, phase, seconds, facts)
+        outcome = outcome_line(plan.round_id, phase, seconds, round_facts(ledger, reason, opening))
         self._store.note_round(plan.cohort, ledger.heard_of())
         self._store.finish(plan.round_id, outcome, opening.model if opening else None)
-        self._ledger, self._sent_freeze, self._is_freeze_wanted = None, None, False
+        self._ledger, self._sent, self._is_repeat_wanted = None, None, False
         _log.info("round-closed", **{key: outcome[key] for key in ("round", "phase", "reason", "accuracy")})
         await self._publisher.close(Outcome(plan.round_id, phase, reason[:500]))
-
-    def _facts(self, ledger: RoundLedger, reason: str, opening: Opening | None) -> dict[str, Any]:
-        plan = ledger.view.plan
-        facts: dict[str, Any] = {"reason": reason, "density": plan.segments[-1].density, "cohort": len(plan.cohort)}
-        facts["model_bytes"] = sum(segment.blob_bytes for segment in plan.segments)
-        if ledger.phase is RoundPhase.APPLIED and opening is not None:
-            freeze = ledger.frozen
-            rungs = [c.rung for c in freeze.contributors]
-            facts |= {
-                "contributors": len(freeze.contributors),
-                "aggregators": list(opening.aggregators),
-                "verified": opening.is_verified,
-                "rungs": [rungs.count(rung) for rung in range(ledger.view.rungs)],
-                "segments_open": list(freeze.segments),
-                "accuracy": opening.accuracy,
-                "loss": opening.loss,
-            }
-        return facts
-
-    @staticmethod
-    def _outcome(round_id: int, phase: RoundPhase, seconds: _Seconds, facts: dict[str, Any]) -> dict[str, Any]:
-        blank: dict[str, Any] = {
-            "round": round_id, "phase": str(phase), "reason": "", "contributors": 0, "aggregators": [],
-            "verified": False, "density": None, "rungs": [], "segments_open": [], "accuracy": None, "loss": None,
-            "model_bytes": 0, "cohort": 0,
-        }  # fmt: skip
-        return {**blank, **facts, "seconds": seconds.all()}
 
     # ------------------------------------------------------------------ what arrives
 
@@ -299,7 +292,7 @@ class Coordinator:
             return
         published = publish_model(self._model(), begun.round_id, self._settings)
         await self._publisher.announce(self._ledger.view, begun.plan, published, self._remaining_s(begun))
-        await self._send_freeze()
+        await self._publisher.send(self._sent)
 
     async def _on_hello(self, delivery: Delivery) -> None:
         opened = self._party.take("hello", delivery)
@@ -315,8 +308,14 @@ class Coordinator:
 
     async def _on_attendance(self, delivery: Delivery) -> None:
         opened = self._party.take("attendance", delivery)
-        if opened is None or not isinstance(opened.message, Attendance) or self._ledger is None:
+        if opened is None or self._ledger is None:
             return
+        if isinstance(opened.message, Refusal):
+            if self._ledger.refuse_plan(opened.sender, opened.message.of, opened.message.reason):
+                _log.warning("plan-refused", aggregator=opened.sender, reason=opened.message.reason)
+            self._changed.set()
+            return
+        assert isinstance(opened.message, Attendance)
         try:
             is_new = self._ledger.attend(opened.sender, opened.message)
         except ProtocolError as error:
@@ -324,7 +323,17 @@ class Coordinator:
             return
         if is_new:
             _log.info("attended", aggregator=opened.sender, uploads=len(opened.message.uploads))
-        self._is_freeze_wanted = self._ledger.phase is RoundPhase.FROZEN  # it may have missed the Freeze
+        self._is_repeat_wanted = self._sent is not None  # it may have missed the Check or the Freeze
+        self._changed.set()
+
+    async def _on_reply(self, delivery: Delivery) -> None:
+        opened = self._party.take("checked", delivery)
+        if opened is None or not isinstance(opened.message, CheckReply) or self._ledger is None:
+            return
+        try:
+            self._ledger.reply(opened.sender, opened.message)
+        except PeerError as error:
+            _log.warning("check-reply-refused", aggregator=opened.sender, reason=str(error))
         self._changed.set()
 
     async def _on_sum(self, delivery: Delivery) -> None:
@@ -334,7 +343,7 @@ class Coordinator:
             return
         message = opened.message
         if isinstance(message, Refusal):
-            if ledger.refuse(opened.sender, message.freeze, message.reason):
+            if ledger.refuse(opened.sender, message.of, message.reason):
                 _log.warning("freeze-refused", aggregator=opened.sender, reason=message.reason)
         elif isinstance(message, SumShare):
             self._take_sum(ledger, opened.sender, message)
@@ -343,8 +352,8 @@ class Coordinator:
     def _take_sum(self, ledger: RoundLedger, sender: str, message: SumShare) -> None:
         context = sum_context(message.freeze, sender, self._party.ident, (message.x, message.chunk, message.chunks))
         try:
-            ledger.check_sum(sender, message)
-            ledger.add_sum_chunk(sender, message.chunk, self._party.identity.unseal(message.sealed, context))
+            ledger.check_answer(sender, message)
+            ledger.add_answer_chunk(sender, message.chunk, self._party.identity.unseal(message.sealed, context))
         except PeerError as error:
             _log.warning("sum-refused", aggregator=sender, reason=str(error))
 

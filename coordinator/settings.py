@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from fedpruneshare.errors import Fault
 from fedpruneshare.floors import LOWEST_FLOOR
-from fedpruneshare.messages import MAX_CHUNK_BYTES, MAX_DEVICES
+from fedpruneshare.messages import MAX_AGGREGATORS, MAX_CHUNK_BYTES, MAX_DEVICES
 from fedpruneshare.party import LinkSettings, PartySettings
 
 Positive = Annotated[float, Meta(gt=0)]
@@ -43,10 +43,32 @@ class RoundSettings(_Table, frozen=True):
 
 
 class SharingSettings(_Table, frozen=True):
-    """Any `threshold` of the directory's aggregators open a sum (docs/protocol.md §5.4)."""
+    """Any `threshold` of the directory's aggregators open a sum (docs/protocol.md §5.4).
 
-    threshold: Annotated[int, Meta(ge=2, le=16)] = 2
-    prg: Literal["chacha20", "aes-256-ctr"] = "chacha20"
+    `privacy_threshold`: t, how many of them together learn nothing; 0 stands for threshold − 1, less gives shorter
+    shares (ramp sharing). `dealer_checks`: linear checks of every device's dealing (§5.7). `reveal`: `sum`, or `each`
+    to have every single update shown to the coordinator (§5.9), which aggregators must allow.
+    """
+
+    threshold: Annotated[int, Meta(ge=2, le=MAX_AGGREGATORS)] = 2
+    privacy_threshold: Annotated[int, Meta(ge=0, lt=MAX_AGGREGATORS)] = 0
+    field: Literal["F31", "F61"] = "F31"
+    dealer_checks: Annotated[int, Meta(ge=0, le=4)] = 0
+    reveal: Literal["sum", "each"] = "sum"
+
+    @property
+    def t(self) -> int:
+        """How many aggregators together learn nothing."""
+        return self.privacy_threshold or self.threshold - 1
+
+    def faults(self, path: str) -> Iterator[Fault]:
+        """Cross-field checks."""
+        if self.t >= self.threshold:
+            yield Fault(f"{path}.privacy_threshold", str(self.t), f"below threshold = {self.threshold}")
+        if self.reveal == "each" and self.t < self.threshold - 1:
+            yield Fault(f"{path}.privacy_threshold", str(self.t), "threshold - 1 (or 0) with reveal = each")
+        if self.reveal == "each" and self.dealer_checks:
+            yield Fault(f"{path}.dealer_checks", str(self.dealer_checks), "0 with reveal = each")
 
 
 class PruningSettings(_Table, frozen=True):
@@ -79,6 +101,7 @@ class CodingSettings(_Table, frozen=True):
     clip_initial: Positive = 0.1
     clip_factor: Positive = 3.0
     chunk_bytes: Annotated[int, Meta(ge=1024, le=MAX_CHUNK_BYTES)] = 64 * 1024
+    radix: Literal["mixed", "power-of-two"] = "mixed"
 
 
 class TrainingSettings(_Table, frozen=True):

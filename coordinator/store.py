@@ -20,7 +20,8 @@ from fedpruneshare.storage import open_database, write_atomically
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (one INTEGER PRIMARY KEY CHECK (one = 1), bundle BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS rounds (
-    round_id INTEGER PRIMARY KEY, plan BLOB, started_at REAL NOT NULL, freeze BLOB, outcome TEXT);
+    round_id INTEGER PRIMARY KEY, plan BLOB, started_at REAL NOT NULL, checked BLOB, freeze BLOB,
+    outcome TEXT);
 CREATE TABLE IF NOT EXISTS models (
     applied INTEGER PRIMARY KEY, coded BLOB NOT NULL, vectors BLOB NOT NULL, clips TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS devices (device_id TEXT PRIMARY KEY, rung_limit INTEGER NOT NULL, missed INTEGER NOT NULL);
@@ -30,12 +31,13 @@ _KEPT_MODELS = 3
 
 @dataclass(frozen=True)
 class OpenRound:
-    """A round without outcome: plan and Freeze bodies, and when it began (wall time, a restart's hint only)."""
+    """A round without outcome: plan, DealerCheck and Freeze bodies, and when it began (wall time, a restart's hint)."""
 
     round_id: int
     plan: bytes
     started_at: float
-    freeze: bytes | None
+    check: bytes | None = None
+    freeze: bytes | None = None
 
 
 class RoundStore:
@@ -56,7 +58,8 @@ class RoundStore:
     def open_round(self) -> OpenRound | None:
         """The round that was under way, if any."""
         row = self._db.execute(
-            "SELECT round_id, plan, started_at, freeze FROM rounds WHERE outcome IS NULL ORDER BY round_id DESC LIMIT 1"
+            "SELECT round_id, plan, started_at, checked, freeze FROM rounds WHERE outcome IS NULL"
+            " ORDER BY round_id DESC LIMIT 1"
         ).fetchone()
         return OpenRound(*row) if row else None
 
@@ -76,6 +79,10 @@ class RoundStore:
         self._db.execute(
             "INSERT INTO rounds (round_id, plan, started_at) VALUES (?, ?, ?)", (round_id, plan, started_at)
         )
+
+    def note_check(self, round_id: int, check: bytes) -> None:
+        """Commit the one DealerCheck of a round before it is sent."""
+        self._db.execute("UPDATE rounds SET checked = ? WHERE round_id = ? AND checked IS NULL", (check, round_id))
 
     def freeze(self, round_id: int, freeze: bytes) -> None:
         """Commit the one Freeze of a round before it is sent."""

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from fedpruneshare.sharing.dispersal import KEY_BYTES
 from torch import nn
 
 from edge_client.datasets import Dataset
@@ -19,6 +19,9 @@ from edge_client.receiving import ReceivedModel
 from edge_client.tasks import Task, read_state, write_state
 from edge_client.training import TrainingResult, TrainingSettings, fit
 from fedpruneshare.plan import PlanView
+from fedpruneshare.sharing.digits import shift, zero_point
+from fedpruneshare.sharing.field import Words
+from fedpruneshare.sharing.prg import Prg, Seed, fill_elements
 from fedpruneshare.sparse.parameters import ParameterTable
 from fedpruneshare.sparse.support import decode_values
 from fedpruneshare.sparse.update import SparseUpdate, clamp_weight, per_element_clips, quantise
@@ -77,17 +80,16 @@ def _settings(task: Task, view: PlanView) -> TrainingSettings:
     )
 
 
-def encode_words(
-    view: PlanView, table: ParameterTable, update: SparseUpdate, rng: np.random.Generator
-) -> NDArray[np.uint32]:
-    """Quantise an update and pack it, segment by segment: uint32 words of the whole share."""
+def encode_words(view: PlanView, table: ParameterTable, update: SparseUpdate, rng: np.random.Generator) -> Words:
+    """Quantise an update and pack it, segment by segment: the words of the whole upload."""
     coding = view.plan.coding
     value_clips = per_element_clips(table.weight_bounds(), update.positions, coding.weight_clips)
     everything = np.arange(table.vector_count, dtype=np.int64)
     vector_clips = per_element_clips(table.vector_bounds(), everything, coding.vector_clips)
     fold = (update.weight, coding.max_weight)
-    values = quantise(update.values, value_clips, coding.value_bits, fold, rng)
-    vectors = quantise(update.vectors, vector_clips, coding.vector_bits, fold, rng)
+    value_bits, vector_bits = coding.value_bits, coding.vector_bits
+    values = shift(quantise(update.values, value_clips, zero_point(value_bits), fold, rng), value_bits)
+    vectors = shift(quantise(update.vectors, vector_clips, zero_point(vector_bits), fold, rng), vector_bits)
     words, start = [], 0
     for segment in view.plan.segments[: update.rung + 1]:
         end = start + segment.weights
@@ -97,7 +99,24 @@ def encode_words(
     return np.concatenate(words)
 
 
-def new_upload(view: PlanView, update: SparseUpdate, words: NDArray[np.uint32]) -> Upload:
-    """Give an update its upload id and sharing seeds, from the operating system's generator only."""
-    seeds = {x: os.urandom(32) for x in range(1, view.scheme.t + 1)}
-    return Upload(view.digest, update.round_id, os.urandom(16), update.rung, update.weight, seeds, words)
+def new_upload(view: PlanView, update: SparseUpdate, words: Words, prg: Prg) -> Upload:
+    """Give an update its upload id and sharing secrets, from the operating system's generator only."""
+    is_each = view.is_each_revealed
+    return Upload(
+        plan=view.digest,
+        round_id=update.round_id,
+        upload_id=os.urandom(16),
+        rung=update.rung,
+        weight=update.weight,
+        prg=prg,
+        seeds={} if is_each else {x: Seed.fresh().reveal() for x in range(1, view.scheme.t + 1)},
+        masks=_masks(view, prg),
+        key=os.urandom(KEY_BYTES) if is_each else b"",
+        words=words,
+    )
+
+
+def _masks(view: PlanView, prg: Prg) -> Words:
+    """Uniform words of the mask elements, as many as those carry (docs/protocol.md §5.7)."""
+    masks = np.empty(view.checks * view.scheme.secrets, dtype=view.field.word_type)
+    return fill_elements(prg, Seed.fresh(), b"dealer masks", masks, view.field)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from fedpruneshare.sharing.field import FIELDS, Words
+from fedpruneshare.sharing.prg import Prg
 from fedpruneshare.storage import write_atomically
 
 
@@ -25,21 +26,32 @@ class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_lik
     upload_id: bytes
     rung: int
     weight: int
+    prg: str
+    field: str
     seeds: dict[int, bytes]
+    masks: bytes
+    key: bytes
     words: bytes
 
 
 @dataclass(frozen=True)
 class Upload:
-    """One upload, ready to be split: quantised words uint32[m] and the seeds of the seed points. All is secret."""
+    """One upload, ready to be split. All of it is secret.
+
+    Quantised words [m], the seeds of the seed points with their keystream algorithm, and the mask words of the dealer
+    checks; where single updates are revealed, the dispersal key instead.
+    """
 
     plan: bytes
     round_id: int
     upload_id: bytes
     rung: int
     weight: int
+    prg: Prg
     seeds: dict[int, bytes]
-    words: NDArray[np.uint32]
+    masks: Words
+    key: bytes
+    words: Words
 
     def __repr__(self) -> str:
         return f"Upload(round_id={self.round_id}, rung={self.rung}, words={self.words.size})"
@@ -55,9 +67,10 @@ class Outbox:
 
     def put(self, upload: Upload) -> None:
         """Keep an upload durably, instead of any earlier one."""
+        field = next(name for name, field in FIELDS.items() if field.word_type == upload.words.dtype)
         stored = _Stored(
-            upload.plan, upload.round_id, upload.upload_id, upload.rung, upload.weight, upload.seeds,
-            upload.words.astype("<u4").tobytes(),
+            upload.plan, upload.round_id, upload.upload_id, upload.rung, upload.weight, str(upload.prg), field,
+            upload.seeds, upload.masks.tobytes(), upload.key, upload.words.tobytes(),
         )  # fmt: skip
         write_atomically(self._path, msgspec.msgpack.encode(stored), mode=0o600)
 
@@ -65,12 +78,17 @@ class Outbox:
         """The upload made for exactly this plan, if the outbox holds it whole; anything else is dropped."""
         try:
             stored = msgspec.msgpack.decode(self._path.read_bytes(), type=_Stored)
-            words = np.frombuffer(stored.words, dtype="<u4").astype(np.uint32)
-        except (OSError, msgspec.DecodeError, ValueError):
+            word_type = FIELDS[stored.field].word_type
+            words, masks = (np.frombuffer(data, dtype=word_type) for data in (stored.words, stored.masks))
+            prg = Prg(stored.prg)
+        except (OSError, msgspec.DecodeError, KeyError, ValueError):
             return None
         if stored.plan != plan:
             return None
-        return Upload(plan, stored.round_id, stored.upload_id, stored.rung, stored.weight, stored.seeds, words)
+        return Upload(
+            plan, stored.round_id, stored.upload_id, stored.rung, stored.weight, prg, stored.seeds, masks, stored.key,
+            words,
+        )  # fmt: skip
 
     def finish(self, round_id: int) -> None:
         """Forget the upload: its round is over, and no plan up to that round is taken part in again."""

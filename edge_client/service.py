@@ -34,6 +34,7 @@ from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.rng import stream
 from fedpruneshare.sealing import Opened
+from fedpruneshare.sharing.prg import Prg, quickest_prg
 from fedpruneshare.sparse.onnx_codec import encode_update
 from fedpruneshare.storage import write_atomically
 
@@ -63,6 +64,8 @@ class Device:
         self._backoff = Backoff(random.Random())
         # One worker: a round that is cut short must not train beside the next one on the same model.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="train")
+        chosen = settings.limits.prg
+        self._prg = quickest_prg(time.perf_counter) if chosen == "auto" else Prg(chosen)
         self._step_s: float | None = None
         self._couriers: dict[str, Courier] = {}
         self._plans: asyncio.Queue[_Announced] = asyncio.Queue()
@@ -143,6 +146,8 @@ class Device:
             self._outbox.put(upload)
         entry.rung, entry.weight = upload.rung, upload.weight
         _log.info("uploading", round_id=view.plan.round_id, rung=upload.rung, is_resumed=is_resumed)
+        if view.is_each_revealed:
+            _log.warning("update-revealed", round_id=view.plan.round_id, to="the coordinator", reveal="each")
         receipts = await self._deliver(view, upload, is_resumed, ends_at)
         accepted = sum(is_accepted(receipt) for receipt in receipts)
         _log.info("delivered", round_id=view.plan.round_id, receipts=accepted, of=len(receipts))
@@ -178,7 +183,7 @@ class Device:
         words = local_round.encode_words(view, self._work.table, result.update, rng)
         entry.seconds["encode"], started = _lap(started)
         _log.info("trained", round_id=plan.round_id, rung=rung, loss=entry.loss, onnx_bytes=len(artefact))
-        return local_round.new_upload(view, result.update, words)
+        return local_round.new_upload(view, result.update, words, self._prg)
 
     async def _deliver(self, view: PlanView, upload: Upload, is_resumed: bool, ends_at: float) -> list[Receipt]:
         """One courier per aggregator, all at once, until every one has a receipt (or the round ends)."""

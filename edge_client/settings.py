@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -25,11 +25,15 @@ class DeviceTask(_Table, frozen=True):
 
 
 class DeviceLimits(_Table, frozen=True):
-    """What this device may use. `rung_max` bounds the rung it trains (0 = the sparsest)."""
+    """What this device may use. `rung_max` bounds the rung it trains (0 = the sparsest).
+
+    `prg`: keystream algorithm of its seed shares; `auto` takes the one its processor is quicker at.
+    """
 
     rung_max: Annotated[int, Meta(ge=0, le=15)] = 15
     torch_threads: Annotated[int, Meta(ge=1, le=64)] = 1
     outstanding_chunks: Annotated[int, Meta(ge=1, le=16)] = 4
+    prg: Literal["auto", "chacha20", "aes-256-ctr"] = "auto"
 
 
 class DeviceSettings(_Table, frozen=True):

@@ -11,7 +11,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import structlog
+from fedpruneshare.sharing.dispersal import disperse
 
 from edge_client.outbox import Upload
 from fedpruneshare.errors import LinkError, MessageError
@@ -22,7 +24,7 @@ from fedpruneshare.messages import Missing, Receipt, ShareUpload, Verdict
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sealing import seal, share_context
-from fedpruneshare.sharing.field import to_bytes
+from fedpruneshare.sharing.field import Words, to_bytes
 from fedpruneshare.sharing.prg import Seed
 from fedpruneshare.topics import Role
 
@@ -35,11 +37,29 @@ CountSent = Callable[[int, bool], None]
 
 
 def split_upload(view: PlanView, device_id: str, upload: Upload) -> dict[int, bytes]:
-    """The share of every point: 32 seed bytes or the words, little-endian. Deterministic in the stored upload."""
+    """What each point is sent: a seed, a share's elements, or a fragment. Deterministic in the stored upload."""
+    if view.is_each_revealed:
+        context = view.dispersal_context(device_id, upload.upload_id, upload.rung)
+        blob = to_bytes(upload.words, view.field)
+        return disperse(blob, view.scheme.n, view.scheme.k, context, upload.key)
+    full = _split_segments(view, device_id, upload)
+    return {**upload.seeds, **{x: bytes(to_bytes(share, view.field)) for x, share in full.items()}}
+
+
+def _split_segments(view: PlanView, device_id: str, upload: Upload) -> dict[int, Words]:
+    """Segment by segment, then the masks, all in one keystream (docs/protocol.md §5.4)."""
     seeds = {x: Seed(value) for x, value in upload.seeds.items()}
-    domain = view.keystream_domain(device_id, upload.upload_id)
-    full = view.scheme.split(upload.words, seeds, view.prg, domain)
-    return {**upload.seeds, **{x: bytes(to_bytes(words)) for x, words in full.items()}}
+    streams = view.scheme.open_streams(seeds, (upload.prg, view.keystream_domain(device_id, upload.upload_id)))
+    size = view.share_elements(upload.rung)
+    full = {x: np.empty(size, dtype=view.field.word_type) for x in view.scheme.full_points}
+    lengths = view.segment_words[: upload.rung + 1]
+    parts = [*np.split(upload.words, np.cumsum(lengths)[:-1]), upload.masks]
+    start = 0
+    for words in parts:
+        end = start + view.scheme.elements(words.size)
+        view.scheme.split_next(words, streams, {x: share[start:end] for x, share in full.items()})
+        start = end
+    return full
 
 
 @dataclass(frozen=True)
@@ -150,7 +170,7 @@ class Courier:
 
     def _payload(self, chunk: int) -> bytes:
         parcel, upload = self._parcel, self._parcel.upload
-        position = (upload.upload_id, parcel.x, upload.rung, chunk, len(self._pieces))
+        position = (upload.upload_id, parcel.x, upload.rung, str(upload.prg), chunk, len(self._pieces))
         context = share_context(upload.plan, self._party.ident, parcel.aggregator_id, position)
         key = self._party.directory.sealing_key(Role.AGGREGATOR, parcel.aggregator_id)
         sealed = seal(key, bytes(self._pieces[chunk]), context)

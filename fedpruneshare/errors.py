@@ -49,6 +49,14 @@ class InconsistentSharesError(SharingError):
     """More than k sums were given and they lie on no polynomial of degree < k."""
 
 
+class DispersalError(SharingError):
+    """Fragments that do not rebuild one blob. `suspects`: points whose fragments do not fit the most others."""
+
+    def __init__(self, message: str, suspects: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.suspects = suspects
+
+
 class SupportMismatchError(PeerError):
     """The support or model derived here differs from the digest the plan names."""
 

@@ -35,6 +35,7 @@ Rung = Annotated[int, Meta(ge=0, lt=MAX_SEGMENTS)]
 Point = Annotated[int, Meta(ge=1, le=MAX_AGGREGATORS)]
 Chunk = Annotated[int, Meta(ge=0, lt=MAX_CHUNKS)]
 Chunks = Annotated[int, Meta(ge=1, le=MAX_CHUNKS)]
+Keystream = Annotated[str, Meta(pattern="^(chacha20|aes-256-ctr)$")]
 Reason = Annotated[str, Meta(max_length=500)]
 
 
@@ -45,14 +46,25 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_li
 # --------------------------------------------------------------------------- the plan and the model
 
 
+class Reveal(StrEnum):
+    """What the coordinator gets to see of a round: the sum alone, or every single update (docs/protocol.md §5.9)."""
+
+    SUM = "sum"
+    EACH = "each"
+
+
 class Sharing(_Message, frozen=True):
-    """How words are shared: any `k` of `n` open a sum, `t` together learn nothing (docs/protocol.md §5.4)."""
+    """How words are shared: any `k` of `n` open a sum, any `t` together learn nothing (docs/protocol.md §5.4).
+
+    `dealer_checks`: mask elements in every share, one for each linear check of the dealing (§5.7); 0 for none.
+    """
 
     n: Annotated[int, Meta(ge=2, le=MAX_AGGREGATORS)]
     k: Annotated[int, Meta(ge=2, le=MAX_AGGREGATORS)]
     t: Annotated[int, Meta(ge=1, lt=MAX_AGGREGATORS)]
-    field: Annotated[str, Meta(pattern="^F31$")] = "F31"
-    prg: Annotated[str, Meta(pattern="^(chacha20|aes-256-ctr)$")] = "chacha20"
+    field: Annotated[str, Meta(pattern="^F(31|61)$")] = "F31"
+    dealer_checks: Annotated[int, Meta(ge=0, le=4)] = 0
+    reveal: Reveal = Reveal.SUM
 
 
 class Coding(_Message, frozen=True):
@@ -68,6 +80,7 @@ class Coding(_Message, frozen=True):
     max_weight: Annotated[int, Meta(ge=1, lt=2**24)]
     max_devices: Annotated[int, Meta(ge=1, le=MAX_DEVICES)]
     tail_words: Annotated[int, Meta(ge=0, le=16)] = 0
+    radix: Annotated[str, Meta(pattern="^(mixed|power-of-two)$")] = "mixed"
 
 
 class Segment(_Message, frozen=True):
@@ -163,7 +176,8 @@ class Decline(_Message, frozen=True):
 class ShareUpload(_Message, frozen=True):
     """One sealed chunk of one device's share for one aggregator (docs/protocol.md §4.2).
 
-    Everything but `sealed` is bound into the seal. There is no digest of the plaintext in the clear: with t
+    `prg`: the keystream algorithm of this upload's seed shares, the device's choice. Everything but `sealed` is bound
+    into the seal. There is no digest of the plaintext in the clear: with t
     shares known it would let anybody check a guess of the update.
     """
 
@@ -172,6 +186,7 @@ class ShareUpload(_Message, frozen=True):
     upload_id: UploadId
     x: Point
     rung: Rung
+    prg: Keystream
     chunk: Chunk
     chunks: Chunks
     sealed: Annotated[bytes, Meta(min_length=SEAL_BYTES + 1, max_length=MAX_CHUNK_BYTES + SEAL_BYTES)]
@@ -226,6 +241,19 @@ class Attendance(_Message, frozen=True):
     declined: Annotated[tuple[Identifier, ...], Meta(max_length=MAX_DEVICES)]
 
 
+class CheckReply(_Message, frozen=True):
+    """One aggregator's share of each contributor's masked combination (docs/protocol.md §5.7).
+
+    `values`: field elements, little-endian, check by check of contributor by contributor, in the order of the
+    `DealerCheck` whose digest is `check`.
+    """
+
+    round_id: RoundId
+    check: Digest
+    x: Point
+    values: Annotated[bytes, Meta(min_length=4, max_length=MAX_DEVICES * 4 * 8)]
+
+
 class SumShare(_Message, frozen=True):
     """One chunk of an aggregator's sum, sealed to the coordinator (docs/protocol.md §4.5)."""
 
@@ -238,14 +266,27 @@ class SumShare(_Message, frozen=True):
 
 
 class Refusal(_Message, frozen=True):
-    """An aggregator will not sum this Freeze, and why."""
+    """An aggregator will not take part in this plan, or sum this Freeze, and why. `of`: digest of what it refuses."""
 
     round_id: RoundId
-    freeze: Digest
+    of: Digest
     reason: Reason
 
 
 # --------------------------------------------------------------------------- the coordinator's decisions
+
+
+class DealerCheck(_Message, frozen=True):
+    """Asks for combinations of the contributors' shares under a public challenge (docs/protocol.md §5.7).
+
+    One per round, for ever: two challenges under the same masks would show a combination of a device's values.
+    """
+
+    round_id: RoundId
+    plan: Digest
+    challenge: Digest
+    aggregators: Annotated[tuple[Identifier, ...], Meta(min_length=1, max_length=MAX_AGGREGATORS)]
+    contributors: Annotated[tuple[Contribution, ...], Meta(min_length=1, max_length=MAX_DEVICES)]
 
 
 class Freeze(_Message, frozen=True):
@@ -286,6 +327,8 @@ Message = (
     | Receipt
     | Missing
     | Attendance
+    | DealerCheck
+    | CheckReply
     | SumShare
     | Refusal
     | Freeze
@@ -306,6 +349,8 @@ KINDS: Final[dict[str, tuple[type[Message], int]]] = {
     "receipt": (Receipt, 2 * _KIB),
     "missing": (Missing, MAX_CHUNKS // 8 + 256),
     "attendance": (Attendance, 192 * _KIB),
+    "dealer-check": (DealerCheck, 192 * _KIB),
+    "check-reply": (CheckReply, MAX_DEVICES * 4 * 8 + 512),
     "sum-share": (SumShare, MAX_CHUNK_BYTES + SEAL_BYTES + 512),
     "refusal": (Refusal, 2 * _KIB),
     "freeze": (Freeze, 192 * _KIB),

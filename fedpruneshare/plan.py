@@ -9,14 +9,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 from fedpruneshare.directory import Directory
 from fedpruneshare.errors import PlanError
 from fedpruneshare.floors import LOWEST_FLOOR
-from fedpruneshare.messages import RoundPlan
-from fedpruneshare.sharing.prg import Prg
+from fedpruneshare.messages import MAX_CHUNKS, Freeze, Reveal, RoundPlan
+from fedpruneshare.sharing.dispersal import fragment_bytes
+from fedpruneshare.sharing.field import FIELDS, Field
+from fedpruneshare.sharing.prg import SEED_BYTES
 from fedpruneshare.sharing.shamir import SharingScheme
-from fedpruneshare.words import WordLayout, total_words
+from fedpruneshare.words import WordLayout
+
+#: The largest answer to a Freeze: what an aggregator's store keeps as one value.
+MAX_ANSWER_BYTES: Final = 2**29
 
 
 @dataclass(frozen=True)
@@ -30,52 +36,85 @@ class PlanView:
     def scheme(self) -> SharingScheme:
         """The sharing scheme of the round."""
         sharing = self.plan.sharing
-        return SharingScheme(sharing.n, sharing.k, sharing.t)
+        return SharingScheme(sharing.n, sharing.k, sharing.t, self.field)
 
     @cached_property
-    def prg(self) -> Prg:
-        """The keystream of seed shares."""
-        return Prg(self.plan.sharing.prg)
+    def field(self) -> Field:
+        """The field of the round's words."""
+        return FIELDS[self.plan.sharing.field]
+
+    @property
+    def is_each_revealed(self) -> bool:
+        """Whether the coordinator gets every single update instead of their sum (docs/protocol.md §5.9)."""
+        return self.plan.sharing.reveal is Reveal.EACH
+
+    @property
+    def checks(self) -> int:
+        """Mask elements at the end of every share (docs/protocol.md §5.7)."""
+        return self.plan.sharing.dealer_checks
 
     @cached_property
     def layout(self) -> WordLayout:
         """How integers become words."""
-        return WordLayout(self.plan.coding)
+        return WordLayout(self.plan.coding, self.field)
 
     @cached_property
     def segment_words(self) -> tuple[int, ...]:
         """Words of each segment."""
         return tuple(segment.words for segment in self.plan.segments)
 
+    @cached_property
+    def segment_elements(self) -> tuple[int, ...]:
+        """Elements that a full share has of each segment: its words, or fewer in ramp sharing."""
+        return tuple(self.scheme.elements(words) for words in self.segment_words)
+
     @property
     def rungs(self) -> int:
         """Number of rungs (segments)."""
         return len(self.plan.segments)
 
+    def upload_words(self, rung: int) -> int:
+        """Words of an upload at a rung: segments 0 to `rung`, one after the other."""
+        return sum(self.segment_words[: rung + 1])
+
+    def share_elements(self, rung: int) -> int:
+        """Elements of a share at a rung: those of its segments, then the masks."""
+        return sum(self.segment_elements[: rung + 1]) + self.checks
+
     def share_bytes(self, rung: int, x: int) -> int:
-        """Exact plaintext bytes of a share at a rung and point: 32 for a seed, 4 per word otherwise."""
-        return self.scheme.share_bytes(x, total_words(self.segment_words, rung))
+        """Exact plaintext bytes of what point x is sent of an upload: a seed, a share's elements, or a fragment."""
+        if self.is_each_revealed:
+            return fragment_bytes(self.upload_words(rung) * self.field.word_bytes, self.scheme.n, self.scheme.k)
+        return SEED_BYTES if self.scheme.is_seed_point(x) else self.share_elements(rung) * self.field.word_bytes
 
     def chunks(self, size_bytes: int) -> int:
         """Chunks that so many plaintext bytes travel in."""
         return max(1, math.ceil(size_bytes / self.plan.chunk_bytes))
 
-    def sum_bytes(self, segments: tuple[int, ...]) -> int:
-        """Exact bytes of an aggregator's sum over the opened segments."""
-        return 4 * sum(self.segment_words[segment] for segment in segments)
+    def sum_bytes(self, freeze: Freeze) -> int:
+        """Exact bytes of an aggregator's answer to a Freeze: its sum, or the fragments of all contributors in order."""
+        if self.is_each_revealed:
+            return sum(self.share_bytes(contributor.rung, 1) for contributor in freeze.contributors)
+        return self.field.word_bytes * sum(self.segment_elements[segment] for segment in freeze.segments)
 
     def keystream_domain(self, device_id: str, upload_id: bytes) -> bytes:
         """Domain of a device's seed shares: another plan, device or attempt gives another keystream."""
         return b"\0".join([self.digest, device_id.encode(), upload_id])
+
+    def dispersal_context(self, device_id: str, upload_id: bytes, rung: int) -> bytes:
+        """What the fragments of an upload are bound to (docs/protocol.md §5.9)."""
+        return b"\0".join([self.keystream_domain(device_id, upload_id), str(rung).encode()])
 
 
 def check_plan(plan: RoundPlan, digest: bytes, directory: Directory) -> PlanView:
     """Check a plan against itself and the directory. Raises `PlanError` with found and expected."""
     _check_parties(plan, directory)
     _check_floors(plan, directory)
-    _check_coding(plan)
     view = PlanView(plan, digest)
+    _check_sharing(view)
+    _check_coding(view)
     _check_segments(view)
+    _check_fragments(view)
     return view
 
 
@@ -106,13 +145,32 @@ def _check_floors(plan: RoundPlan, directory: Directory) -> None:
         raise PlanError(f"cohort of {len(plan.cohort)} devices, expected at least min_devices = {plan.min_devices}")
 
 
-def _check_coding(plan: RoundPlan) -> None:
-    coding = plan.coding
+def _check_sharing(view: PlanView) -> None:
+    sharing, scheme = view.plan.sharing, view.scheme
+    if sharing.dealer_checks and scheme.n == scheme.k:
+        raise PlanError(f"dealer checks with n = k = {scheme.k}, expected n > k: k shares always agree")
+    if view.is_each_revealed and (scheme.secrets > 1 or sharing.dealer_checks):
+        raise PlanError("reveal = each with ramp sharing or dealer checks, expected t = k - 1 and no checks")
+
+
+def _check_fragments(view: PlanView) -> None:
+    """With `reveal = "each"` an aggregator answers with all fragments at once."""
+    if not view.is_each_revealed:
+        return
+    most = len(view.plan.cohort) * view.share_bytes(len(view.plan.segments) - 1, 1)
+    if most > MAX_ANSWER_BYTES or view.chunks(most) > MAX_CHUNKS:
+        raise PlanError(f"fragments of the cohort of up to {most} bytes, expected at most {MAX_ANSWER_BYTES}")
+
+
+def _check_coding(view: PlanView) -> None:
+    plan, coding = view.plan, view.plan.coding
     if len(plan.cohort) > coding.max_devices:
         raise PlanError(f"cohort of {len(plan.cohort)} devices, expected at most max_devices = {coding.max_devices}")
     numbers = [*coding.weight_clips, *coding.vector_clips, plan.training.learning_rate, plan.deadline_s]
-    if plan.chunk_bytes % 4:
-        raise PlanError(f"chunk_bytes = {plan.chunk_bytes}, expected a multiple of 4: chunks hold whole words")
+    if plan.chunk_bytes % view.field.word_bytes:
+        raise PlanError(
+            f"chunk_bytes = {plan.chunk_bytes}, expected a multiple of {view.field.word_bytes}: chunks hold whole words"
+        )
     if not all(math.isfinite(number) for number in [*numbers, plan.training.weight_decay]):
         raise PlanError("a clip, rate or deadline is not finite")
 
@@ -127,4 +185,3 @@ def _check_segments(view: PlanView) -> None:
         expected = view.layout.words(segment.vectors, segment.weights)
         if segment.words != expected:
             raise PlanError(f"segment {index} of {segment.words} words, expected {expected}")
-    _ = view.scheme, view.prg

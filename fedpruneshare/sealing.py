@@ -209,19 +209,22 @@ def open_message(payload: bytes, federation: str, keys: KeyLookup, kinds: tuple[
 # --------------------------------------------------------------------------- seal contexts (§7.3)
 
 
-def share_context(plan: bytes, sender: str, receiver: str, position: tuple[bytes, int, int, int, int]) -> bytes:
-    """Context of a share chunk. `position` = (upload id, x, rung, chunk, chunks)."""
-    upload_id, *numbers = position
-    return _context(b"share", plan, sender.encode(), receiver.encode(), upload_id, *_digits(numbers))
+#: Where a chunk of a share belongs: (upload id, x, rung, keystream algorithm, chunk, chunks).
+SharePosition = tuple[bytes, int, int, str, int, int]
+
+
+def share_context(plan: bytes, sender: str, receiver: str, position: SharePosition) -> bytes:
+    """Context of a share chunk."""
+    return _context(b"share", plan, sender.encode(), receiver.encode(), position[0], *_texts(position[1:]))
 
 
 def sum_context(freeze: bytes, sender: str, receiver: str, position: tuple[int, int, int]) -> bytes:
     """Context of a sum chunk. `position` = (x, chunk, chunks)."""
-    return _context(b"sum", freeze, sender.encode(), receiver.encode(), *_digits(position))
+    return _context(b"sum", freeze, sender.encode(), receiver.encode(), *_texts(position))
 
 
-def _digits(numbers: Iterable[int]) -> list[bytes]:
-    return [str(number).encode() for number in numbers]
+def _texts(parts: Iterable[int | str]) -> list[bytes]:
+    return [str(part).encode() for part in parts]
 
 
 def _context(*parts: bytes) -> bytes:

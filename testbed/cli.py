@@ -99,6 +99,8 @@ def _conclude(finished: Finished) -> None:
             f"uplink of all devices: {arm.uplink_bytes} bytes ({size(arm.uplink_bytes)}), "
             f"{size(arm.uplink_bytes_last_round_per_device)} a device in the last round"
         )
+        if arm.sharing and arm.sharing.reveal == "each":
+            click.echo("the coordinator saw every single update (reveal = each)")
     if finished.data == "fixture":
         click.echo(FIXTURE_NOTICE)
     if not finished.succeeded:

@@ -183,11 +183,12 @@ class Federation:
         )
 
     def _aggregator(self, ident: str, root_key: str) -> AggregatorSettings:
-        rounds = self.scenario.rounds
+        rounds, sharing = self.scenario.rounds, self.scenario.sharing
+        is_each_allowed = sharing.reveal == "each"  # the operator of the scenario is that of its aggregators
         return AggregatorSettings(
             party=self._party(ident, root_key),
             store=str(self.folder.store(ident)),
-            floors=AggregatorFloors(rounds.min_devices, rounds.min_devices_segment),
+            floors=AggregatorFloors(rounds.min_devices, rounds.min_devices_segment, sharing.t, is_each_allowed),
             link=_LINK,
         )
 
@@ -197,6 +198,6 @@ class Federation:
             party=self._party(ident, root_key),
             task=DeviceTask(self.scenario.task.name, index, fleet.devices, str(self.data_dir), self.seed),
             store=str(self.folder.store(ident)),
-            limits=DeviceLimits(rung_max=fleet.rung_limits()[index]),
+            limits=DeviceLimits(rung_max=fleet.rung_limits()[index], prg=fleet.prg),
             link=_LINK,
         )

@@ -36,6 +36,10 @@ class CoordinatorRound(msgspec.Struct, frozen=True):
     loss: float | None = None
     seconds: dict[str, float] = {}
     model_bytes: int = 0
+    reveal: Literal["sum", "each"] = "sum"
+    dealers_checked: bool = False
+    refused_devices: tuple[str, ...] = ()
+    wrong_aggregators: tuple[str, ...] = ()
 
 
 class BytesUp(msgspec.Struct, frozen=True):
@@ -97,6 +101,7 @@ class RunRound(msgspec.Struct, frozen=True):
 
     `devices` counts them by how the round ended for them. `uploaded_bytes` is what the devices with a completed upload
     sent in this round, control and re-sends included. `uplink_bytes_so_far` starts with the bytes outside any round.
+    `refused_devices` dealt or sent what no device may, `wrong_aggregators` answered otherwise than the rest.
     """
 
     seed: int
@@ -119,6 +124,10 @@ class RunRound(msgspec.Struct, frozen=True):
     uplink_bytes_so_far: int
     seconds: dict[str, float]
     model_bytes: int
+    reveal: Literal["sum", "each"] = "sum"
+    dealers_checked: bool = False
+    refused_devices: tuple[str, ...] = ()
+    wrong_aggregators: tuple[str, ...] = ()
 
 
 def read_coordinator_rounds(path: Path) -> list[CoordinatorRound]:
@@ -206,6 +215,10 @@ def _merged(seed: int, line: CoordinatorRound, devices: Mapping[str, Sequence[De
         uplink_bytes_so_far=so_far + total.total,
         seconds=line.seconds,
         model_bytes=line.model_bytes,
+        reveal=line.reveal,
+        dealers_checked=line.dealers_checked,
+        refused_devices=line.refused_devices,
+        wrong_aggregators=line.wrong_aggregators,
     )
 
 

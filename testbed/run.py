@@ -161,8 +161,8 @@ def _bytes_so_far(fleet: Fleet) -> int:
 
 
 def _sharing(scenario: Scenario) -> Sharing:
-    k = scenario.sharing.threshold
-    return Sharing(n=scenario.aggregators.count, k=k, t=k - 1)
+    own = scenario.sharing
+    return Sharing(n=scenario.aggregators.count, k=own.threshold, t=own.t, reveal=own.reveal)
 
 
 def _initial_accuracy(scenario: Scenario, folder: RunFolder, rounds: list[CoordinatorRound]) -> float | None:

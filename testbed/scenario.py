@@ -20,11 +20,11 @@ from fedpruneshare.errors import Fault, SettingsError
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES
 from fedpruneshare.settings import load_settings
 from fedpruneshare.settings_words import describe, sole_member
+from fedpruneshare.sharing.field import FIELDS
 
 SCENARIOS: Final = Path(__file__).parent / "scenarios"
 #: Tasks that ship with the project, by name (`edge_client.tasks.BUILT_IN`, which only torch can import).
 SHIPPED_TASKS: Final = ("fashion-mnist", "hapt")
-_MODULUS: Final = 2**31 - 1
 BrokerKind = Literal["embedded", "mosquitto"]
 DataChoice = Literal["any", "full", "fixture"]
 Seed = Annotated[int, Meta(ge=0, lt=2**31)]
@@ -54,9 +54,13 @@ class DeviceGroup(_Table, frozen=True):
 
 
 class FleetSettings(_Table, frozen=True):
-    """How many devices, and the groups they fall in (none: all devices may train every rung)."""
+    """How many devices, and the groups they fall in (none: all devices may train every rung).
+
+    `prg`: keystream algorithm of the devices' seed shares; `auto` lets each take the one its processor is quicker at.
+    """
 
     devices: Annotated[int, Meta(ge=1, le=MAX_DEVICES)] = 24
+    prg: Literal["auto", "chacha20", "aes-256-ctr"] = "auto"
     groups: Annotated[tuple[DeviceGroup, ...], Meta(max_length=16)] = ()
 
     def rung_limits(self) -> tuple[int, ...]:
@@ -104,6 +108,7 @@ class Scenario(_Table, frozen=True):
         """Checks across tables."""
         yield from _task_faults(self.task)
         yield from _count_faults(self)
+        yield from _word_faults(self)
         yield from _group_faults(self)
         yield from _single_place_faults(self)
 
@@ -134,13 +139,20 @@ def _count_faults(scenario: Scenario) -> Iterator[Fault]:
         )
     if rounds.cohort > devices:
         yield Fault("rounds.cohort", str(rounds.cohort), f"at most fleet.devices = {devices}")
-    if rounds.cohort * scenario.coding.max_weight >= _MODULUS:
-        expected = f"below {_MODULUS // rounds.cohort} for rounds.cohort = {rounds.cohort}"
-        yield Fault("coding.max_weight", str(scenario.coding.max_weight), expected, "the sum of weights could wrap")
-    if scenario.coding.chunk_bytes % 4:
-        yield Fault(
-            "coding.chunk_bytes", str(scenario.coding.chunk_bytes), "a multiple of 4", "chunks hold whole words"
-        )
+    if scenario.sharing.dealer_checks and k == n:
+        expected = f"0 with sharing.threshold = aggregators.count = {n}"
+        yield Fault("sharing.dealer_checks", str(scenario.sharing.dealer_checks), expected, "k shares always agree")
+
+
+def _word_faults(scenario: Scenario) -> Iterator[Fault]:
+    """Sums that could wrap, chunks that would cut words."""
+    field, cohort, coding = FIELDS[scenario.sharing.field], scenario.rounds.cohort, scenario.coding
+    if cohort * coding.max_weight >= field.p:
+        expected = f"below {field.p // cohort} for rounds.cohort = {cohort}"
+        yield Fault("coding.max_weight", str(coding.max_weight), expected, "the sum of weights could wrap")
+    if coding.chunk_bytes % field.word_bytes:
+        expected = f"a multiple of {field.word_bytes}"
+        yield Fault("coding.chunk_bytes", str(coding.chunk_bytes), expected, "chunks hold whole words")
 
 
 def _group_faults(scenario: Scenario) -> Iterator[Fault]:

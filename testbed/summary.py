@@ -31,11 +31,15 @@ class _Closed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sharing(_Closed, frozen=True):
-    """n aggregators, any k open the sum, t together learn nothing."""
+    """n aggregators, any k open the sum, any t together learn nothing.
+
+    `reveal`: whether the coordinator sees only sums, or each single update.
+    """
 
     n: int
     k: int
     t: int
+    reveal: Literal["sum", "each"] = "sum"
 
 
 class WireBytes(_Closed, frozen=True):

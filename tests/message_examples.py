@@ -6,7 +6,9 @@ from builders import plan
 
 from fedpruneshare.messages import (
     Attendance,
+    CheckReply,
     Contribution,
+    DealerCheck,
     Decline,
     Freeze,
     Heartbeat,
@@ -31,10 +33,12 @@ EXAMPLES: dict[str, Message] = {
     "hello": Hello("0.1.0", 2),
     "heartbeat": Heartbeat(3, 1, "plan", 1.5, 0.25, 10_000, 20_000),
     "decline": Decline(3, _D, "too hot"),
-    "share-upload": ShareUpload(3, _D, _U, 2, 1, 0, 4, bytes(60)),
+    "share-upload": ShareUpload(3, _D, _U, 2, 1, "chacha20", 0, 4, bytes(60)),
     "receipt": Receipt(3, _U, Verdict.ACCEPTED),
     "missing": Missing(3, _U, b"\x05"),
     "attendance": Attendance(3, _D, (Contribution("device-01", _U, 1),), ("device-02",)),
+    "dealer-check": DealerCheck(3, _D, _D, ("a", "b", "c"), (Contribution("device-01", _U, 1),)),
+    "check-reply": CheckReply(3, _D, 2, bytes(8)),
     "sum-share": SumShare(3, _D, 2, 0, 1, bytes(60)),
     "refusal": Refusal(3, _D, "below the floor"),
     "freeze": Freeze(3, _D, ("a", "b"), (Contribution("device-01", _U, 1),), (0, 1)),

@@ -2,8 +2,9 @@
 
 Stream s of (algorithm, seed, domain) is the cipher's keystream under
 key = SHA-256("fedpruneshare/prg/1" ‖ 0 ‖ algorithm ‖ 0 ‖ s as one byte ‖ seed ‖ domain), nonce zero: a key serves one
-stream only. Element i is word i (little-endian uint32) of stream 0 with its top bit cleared. Where that is p, it is
-replaced: the replacements are the words of stream 1, top bit cleared, that are not p, in ascending order of position.
+stream only. In F31 element i is word i (little-endian uint32) of stream 0 with its top bit cleared. Where that is p,
+it is replaced: the replacements are the words of stream 1, top bit cleared, that are not p, in ascending order of
+position. In F61 words are uint64 with their three top bits cleared, and the streams are 2 and 3.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import hashlib
 import os
 from collections.abc import Callable
 from enum import StrEnum
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Final
 
 import numpy as np
@@ -19,11 +22,15 @@ from Crypto.Cipher import AES, ChaCha20
 
 from fedpruneshare.errors import SharingError
 from fedpruneshare.secret import SecretBytes
-from fedpruneshare.sharing.field import CHUNK, F31, Words, check_words
+from fedpruneshare.sharing.field import CHUNK_BYTES, F31, Field, Words, check_words
 
 _LABEL: Final = b"fedpruneshare/prg/1"
-_MASK: Final = np.uint32(F31.p)
+_ZEROS: Final = memoryview(bytes(CHUNK_BYTES))
 SEED_BYTES: Final = 32
+#: Libraries that make keystream here, the quickest first. All give the same bytes.
+BACKENDS: Final = tuple(
+    name for name, package in (("cryptography", "cryptography"), ("pycryptodome", "Crypto")) if find_spec(package)
+)
 
 
 class Prg(StrEnum):
@@ -50,57 +57,108 @@ class Seed(SecretBytes):
         return cls(os.urandom(SEED_BYTES))
 
 
-class _Keystream:
-    """Consecutive words of one stream."""
+# --------------------------------------------------------------------------- keystream
 
-    def __init__(self, prg: Prg, seed: Seed, domain: bytes, stream: int) -> None:
+#: Writes the next keystream bytes into a writable view of at most CHUNK_BYTES.
+_Write = Callable[[memoryview], object]
+
+
+def _cipher(prg: Prg, key: bytes, backend: str) -> _Write:
+    if prg not in list(Prg):
+        raise SharingError(f"keystream algorithm {prg!r}, expected one of {', '.join(Prg)}")
+    if backend not in BACKENDS:
+        raise SharingError(f"keystream library {backend!r}, expected one of {', '.join(BACKENDS)}")
+    return _by_cryptography(prg, key) if backend == "cryptography" else _by_pycryptodome(prg, key)
+
+
+def _by_pycryptodome(prg: Prg, key: bytes) -> _Write:
+    if prg == Prg.CHACHA20:
+        encrypt: Callable[..., object] = ChaCha20.new(key=key, nonce=bytes(12)).encrypt
+    else:
+        encrypt = AES.new(key, AES.MODE_CTR, nonce=b"", initial_value=0).encrypt
+    return lambda out: encrypt(_ZEROS[: len(out)], output=out)
+
+
+def _by_cryptography(prg: Prg, key: bytes) -> _Write:
+    # Imported on first use: it costs a device nothing that it does not use.
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    if prg == Prg.CHACHA20:  # its 16 bytes are block counter and nonce
+        update = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor().update_into
+    else:
+        update = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update_into
+    return lambda out: update(_ZEROS[: len(out)], out)
+
+
+# --------------------------------------------------------------------------- elements
+
+
+class _Keystream:
+    """Consecutive words of one stream, reduced to the field's bits."""
+
+    def __init__(self, source: tuple[Prg, Seed, bytes], stream: int, field: Field, backend: str) -> None:
+        prg, seed, domain = source
         head = b"\0".join([_LABEL, prg.encode(), bytes([stream])])
-        key = hashlib.sha256(head + seed.reveal() + domain).digest()
-        self._encrypt: Callable[..., object] = _cipher(prg, key)
+        self._write = _cipher(prg, hashlib.sha256(head + seed.reveal() + domain).digest(), backend)
+        self._mask = field.word_type.type(2**field.bits - 1)
 
     def fill(self, out: Words) -> None:
-        """Next words of the stream, top bit cleared."""
-        out[:] = 0
-        view = out.data.cast("B")
-        self._encrypt(view, output=view)
-        np.bitwise_and(out, _MASK, out=out)
-
-
-def _cipher(prg: Prg, key: bytes) -> Callable[..., object]:
-    if prg is Prg.CHACHA20:
-        return ChaCha20.new(key=key, nonce=bytes(12)).encrypt
-    return AES.new(key, AES.MODE_CTR, nonce=b"", initial_value=0).encrypt
+        """Next words of the stream, at most a chunk."""
+        self._write(out.data.cast("B"))
+        np.bitwise_and(out, self._mask, out=out)
 
 
 class ElementStream:
     """Uniform elements in order, as many at a time as asked for: the cuts do not change the result."""
 
-    def __init__(self, prg: Prg, seed: Seed, domain: bytes) -> None:
-        self._main = _Keystream(prg, seed, domain, 0)
-        self._spare_source = (prg, seed, domain)
+    def __init__(self, prg: Prg, seed: Seed, domain: bytes, field: Field = F31, backend: str | None = None) -> None:
+        """`backend`: one of `BACKENDS`, by default the first. Raises `SharingError` for an unknown one."""
+        self._source, self._field, self._backend = (prg, seed, domain), field, backend or BACKENDS[0]
+        self._main = _Keystream(self._source, field.stream, field, self._backend)
         self._spare: _Keystream | None = None
 
     def fill(self, out: Words) -> Words:
-        """Next `out.size` elements into a contiguous uint32 array."""
-        check_words(out, "output")
-        for start in range(0, out.size, CHUNK):
-            part = out[start : start + CHUNK]
+        """Next `out.size` elements into a contiguous array of the field's words. Raises `SharingError` for another."""
+        check_words(out, self._field, "output")
+        if not out.flags.c_contiguous:
+            raise SharingError("output with gaps between its words, expected a contiguous array")
+        for start in range(0, out.size, self._field.chunk):
+            part = out[start : start + self._field.chunk]
             self._main.fill(part)
-            if part.size and int(part.max()) == F31.p:
+            if int(part.max()) >= self._field.p:
                 self._replace(part)
         return out
 
     def _replace(self, part: Words) -> None:
         if self._spare is None:
-            self._spare = _Keystream(*self._spare_source, 1)
-        word = np.empty(1, dtype=F31.dtype)
-        for place in np.flatnonzero(part == _MASK):
+            self._spare = _Keystream(self._source, self._field.stream + 1, self._field, self._backend)
+        word = np.empty(1, dtype=self._field.word_type)
+        for place in np.flatnonzero(part >= self._field.modulus):
             self._spare.fill(word)
-            while int(word[0]) == F31.p:
+            while int(word[0]) >= self._field.p:
                 self._spare.fill(word)
             part[place] = word[0]
 
 
-def fill_elements(prg: Prg, seed: Seed, domain: bytes, out: Words) -> Words:
-    """The first `out.size` elements of (prg, seed, domain) into `out`, a contiguous uint32 array."""
-    return ElementStream(prg, seed, domain).fill(out)
+def fill_elements(prg: Prg, seed: Seed, domain: bytes, out: Words, field: Field = F31) -> Words:
+    """The first `out.size` elements of (prg, seed, domain) into `out`, a contiguous array of the field's words."""
+    return ElementStream(prg, seed, domain, field).fill(out)
+
+
+@lru_cache(maxsize=1)
+def quickest_prg(clock: Callable[[], float]) -> Prg:
+    """The algorithm this processor is quicker at, by the best of three timings of 128 KiB each; a few milliseconds.
+
+    `clock` in seconds. Either is as safe; only speed differs.
+    """
+
+    def best_s(prg: Prg) -> float:
+        stream = ElementStream(prg, Seed(bytes(SEED_BYTES)), b"timing")
+        block, times = np.empty(F31.chunk, dtype=F31.word_type), []
+        for _ in range(4):  # the first one warms up
+            started = clock()
+            stream.fill(block)
+            times.append(clock() - started)
+        return min(times[1:])
+
+    return min(Prg, key=best_s)

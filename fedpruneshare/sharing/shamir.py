@@ -1,39 +1,73 @@
-"""(k, n) Shamir sharing of whole vectors, seed-compressed, split by finite differences (docs/protocol.md §5.4, §5.5).
+"""(n, k, t) sharing of whole vectors: Shamir, seed-compressed, plain or ramp (docs/protocol.md §5.4, §5.5).
 
-f(0) is the secret and f(x) the share of point x = 1…n, deg f < k, one polynomial per word. The shares of points 1…t
-(t = k − 1) are keystreams and travel as seeds; together with the secret they fix f, and walking the table of
-differences extends it to the other points by additions alone.
+Each polynomial f of degree < k carries k − t secrets, at x = 0, −1, …, and its value at x = 1…n is the share of that
+point. The shares of points 1…t are keystreams and travel as seeds; with the secrets they fix f, and walking the table
+of differences extends it to the other points by additions alone. t = k − 1 is Shamir's scheme (CACM 1979); below that
+it is ramp or packed sharing (Blakley and Meadows 1984; Franklin and Yung 1992): shorter shares, secret from t parties
+instead of k − 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 from typing import Final
 
 import numpy as np
 
 from fedpruneshare.errors import InconsistentSharesError, PlanError, SharingError
-from fedpruneshare.sharing.field import CHUNK, F31, Words, check_canonical, modadd, modsub, sum_of_products
-from fedpruneshare.sharing.prg import SEED_BYTES, ElementStream, Prg, Seed, fill_elements
+from fedpruneshare.sharing.field import (
+    F31,
+    Field,
+    Words,
+    add_into,
+    check_alike,
+    check_canonical,
+    modadd,
+    modsub,
+    subtract_into,
+    sum_of_products,
+)
+from fedpruneshare.sharing.prg import SEED_BYTES, ElementStream, Prg, Seed
 
 MAX_SHARES: Final = 16
 
 
 @dataclass(frozen=True)
 class SharingScheme:
-    """Any `k` of `n` shares open, `t` together tell nothing. Raises `PlanError` for other than 2 ≤ k ≤ n, t = k − 1."""
+    """Any `k` of `n` shares open, any `t` together tell nothing; between the two they tell part (ramp sharing).
+
+    Raises `PlanError` for other than 1 ≤ t < k ≤ n ≤ 16.
+    """
 
     n: int
     k: int
     t: int
+    field: Field = F31
 
     def __post_init__(self) -> None:
         if not 2 <= self.k <= self.n <= MAX_SHARES:
             raise PlanError(f"k = {self.k} of n = {self.n}, expected 2 <= k <= n <= {MAX_SHARES}")
-        if self.t != self.k - 1:
-            raise PlanError(f"t = {self.t}, expected k - 1 = {self.k - 1}: ramp sharing is not supported")
+        if not 1 <= self.t < self.k:
+            raise PlanError(f"t = {self.t}, expected 1 to k - 1 = {self.k - 1}")
+
+    # ------------------------------------------------------------------ sizes
+
+    @property
+    def secrets(self) -> int:
+        """Words that one polynomial carries: k − t."""
+        return self.k - self.t
+
+    @property
+    def full_points(self) -> range:
+        """The points whose shares are vectors: t + 1 … n. Those before travel as seeds."""
+        return range(self.t + 1, self.n + 1)
+
+    def elements(self, words: int) -> int:
+        """Elements of a full share of so many words."""
+        return -(-words // self.secrets)
 
     def is_seed_point(self, x: int) -> bool:
         """Whether the share of point x travels as a seed. Raises `SharingError` unless 1 ≤ x ≤ n."""
@@ -42,14 +76,18 @@ class SharingScheme:
 
     def share_bytes(self, x: int, words: int) -> int:
         """Bytes of a share of so many words at point x."""
-        return SEED_BYTES if self.is_seed_point(x) else F31.word_bytes * words
+        return SEED_BYTES if self.is_seed_point(x) else self.field.word_bytes * self.elements(words)
+
+    # ------------------------------------------------------------------ split
 
     def split(self, words: Words, seeds: Mapping[int, Seed], prg: Prg, domain: bytes) -> dict[int, Words]:
-        """Share a vector: uint32[m] for each full point t + 1 … n; the seed points' shares are their seeds.
+        """Share a vector: elements [⌈m/(k−t)⌉] for each full point; the seed points' shares are their seeds.
 
-        `seeds`: exactly the points 1…t. Raises `SharingError` for other points or words that are not canonical.
+        `seeds`: exactly the points 1…t, no two alike. Raises `SharingError` for other points, a seed used twice or
+        words that are not canonical.
         """
-        out = {x: np.empty(words.size, dtype=F31.dtype) for x in range(self.t + 1, self.n + 1)}
+        size = self.elements(words.size)
+        out = {x: np.empty(size, dtype=self.field.word_type) for x in self.full_points}
         for _ in self.split_chunks(words, seeds, (prg, domain), out):
             pass
         return out
@@ -59,116 +97,259 @@ class SharingScheme:
     ) -> Iterator[slice]:
         """As `split`, chunk by chunk into the caller's buffers; yields the slice that has just been written.
 
-        `stream` = (keystream algorithm, domain). Extra memory: k + 1 chunks.
+        `stream` = (keystream algorithm, domain); `out`: elements for each full point, and for any seed point whose
+        share is wanted written out. All is checked at the call, before anything is written.
         """
-        check_canonical(words)
-        if sorted(seeds) != list(range(1, self.t + 1)) or sorted(out) != list(range(self.t + 1, self.n + 1)):
-            raise SharingError(f"seeds for points {sorted(seeds)}, expected 1 to {self.t}, and outputs for the others")
-        streams = [ElementStream(stream[0], seeds[x], stream[1]) for x in range(1, self.t + 1)]
-        rows = np.empty((self.k, min(CHUNK, max(words.size, 1))), dtype=F31.dtype)
-        for start in range(0, words.size, CHUNK):
-            part = slice(start, min(start + CHUNK, words.size))
-            table = rows[:, : part.stop - part.start]
-            table[0] = words[part]
-            for row, elements in zip(table[1:], streams, strict=True):
-                elements.fill(row)
-            self._extend(table, {x: vector[part] for x, vector in out.items()})
-            yield part
+        self._check_outputs(out, self.elements(words.size))
+        check_canonical(words, self.field)
+        streams = self.open_streams(seeds, stream)
+        steps = self._extend(words, streams, lambda part: {x: vector[part] for x, vector in out.items()})
+        return (part for part, _ in steps)
 
-    def _extend(self, table: Words, out: Mapping[int, Words]) -> None:
-        """From f(0)…f(k−1) in the rows of `table` (overwritten) to f(k)…f(n)."""
-        k = self.k
-        for order in range(1, k):  # backward differences of f at k − 1, highest order in row 0
+    def stream(
+        self, words: Words, seeds: Mapping[int, Seed], stream: tuple[Prg, bytes]
+    ) -> Iterator[tuple[slice, dict[int, Words]]]:
+        """As `split`, chunk by chunk in its own buffers, valid until the next: (slice of the share, elements by point).
+
+        Extra memory: k + n chunks of 128 KiB, whatever the length. All is checked at the call.
+        """
+        check_canonical(words, self.field)
+        width = min(self.field.chunk, self.elements(words.size))
+        buffers = {x: np.empty(width, dtype=self.field.word_type) for x in self.full_points}
+        return self._extend(
+            words,
+            self.open_streams(seeds, stream),
+            lambda part: {x: b[: part.stop - part.start] for x, b in buffers.items()},
+        )
+
+    def split_next(self, words: Words, streams: list[ElementStream], out: Mapping[int, Words]) -> None:
+        """Share one of several vectors that follow one another in the same keystreams, as `open_streams` gives them.
+
+        `out` as for `split_chunks`. Raises `SharingError` as `split`.
+        """
+        self._check_outputs(out, self.elements(words.size))
+        check_canonical(words, self.field)
+        for _ in self._extend(words, streams, lambda part: {x: vector[part] for x, vector in out.items()}):
+            pass
+
+    def open_streams(self, seeds: Mapping[int, Seed], stream: tuple[Prg, bytes]) -> list[ElementStream]:
+        """The keystreams of points 1…t. Raises `SharingError` for other points or a seed used twice."""
+        if sorted(seeds) != list(range(1, self.t + 1)):
+            raise SharingError(f"seeds for points {sorted(seeds)}, expected 1 to {self.t}")
+        for x, other in combinations(sorted(seeds), 2):
+            # With one seed for all of 1 … t and an odd k, f(k) would be the secret itself.
+            if seeds[x] == seeds[other]:
+                raise SharingError(f"points {x} and {other} have the same seed, expected a fresh one for each")
+        return [ElementStream(stream[0], seeds[x], stream[1], self.field) for x in range(1, self.t + 1)]
+
+    def _extend(
+        self, words: Words, streams: list[ElementStream], places: Callable[[slice], dict[int, Words]]
+    ) -> Iterator[tuple[slice, dict[int, Words]]]:
+        """Secrets and the next elements of `streams` -> the shares, written where `places` says, chunk by chunk."""
+        size, chunk = self.elements(words.size), self.field.chunk
+        # Row i holds f at x = i − (secrets − 1): the secrets, last one first, then the seed points.
+        table = np.empty((self.k, min(chunk, size)), dtype=self.field.word_type)
+        scratch = np.empty(min(chunk, size), dtype=self.field.word_type)
+        for start in range(0, size, chunk):
+            part = slice(start, min(start + chunk, size))
+            rows, out = table[:, : part.stop - part.start], places(part)
+            self._lay_out(words, part, size, rows)
+            for index, elements in enumerate(streams):
+                elements.fill(rows[self.secrets + index])
+            for x in set(out) - set(self.full_points):
+                out[x][:] = rows[self.secrets - 1 + x]
+            self._walk(rows, out, scratch)
+            yield part, out
+
+    def _lay_out(self, words: Words, part: slice, size: int, rows: Words) -> None:
+        """Secret j of element i is word j·size + i (planar), zero beyond the last word."""
+        for secret in range(self.secrets):
+            row = rows[self.secrets - 1 - secret]
+            given = words[secret * size + part.start : min(secret * size + part.stop, (secret + 1) * size)]
+            row[: given.size] = given
+            row[given.size :] = 0
+
+    def _walk(self, rows: Words, out: Mapping[int, Words], scratch: Words) -> None:
+        """From f at k consecutive points in `rows` (overwritten) to f(t + 1) … f(n) in `out`."""
+        k, field = self.k, self.field
+        for order in range(1, k):  # backward differences at the last point, highest order in row 0
             for row in range(k - order):
-                modsub(table[row + 1], table[row], out=table[row])
-        for x in range(k, self.n + 1):
-            for row in range(1, k):
-                modadd(table[row], table[row - 1], out=table[row])
-            out[x][:] = table[k - 1]
+                subtract_into(rows[row + 1], rows[row], rows[row], scratch, field)
+        last = rows[k - 1]
+        for x in self.full_points:
+            for row in range(1, k - 1):
+                add_into(rows[row], rows[row - 1], rows[row], scratch, field)
+            add_into(last, rows[k - 2], out[x], scratch, field)
+            last = out[x]
 
-    def open(self, shares: Mapping[int, Words]) -> Words:
-        """The secret uint32[m] from the shares of at least k points; with more than k they must all agree.
+    def _check_outputs(self, out: Mapping[int, Words], size: int) -> None:
+        if not set(self.full_points) <= set(out) <= set(range(1, self.n + 1)):
+            raise SharingError(f"outputs for points {sorted(out)}, expected {self.t + 1} to {self.n}")
+        for x, share in out.items():
+            if share.size != size:
+                raise SharingError(f"output for point {x} of {share.size} words, expected {size}")
+        check_alike(self.field, *out.values())
 
-        Raises `SharingError` for too few, impossible points, unequal lengths or words that are not canonical, and
-        `InconsistentSharesError` if the shares lie on no polynomial of degree < k.
+    # ------------------------------------------------------------------ open
+
+    def open(self, shares: Mapping[int, Words], words: int | None = None) -> Words:
+        """The secret words [m] from the shares of at least k points; with more than k they must all agree.
+
+        `words`: m, by default all that the shares carry. Raises `SharingError` for too few, impossible points, unequal
+        lengths, words that are not canonical or padding that is not zero, and `InconsistentSharesError` if the shares
+        lie on no polynomial of degree < k.
         """
-        points = tuple(sorted(shares))
+        size = self._check_shares(shares)
+        count = self.secrets * size if words is None else words
+        if self.elements(count) != size:
+            raise SharingError(f"shares of {size} elements, expected {self.elements(count)} for {count} words")
+        self._check_consistency(shares)
+        chosen = tuple(sorted(shares))[: self.k]
+        rows = [shares[x] for x in chosen]
+        opened = np.empty(self.secrets * size, dtype=self.field.word_type)
+        for secret in range(self.secrets):
+            target = opened[secret * size : (secret + 1) * size]
+            sum_of_products(lagrange_weights(chosen, -secret, self.field.p), rows, target, self.field)
+        if opened[count:].any():
+            raise SharingError("the shares open to something behind the last word, expected zero there")
+        return opened[:count]
+
+    def check(self, shares: Mapping[int, Words]) -> None:
+        """Whether the shares of more than k points lie on polynomials of degree < k.
+
+        Raises `InconsistentSharesError` if not, and `SharingError` for shares that cannot be compared: k or fewer say
+        nothing about one another.
+        """
         self._check_shares(shares)
+        if len(shares) == self.k:
+            raise SharingError(f"{self.k} shares, expected more than k = {self.k}: fewer always agree")
+        self._check_consistency(shares)
+
+    def _check_consistency(self, shares: Mapping[int, Words]) -> None:
+        points = tuple(sorted(shares))
         chosen = points[: self.k]
         rows = [shares[x] for x in chosen]
+        expected = np.empty(rows[0].size, dtype=self.field.word_type)
         for x in points[self.k :]:
-            expected = self._interpolate(chosen, x, rows)
+            sum_of_products(lagrange_weights(chosen, x, self.field.p), rows, expected, self.field)
             if not np.array_equal(expected, shares[x]):
                 wrong = int(np.count_nonzero(expected != shares[x]))
                 raise InconsistentSharesError(
                     f"shares of points {list(points)} disagree in {wrong} of {expected.size} words at x = {x},"
                     f" expected one polynomial of degree < {self.k}"
                 )
-        return self._interpolate(chosen, 0, rows)
 
-    def _interpolate(self, points: tuple[int, ...], at: int, rows: list[Words]) -> Words:
-        out = np.empty(rows[0].size, dtype=F31.dtype)
-        return sum_of_products(lagrange_weights(points, at), rows, out)
+    def locate(self, shares: Mapping[int, Words]) -> tuple[int, ...]:
+        """The points whose shares are wrong, none if all agree: m shares locate up to ⌊(m − k)/2⌋ wrong ones.
 
-    def _check_shares(self, shares: Mapping[int, Words]) -> None:
+        Unique decoding of the Reed-Solomon code that the shares are. Raises `InconsistentSharesError` where no so few
+        points explain the disagreement, and `SharingError` as `check` does.
+        """
+        points = tuple(sorted(shares))
+        most = (len(points) - self.k) // 2
+        try:
+            self.check(shares)
+        except InconsistentSharesError:
+            if not most:
+                raise
+        else:
+            return ()
+        disputed = self._disputed(shares)
+        for count in range(1, most + 1):
+            for suspects in combinations(points, count):
+                rest = self._disputed({x: disputed[x] for x in points if x not in suspects})
+                if not next(iter(rest.values())).size:
+                    return suspects
+        raise InconsistentSharesError(
+            f"shares of points {list(points)} disagree and no {most} of them explain it,"
+            f" expected one polynomial of degree < {self.k}"
+        )
+
+    def _disputed(self, shares: Mapping[int, Words]) -> dict[int, Words]:
+        """Shares reduced to the elements they disagree in."""
+        points = tuple(sorted(shares))
+        rows = [shares[x] for x in points[: self.k]]
+        expected = np.empty(rows[0].size, dtype=self.field.word_type)
+        wrong = np.zeros(rows[0].size, dtype=bool)
+        for x in points[self.k :]:
+            weights = lagrange_weights(points[: self.k], x, self.field.p)
+            wrong |= sum_of_products(weights, rows, expected, self.field) != shares[x]
+        return {x: shares[x][wrong] for x in points}
+
+    # ------------------------------------------------------------------ checks
+
+    def _check_shares(self, shares: Mapping[int, Words]) -> int:
         if len(shares) < self.k:
             raise SharingError(f"{len(shares)} shares, expected at least k = {self.k}")
         for x, share in shares.items():
             self._check_point(x)
-            check_canonical(share)
+            check_canonical(share, self.field)
         sizes = {x: share.size for x, share in shares.items()}
         if len(set(sizes.values())) > 1:
             raise SharingError(f"shares of different lengths {sizes}, expected one length")
+        return next(iter(sizes.values()))
 
     def _check_point(self, x: int) -> None:
         if not 1 <= x <= self.n:
             raise SharingError(f"point x = {x}, expected 1 to n = {self.n}")
 
 
-@lru_cache(maxsize=1024)
-def lagrange_weights(points: tuple[int, ...], at: int) -> tuple[int, ...]:
-    """λ_i with f(at) = Σ λ_i·f(points_i) mod p for every f of degree < len(points). Points must be distinct mod p."""
+@lru_cache(maxsize=4096)
+def lagrange_weights(points: tuple[int, ...], at: int, p: int = F31.p) -> tuple[int, ...]:
+    """λ_i with f(at) = Σ λ_i·f(points_i) mod p for every f of degree < len(points).
+
+    Raises `SharingError` unless the points are distinct mod p.
+    """
+    if len({x % p for x in points}) < len(points):
+        raise SharingError(f"points {list(points)}, expected distinct ones modulo {p}")
     weights = []
     for x in points:
-        others = [other for other in points if other != x]
         numerator = denominator = 1
-        for other in others:
-            numerator = numerator * (at - other) % F31.p
-            denominator = denominator * (x - other) % F31.p
-        weights.append(numerator * pow(denominator, -1, F31.p) % F31.p)
+        for other in points:
+            if other != x:
+                numerator = numerator * (at - other) % p
+                denominator = denominator * (x - other) % p
+        weights.append(numerator * pow(denominator, -1, p) % p)
     return tuple(weights)
 
 
 class Accumulator:
     """Running sum of share vectors of one length."""
 
-    def __init__(self, words: int) -> None:
-        self._sum = np.zeros(words, dtype=F31.dtype)
+    def __init__(self, elements: int, field: Field = F31) -> None:
+        self._sum = np.zeros(elements, dtype=field.word_type)
+        self._field = field
         self.count = 0
 
-    def add(self, words: Words) -> None:
-        """Add a share uint32[m]. Raises `SharingError`, the sum unchanged, if it is not m canonical words."""
-        self._check(words)
-        modadd(self._sum, words, out=self._sum)
+    def add(self, share: Words) -> None:
+        """Add a share [m]. Raises `SharingError`, the sum unchanged, if it is not m canonical words."""
+        self._check(share)
+        modadd(self._sum, share, self._sum, self._field)
         self.count += 1
 
     def add_seed(self, prg: Prg, seed: Seed, domain: bytes) -> None:
-        """Add the share that a seed stands for."""
-        self.add(fill_elements(prg, seed, domain, np.empty(self._sum.size, dtype=F31.dtype)))
+        """Add the share that a seed stands for. Extra memory: two chunks."""
+        elements = ElementStream(prg, seed, domain, self._field)
+        size = self._sum.size
+        block, scratch = (np.empty(min(self._field.chunk, size), dtype=self._field.word_type) for _ in range(2))
+        for start in range(0, size, self._field.chunk):
+            part = self._sum[start : start + self._field.chunk]
+            add_into(part, elements.fill(block[: part.size]), part, scratch, self._field)
+        self.count += 1
 
-    def remove(self, words: Words) -> None:
-        """Take a share that was added out again."""
+    def remove(self, share: Words) -> None:
+        """Take a share that was added out again. Raises as `add`."""
         if self.count == 0:
             raise RuntimeError("nothing was added")
-        self._check(words)
-        modsub(self._sum, words, out=self._sum)
+        self._check(share)
+        modsub(self._sum, share, self._sum, self._field)
         self.count -= 1
 
     def export(self) -> Words:
         """A copy of the sum."""
         return self._sum.copy()
 
-    def _check(self, words: Words) -> None:
-        if words.size != self._sum.size:
-            raise SharingError(f"share of {words.size} words, expected {self._sum.size}")
-        check_canonical(words)
+    def _check(self, share: Words) -> None:
+        if share.size != self._sum.size:
+            raise SharingError(f"share of {share.size} words, expected {self._sum.size}")
+        check_canonical(share, self._field)

@@ -37,11 +37,6 @@ def clamp_weight(examples: int, max_weight: int) -> tuple[int, bool]:
     return weight, weight != examples
 
 
-def zero_point(bits: int) -> int:
-    """Q = 2^(bits−1) − 1: the integer that stands for zero, and the largest magnitude."""
-    return (1 << (bits - 1)) - 1
-
-
 def per_element_clips(bounds: NDArray[np.int64], positions: Positions, clips: tuple[float, ...]) -> Floats:
     """Clip of each flat coordinate, float32[m]: tensor i owns coordinates bounds[i] to bounds[i+1].
 
@@ -58,27 +53,25 @@ def per_element_clips(bounds: NDArray[np.int64], positions: Positions, clips: tu
 
 
 def quantise(
-    values: Floats, clips: Floats, bits: int, fold: tuple[int, int], rng: np.random.Generator
-) -> NDArray[np.uint32]:
-    """Values float32[m] -> integers uint32[m] in 0…2Q: folded by weight/max_weight, clipped, rounded stochastically.
+    values: Floats, clips: Floats, q: int, fold: tuple[int, int], rng: np.random.Generator
+) -> NDArray[np.int32]:
+    """Values float32[m] -> integers int32[m] in −Q…Q: folded by weight/max_weight, clipped, rounded stochastically.
 
-    `fold` = (weight, max_weight). Rounding is unbiased: the expectation is the folded value, where it is not clipped.
-    Raises `ProtocolError` for a value that is not finite: such an update must not be sent.
+    `q`: the integer that the clip becomes; `fold` = (weight, max_weight). Rounding is unbiased: the expectation is the
+    folded value, where it is not clipped. Raises `ProtocolError` for a value that is not finite: such an update must
+    not be sent.
     """
     if not np.isfinite(values).all():
         raise ProtocolError("the update holds a value that is not finite, expected finite numbers")
-    q = zero_point(bits)
     scaled = values.astype(np.float64) * (fold[0] / fold[1]) / clips * q
     np.clip(scaled, -q, q, out=scaled)
     floor = np.floor(scaled)
-    rounded = floor + (rng.random(values.size) < scaled - floor)
-    return (rounded + q).astype(np.uint32)
+    return (floor + (rng.random(values.size) < scaled - floor)).astype(np.int32)
 
 
-def dequantise_sum(digit_sums: NDArray[np.uint32], clips: Floats, bits: int, contributors: int) -> NDArray[np.float64]:
-    """Digit sums uint32[m] of so many contributors -> Σ v·w/max_weight, float64[m]."""
-    q = zero_point(bits)
-    return (digit_sums.astype(np.float64) - contributors * q) * clips.astype(np.float64) / q
+def dequantise_sum(sums: NDArray[np.int64], clips: Floats, q: int) -> NDArray[np.float64]:
+    """Sums of such integers int64[m] -> Σ v·w/max_weight, float64[m]."""
+    return sums.astype(np.float64) * clips.astype(np.float64) / q
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fedpruneshare.settings import load_settings
 from testbed.ledger import RunRound, read_rounds
 from testbed.report import plots
 from testbed.scenario import Scenario
-from testbed.summary import Figures, Summary, read_summary
+from testbed.summary import Figures, Sharing, Summary, read_summary
 
 _STYLE: Final = Path(__file__).with_name("style.css")
 REPORT: Final = "report.html"
@@ -51,7 +51,10 @@ def write_report(folder: Path) -> Path:
 def render_page(run: RunFiles) -> str:
     """The whole page."""
     scenario = run.summary.scenario
-    parts = [_header(run), _tiles(run), _plots(run.rounds), _rounds_table(run), _figures_table(run), _emulation(run)]
+    parts = [
+        _header(run), _tiles(run), _plots(run.rounds), _rounds_table(run), _found_out(run), _figures_table(run),
+        _emulation(run),
+    ]  # fmt: skip
     settings = f"<section><h2>Settings used</h2><pre>{escape(run.settings_text)}</pre></section>"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -73,7 +76,14 @@ def _header(run: RunFiles) -> str:
             '<p class="notice"><strong>Sample data.</strong> This run used the small sample that ships with the '
             "project, not the full data set. Its accuracy says that the system works, not how well it learns.</p>"
         )
+    shared = _shared(run)
+    if shared and shared.reveal == "each":
+        text += f'<p class="notice"><strong>Single updates are visible.</strong> {escape(privacy_note(shared))}</p>'
     return text + "</header>"
+
+
+def _shared(run: RunFiles) -> Sharing | None:
+    return next((arm.sharing for arm in run.summary.arms.values() if arm.sharing), None)
 
 
 def _tiles(run: RunFiles) -> str:
@@ -112,8 +122,44 @@ def _model_note(model_bytes: int | None) -> str:
 
 def _failures(figures: Figures) -> str:
     shared = figures.sharing
+    if shared and shared.reveal == "each":
+        return f"any {shared.k} of {shared.n} rebuild each update"
     how = f"any {shared.k} of {shared.n} open a sum" if shared else "no sharing"
     return f"{how}; every sum checked" if figures.verified else f"{how}; not every sum checked"
+
+
+def privacy_note(shared: Sharing) -> str:
+    """Who could see a single device's update in a run."""
+    if shared.reveal == "each":
+        return (
+            "The coordinator saw every single update in this run (reveal = each). "
+            f"Up to t = {shared.t} of the {shared.n} aggregators together, the brokers and the network saw none."
+        )
+    return (
+        f"Up to t = {shared.t} of the {shared.n} aggregators together, the brokers and the network learnt nothing of a "
+        "single update; the coordinator saw only sums."
+    )
+
+
+def _found_out(run: RunFiles) -> str:
+    """Devices and aggregators that were caught sending what fits nothing."""
+    lines = [
+        f"Round {line.round}: "
+        + "; ".join(
+            f"{what} {', '.join(names)}"
+            for what, names in (
+                ("left out", line.refused_devices),
+                ("answered otherwise than the rest:", line.wrong_aggregators),
+            )
+            if names
+        )
+        for line in run.rounds
+        if line.refused_devices or line.wrong_aggregators
+    ]
+    if not lines:
+        return ""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<section><h2>Found out</h2><ul>{items}</ul></section>"
 
 
 def _plots(rounds: Sequence[RunRound]) -> str:
@@ -133,7 +179,8 @@ def _plots(rounds: Sequence[RunRound]) -> str:
 def _rounds_table(run: RunFiles) -> str:
     seeds = len(run.summary.seeds) > 1
     head = ["round", "outcome", "devices", "by rung", "density", "accuracy", "summed by", "checked", "uplink", "time"]
-    n = next((arm.sharing.n for arm in run.summary.arms.values() if arm.sharing), 0)
+    shared = _shared(run)
+    n = shared.n if shared else 0
     rows = [_round_row(line, seeds, n) for line in run.rounds if line.phase != "OUTSIDE"]
     outside = [line for line in run.rounds if line.phase == "OUTSIDE"]
     sent, received = sum(line.up.total for line in outside), sum(line.down.total for line in outside)
@@ -177,6 +224,7 @@ def _figures_table(run: RunFiles) -> str:
     return f'<section><h2>Figures</h2><div class="wide">{table}</div></section>'
 
 
+_SEEN: Final = {"sum": "sums only", "each": "every single update"}
 _FIGURES: Final[tuple[tuple[str, Callable[[Figures], str]], ...]] = (
     ("final accuracy (mean of the last five evaluations)", lambda f: _percent(f.final_accuracy, 2)),
     ("last accuracy", lambda f: _percent(f.last_accuracy, 2)),
@@ -185,6 +233,7 @@ _FIGURES: Final[tuple[tuple[str, Callable[[Figures], str]], ...]] = (
     ("every applied sum checked with a spare share", lambda f: "yes" if f.verified else "no"),
     ("final density", lambda f: _percent(f.density_final, 2)),
     ("sharing", lambda f: f"n = {f.sharing.n}, k = {f.sharing.k}, t = {f.sharing.t}" if f.sharing else "none"),
+    ("what the coordinator sees", lambda f: _SEEN[f.sharing.reveal] if f.sharing else "every single update"),
     ("uplink, all devices", lambda f: _bytes(f.uplink_bytes)),
     ("of it shares, first transmission", lambda f: _bytes(f.uplink_share_bytes)),
     ("downlink, all devices", lambda f: _bytes(f.downlink_bytes)),
@@ -196,7 +245,7 @@ _FIGURES: Final[tuple[tuple[str, Callable[[Figures], str]], ...]] = (
 
 def _emulation(run: RunFiles) -> str:
     summary, scenario = run.summary, run.scenario
-    shared = next((arm.sharing for arm in summary.arms.values() if arm.sharing), None)
+    shared = _shared(run)
     parties = f"{shared.n} aggregators with a broker each, " if shared else ""
     data = {"full": "The full data set was used.", "fixture": "The sample that ships with the project was used."}
     points = [
@@ -205,6 +254,7 @@ def _emulation(run: RunFiles) -> str:
         "Keys, signatures, sealing and sharing are those of a deployment; keys were made for this run and thrown away.",
         "The network is not shaped: there is no loss, delay or limit of rate but what the machine itself gives.",
         "Bytes are counted MQTT payload bytes; headers of MQTT, TCP and IP come on top.",
+        *([privacy_note(shared)] if shared else []),
         "Energy was not measured.",
         f"Task: {summary.task}. {data.get(scenario.task.data, '')}",
     ]

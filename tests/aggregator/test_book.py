@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import pytest
@@ -13,12 +14,23 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aggregator.book import MAX_ATTEMPTS, Refused, ShareBook
+from aggregator.book import MAX_ATTEMPTS, Committed, Refused, ShareBook
 from aggregator.settings import AggregatorFloors
 from aggregator.store import ShareStore
 from fedpruneshare.errors import ProtocolError
 from fedpruneshare.floors import open_segments
-from fedpruneshare.messages import SEAL_BYTES, Contribution, Freeze, ShareUpload, Verdict, digest, encode
+from fedpruneshare.messages import (
+    SEAL_BYTES,
+    Contribution,
+    DealerCheck,
+    Freeze,
+    Reveal,
+    ShareUpload,
+    Sharing,
+    Verdict,
+    digest,
+    encode,
+)
 
 AGGREGATOR = "aggregator-1"
 UPLOAD_IDS = [bytes([number]) * 16 for number in range(1, 4)]
@@ -33,7 +45,9 @@ def share_upload(book: ShareBook, upload_id: bytes, rung: int, chunk: int) -> Sh
     chunk %= chunks
     length = min(current.plan.chunk_bytes, size - chunk * current.plan.chunk_bytes)
     sealed = bytes(length + SEAL_BYTES)
-    return ShareUpload(current.plan.round_id, current.digest, upload_id, book.x, rung, chunk, chunks, sealed)
+    return ShareUpload(
+        current.plan.round_id, current.digest, upload_id, book.x, rung, "chacha20", chunk, chunks, sealed
+    )
 
 
 class Book(RuleBasedStateMachine):
@@ -60,10 +74,11 @@ class Book(RuleBasedStateMachine):
     @rule()
     def open_round(self) -> None:
         self.round_id += 1
-        self.current = view(self.round_id)
+        checks = self.round_id % 2  # dealer checks in every other round
+        self.current = view(self.round_id, sharing=Sharing(3, 2, 1, dealer_checks=checks))
         assert self.book.open_round(self.current)
         self.store.open_round(self.round_id, encode(self.current.plan), 0.0)
-        self.is_open, self.attended, self.frozen, self.summed = True, None, None, False
+        self.is_open, self.attended, self.checked, self.frozen, self.summed = True, None, None, None, False
         self.uploads: dict[tuple[str, bytes], tuple[int, set[int]]] = {}
         self.declined: set[str] = set()
 
@@ -159,6 +174,28 @@ class Book(RuleBasedStateMachine):
         self.store.attend(self.round_id, encode(attendance))
         self.attended = attendance
 
+    @precondition(lambda self: self.is_open and not self.summed)
+    @rule(data=st.data(), challenge=st.sampled_from([bytes(32), b"\1" * 32]))
+    def dealer_check(self, data: st.DataObject, challenge: bytes) -> None:
+        held = self.attended.uploads if self.attended else ()
+        uploads = data.draw(st.lists(st.sampled_from(held or [None]), unique=True, max_size=8))
+        contributors = {c.device_id: c for c in uploads if c is not None}
+        wrong = data.draw(st.sampled_from(["", "", "stranger", "few aggregators", "plan"]))
+        check = DealerCheck(self.round_id, self.current.digest, challenge, ("aggregator-1", "aggregator-3"),
+                            tuple(contributors.values()))  # fmt: skip
+        check = _spoil(check, wrong)
+        name = digest(encode(check))
+        in_time = bool(self.round_id % 2) and self.attended is not None and self.frozen is None
+        if wrong or not in_time or self.checked not in (None, name):
+            with pytest.raises(ProtocolError):
+                self.book.check_dealer_check(check, name)
+            return
+        assert self.book.check_dealer_check(check, name)
+        if self.checked is None:
+            self.store.note_check(self.round_id, name)
+            self.book.note_check(name)
+            self.checked = name
+
     @precondition(lambda self: self.is_open and self.attended is not None and not self.summed)
     @rule(data=st.data())
     def freeze(self, data: st.DataObject) -> None:
@@ -208,11 +245,13 @@ class Book(RuleBasedStateMachine):
             return
         self.book.open_round(self.current)
         attempts, declined = self.store.attempts(self.round_id), self.store.declined(self.round_id)
-        self.book.resume(attempts, declined, stored.attendance is not None, stored.freeze_digest)
+        committed = Committed(stored.attendance is not None, stored.check_digest, stored.freeze_digest)
+        self.book.resume(attempts, declined, committed)
         if not self.summed:
             assert {(a.device_id, a.upload_id): (a.rung, a.stored) for a in attempts} == self.uploads
             assert set(declined) == self.declined
         assert (stored.attendance is not None) == (self.attended is not None)
+        assert stored.check_digest == self.checked == self.book.checked
         assert stored.freeze_digest == self.frozen == self.book.frozen
 
     # ---------------------------------------------------------------- always
@@ -234,15 +273,19 @@ class Book(RuleBasedStateMachine):
             assert {(c.device_id, c.upload_id) for c in self.attended.uploads} == complete
 
 
-def _spoil(freeze: Freeze, wrong: str) -> Freeze:
+Asked = TypeVar("Asked", Freeze, DealerCheck)
+
+
+def _spoil(asked: Asked, wrong: str) -> Asked:
+    if wrong == "segments":
+        return msgspec.structs.replace(asked, segments=(0, 2) if asked.segments != (0, 2) else (0,))
     changes: dict[str, dict[str, object]] = {
         "": {},
-        "segments": {"segments": (0, 2) if freeze.segments != (0, 2) else (0,)},
-        "stranger": {"contributors": (*freeze.contributors, Contribution("device-09", bytes(16), 0))},
+        "stranger": {"contributors": (*asked.contributors, Contribution("device-09", bytes(16), 0))},
         "few aggregators": {"aggregators": ("aggregator-1",)},
         "plan": {"plan": bytes(32)},
     }
-    return msgspec.structs.replace(freeze, **changes[wrong])
+    return msgspec.structs.replace(asked, **changes[wrong])
 
 
 Book.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
@@ -339,8 +382,41 @@ def test_without_a_round_nothing_is_open() -> None:
     assert book.view is None
     with pytest.raises(RuntimeError):
         book.attend()
-    upload = ShareUpload(1, bytes(32), bytes(16), 1, 0, 0, 1, bytes(80))
+    upload = ShareUpload(1, bytes(32), bytes(16), 1, 0, "chacha20", 0, 1, bytes(80))
     refused = book.admit("device-00", upload)
     assert isinstance(refused, Refused)
     assert refused.verdict is Verdict.WRONG_ROUND
     assert plan().round_id == 1
+
+
+# --------------------------------------------------------------------------- privacy
+
+
+def test_a_plan_below_the_privacy_threshold_is_refused() -> None:
+    strict = ShareBook(AGGREGATOR, AggregatorFloors(privacy_threshold=2))
+    with pytest.raises(ProtocolError, match="t = 1, expected at least the privacy_threshold of this aggregator, 2"):
+        strict.open_round(view(1))
+    assert strict.open_round(view(1, sharing=Sharing(3, 3, 2)))
+
+
+def test_single_updates_are_shown_only_where_the_aggregator_allows_it() -> None:
+    each = Sharing(3, 2, 1, reveal=Reveal.EACH)
+    with pytest.raises(ProtocolError, match="allow_reveal_each is off"):
+        ShareBook(AGGREGATOR, AggregatorFloors()).open_round(view(1, sharing=each))
+    assert ShareBook(AGGREGATOR, AggregatorFloors(allow_reveal_each=True)).open_round(view(1, sharing=each))
+
+
+def test_a_refused_plan_leaves_the_open_round_as_it_is(book: ShareBook) -> None:
+    with pytest.raises(ProtocolError):
+        book.open_round(view(6, sharing=Sharing(3, 2, 1, reveal=Reveal.EACH)))
+    assert book.view is not None
+    assert book.view.plan.round_id == 5
+
+
+def test_one_upload_has_one_keystream_algorithm(book: ShareBook) -> None:
+    upload = share_upload(book, UPLOAD_IDS[0], 1, 0)
+    attempt = book.admit("device-00", upload)
+    assert not isinstance(attempt, Refused)
+    refused = book.admit("device-00", msgspec.structs.replace(upload, chunk=1, prg="aes-256-ctr"))
+    assert isinstance(refused, Refused)
+    assert "rung 1 with aes-256-ctr, expected 1 with chacha20 as before" in refused.detail

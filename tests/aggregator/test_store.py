@@ -20,7 +20,7 @@ def store(tmp_path: Path) -> ShareStore:
 
 
 def attempt(device: str = "device-01", upload: int = 1) -> Attempt:
-    return Attempt(device, bytes([upload]) * 16, 2, 3)
+    return Attempt(device, bytes([upload]) * 16, 2, "chacha20", 3)
 
 
 def test_chunks_come_back_in_order(store: ShareStore, tmp_path: Path) -> None:
@@ -30,7 +30,13 @@ def test_chunks_come_back_in_order(store: ShareStore, tmp_path: Path) -> None:
     again = ShareStore(tmp_path, 1000)
     assert again.share(1, "device-01", attempt().upload_id) == b"aabbcc"
     (found,) = again.attempts(1)
-    assert (found.device_id, found.rung, found.chunks, found.stored) == ("device-01", 2, 3, {0, 1, 2})
+    assert (found.device_id, found.rung, found.prg, found.chunks, found.stored) == (
+        "device-01",
+        2,
+        "chacha20",
+        3,
+        {0, 1, 2},
+    )
     shares = dict(again.shares(1, (Contribution("device-01", attempt().upload_id, 2),)))
     assert list(shares.values()) == [b"aabbcc"]
 
@@ -51,7 +57,7 @@ def test_a_sum_takes_the_shares_with_it(store: ShareStore, tmp_path: Path) -> No
     assert store.attempts(1) == []
     latest = store.latest()
     assert latest is not None
-    assert latest.sum_words == b"sum"
+    assert latest.answer == b"sum"
     store.close()
     assert all(canary not in path.read_bytes() for path in tmp_path.iterdir())
 

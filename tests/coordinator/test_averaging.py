@@ -8,6 +8,7 @@ from onnx_models import TABLE
 
 from coordinator.averaging import VARIANCE_FLOOR, SegmentSum, apply_update
 from fedpruneshare.errors import ProtocolError
+from fedpruneshare.sharing.digits import zero_point
 from fedpruneshare.sparse.support import code_values, derive_support
 from fedpruneshare.sparse.update import dequantise_sum, quantise
 
@@ -105,7 +106,7 @@ def test_a_sum_of_another_size_is_refused(index: int, values: int, vectors: int)
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_quantised_rounds_are_fedavg_within_the_rounding_error(bits: int) -> None:
     """Each device is off by less than one step of clip/Q, so Σ by less than N steps, the mean by N·max_weight/Σw."""
-    w, clip = world(), 0.5
+    w, clip, q = world(), 0.5, zero_point(bits)
     support = derive_support(code_values(w["weights"]), 1, (20, 50, 100))
     exact = {index: folded(w, support, index) for index in range(3)}
     opened = {}
@@ -116,13 +117,10 @@ def test_quantised_rounds_are_fedavg_within_the_rounding_error(bits: int) -> Non
         for part in parts:
             clips = np.full(part.shape[1], clip, dtype=np.float32)
             digits = [
-                quantise(
-                    v.astype(np.float32), clips, bits, (int(w["examples"][i]), MAX_WEIGHT), np.random.default_rng(i)
-                )
+                quantise(v.astype(np.float32), clips, q, (int(w["examples"][i]), MAX_WEIGHT), np.random.default_rng(i))
                 for i, v in zip(there, part, strict=True)
             ]
-            total = np.sum(digits, axis=0, dtype=np.uint32)
-            sums.append(dequantise_sum(total, clips, bits, there.size))
+            sums.append(dequantise_sum(np.sum(digits, axis=0, dtype=np.int64), clips, q))
         opened[index] = SegmentSum(whole.weight, whole.contributors, sums[0], sums[1] if index == 0 else np.empty(0))
     before = (w["weights"], w["vectors"])
     for found, expected, segments in zip(

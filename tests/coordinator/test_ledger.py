@@ -5,17 +5,34 @@ from __future__ import annotations
 from itertools import combinations
 
 import msgspec
+import numpy as np
 import pytest
 from builders import AGGREGATORS, DEVICES, view
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.ledger import Failure, RoundLedger
-from fedpruneshare.errors import ProtocolError
+from fedpruneshare.errors import PeerError, ProtocolError, SharingError
 from fedpruneshare.floors import open_segments
-from fedpruneshare.messages import SEAL_BYTES, Attendance, Contribution, Freeze, RoundPhase, SumShare, digest, encode
+from fedpruneshare.messages import (
+    SEAL_BYTES,
+    Attendance,
+    CheckReply,
+    Contribution,
+    DealerCheck,
+    Freeze,
+    RoundPhase,
+    Sharing,
+    SumShare,
+    digest,
+    encode,
+)
+from fedpruneshare.sharing.dealer_check import Judgement, judge
+from fedpruneshare.sharing.shamir import SharingScheme
 
 VIEW = view()
+UPLOADS = [Contribution(device, bytes([1]) * 16, place % 3) for place, device in enumerate(DEVICES)]
+FREEZE = Freeze(1, VIEW.digest, AGGREGATORS, tuple(UPLOADS), (0, 1, 2))
 
 
 def contribution(device: str, attempt: int = 1, rung: int = 0) -> Contribution:
@@ -138,11 +155,10 @@ def test_when_waiting_is_over() -> None:
 @pytest.fixture
 def frozen() -> tuple[RoundLedger, bytes]:
     ledger = RoundLedger(VIEW)
-    uploads = [contribution(device, 1, rung=place % 3) for place, device in enumerate(DEVICES)]
     for name in AGGREGATORS:
-        ledger.attend(name, attendance(*uploads))
+        ledger.attend(name, attendance(*UPLOADS))
     freeze = ledger.choose_freeze()
-    assert isinstance(freeze, Freeze)
+    assert freeze == FREEZE
     name = digest(encode(freeze))
     ledger.freeze(freeze, name)
     assert ledger.phase is RoundPhase.FROZEN
@@ -150,7 +166,7 @@ def frozen() -> tuple[RoundLedger, bytes]:
 
 
 def sum_share(name: bytes, aggregator: str = "aggregator-1", **changes: object) -> SumShare:
-    chunks = VIEW.chunks(VIEW.sum_bytes((0, 1, 2)))
+    chunks = VIEW.chunks(VIEW.sum_bytes(FREEZE))
     made = SumShare(1, name, VIEW.plan.points[aggregator], 0, chunks, bytes(SEAL_BYTES + 1))
     return msgspec.structs.replace(made, **changes)
 
@@ -165,34 +181,143 @@ def test_contributors_are_counted_by_segment(frozen: tuple[RoundLedger, bytes]) 
 )
 def test_a_foreign_sum_is_refused(frozen: tuple[RoundLedger, bytes], changes: dict[str, object]) -> None:
     ledger, name = frozen
-    ledger.check_sum("aggregator-1", sum_share(name))
+    ledger.check_answer("aggregator-1", sum_share(name))
     assert VIEW.plan.points["aggregator-1"] != 3
     with pytest.raises(ProtocolError, match="sum"):
-        ledger.check_sum("aggregator-1", sum_share(name, **changes))
+        ledger.check_answer("aggregator-1", sum_share(name, **changes))
 
 
 def test_sums_come_together_in_any_order(frozen: tuple[RoundLedger, bytes]) -> None:
     ledger, _ = frozen
-    size, step = VIEW.sum_bytes((0, 1, 2)), VIEW.plan.chunk_bytes
+    size, step = VIEW.sum_bytes(FREEZE), VIEW.plan.chunk_bytes
     whole = bytes(range(256)) * (size // 256 + 1)
     pieces = [whole[start : min(start + step, size)] for start in range(0, size, step)]
     for place in reversed(range(len(pieces))):
         assert not ledger.can_open()
-        ledger.add_sum_chunk("aggregator-2", place, pieces[place])
-        ledger.add_sum_chunk("aggregator-2", place, pieces[place])
-    assert ledger.sums()[VIEW.plan.points["aggregator-2"]].tobytes() == whole[:size]
+        ledger.add_answer_chunk("aggregator-2", place, pieces[place])
+        ledger.add_answer_chunk("aggregator-2", place, pieces[place])
+    assert ledger.answers()[VIEW.plan.points["aggregator-2"]] == whole[:size]
     for place, piece in enumerate(pieces):
-        ledger.add_sum_chunk("aggregator-3", place, piece)
+        ledger.add_answer_chunk("aggregator-3", place, piece)
     assert ledger.can_open()
-    assert not ledger.is_every_sum_in()
+    assert not ledger.is_every_answer_in()
     with pytest.raises(ProtocolError):
-        ledger.add_sum_chunk("aggregator-1", 0, pieces[0][:-1])
+        ledger.add_answer_chunk("aggregator-1", 0, pieces[0][:-1])
     assert not ledger.refuse("aggregator-1", bytes(32), "of another freeze")
     assert ledger.refuse("aggregator-1", frozen[1], "below my floor")
-    assert ledger.is_every_sum_in()
+    assert ledger.is_every_answer_in()
     assert "aggregator-1: below my floor" in ledger.why_not_opened()
 
 
 def test_before_the_freeze_there_is_none() -> None:
     with pytest.raises(RuntimeError):
         _ = RoundLedger(VIEW).frozen
+
+
+# --------------------------------------------------------------------------- dealer check
+
+CHECKED = view(sharing=Sharing(3, 2, 1, dealer_checks=2))
+
+
+def attended(held: dict[str, list[Contribution]]) -> RoundLedger:
+    ledger = RoundLedger(CHECKED)
+    for name, uploads in held.items():
+        ledger.attend(name, Attendance(1, CHECKED.digest, tuple(uploads), ()))
+    return ledger
+
+
+def answer(ledger: RoundLedger, check: DealerCheck, wrong: dict[str, int]) -> None:
+    """Replies of all three aggregators on lines through 5 with slope 7, but for these devices at aggregator-3."""
+    ledger.check(check, b"c" * 32)
+    for name in check.aggregators:
+        x = CHECKED.plan.points[name]
+        values = []
+        for c in check.contributors:
+            error = wrong.get(c.device_id, 0) if name == "aggregator-3" else 0
+            values += [5 + 7 * x, 5 + 7 * x + error]
+        assert ledger.reply(name, CheckReply(1, b"c" * 32, x, np.array(values, dtype="<u4").tobytes()))
+
+
+def test_the_check_asks_for_what_more_than_k_aggregators_hold() -> None:
+    ledger = attended({name: UPLOADS for name in AGGREGATORS})
+    check = ledger.choose_check(bytes(32))
+    assert check == DealerCheck(1, CHECKED.digest, bytes(32), AGGREGATORS, tuple(UPLOADS))
+    assert attended({name: UPLOADS for name in AGGREGATORS[:2]}).choose_check(bytes(32)) is None
+
+
+def test_devices_that_fail_it_are_not_frozen() -> None:
+    ledger = attended({name: UPLOADS for name in AGGREGATORS})
+    check = ledger.choose_check(bytes(32))
+    assert check is not None
+    answer(ledger, check, {"device-02": 1, "device-07": 9})
+    assert ledger.is_every_reply_in()
+    assert ledger.judge().dealers == ("device-02", "device-07")
+    freeze = ledger.choose_freeze()
+    assert isinstance(freeze, Freeze)
+    assert {c.device_id for c in freeze.contributors} == set(DEVICES) - {"device-02", "device-07"}
+
+
+def test_an_upload_kept_from_one_aggregator_does_not_evade_the_check() -> None:
+    """Two aggregators hold it, enough to open it; unchecked it is not summed."""
+    hidden = [upload for upload in UPLOADS if upload.device_id != "device-05"]
+    ledger = attended({"aggregator-1": UPLOADS, "aggregator-2": UPLOADS, "aggregator-3": hidden})
+    check = ledger.choose_check(bytes(32))
+    assert check is not None
+    answer(ledger, check, {})
+    assert ledger.judge() == Judgement((), ())
+    freeze = ledger.choose_freeze()
+    assert isinstance(freeze, Freeze)
+    assert {c.device_id for c in freeze.contributors} == set(DEVICES) - {"device-05"}
+
+
+def test_without_enough_replies_the_round_goes_on_unchecked() -> None:
+    ledger = attended({name: UPLOADS for name in AGGREGATORS})
+    check = ledger.choose_check(bytes(32))
+    assert check is not None
+    ledger.check(check, b"c" * 32)
+    assert not ledger.can_judge()
+    freeze = ledger.choose_freeze()
+    assert isinstance(freeze, Freeze)
+    assert len(freeze.contributors) == 10
+
+
+@pytest.mark.parametrize(
+    ("x", "values", "error"),
+    [(3, bytes(80), "x = 3"), (None, bytes(76), "76 bytes"), (None, b"\xff" * 80, "not below the modulus")],
+)
+def test_a_malformed_reply_is_refused(x: int | None, values: bytes, error: str) -> None:
+    ledger = attended({name: UPLOADS for name in AGGREGATORS})
+    check = ledger.choose_check(bytes(32))
+    assert check is not None
+    ledger.check(check, b"c" * 32)
+    own = CHECKED.plan.points["aggregator-1"]
+    assert own != 3
+    with pytest.raises(PeerError, match=error):
+        ledger.reply("aggregator-1", CheckReply(1, b"c" * 32, x or own, values))
+    assert not ledger.reply("aggregator-1", CheckReply(1, bytes(32), own, bytes(80)))  # to another check
+    assert not ledger.reply("stranger", CheckReply(1, b"c" * 32, own, bytes(80)))
+
+
+def test_a_liar_among_five_is_left_out_and_the_devices_stay() -> None:
+    scheme, dealers = SharingScheme(5, 3, 2), [f"device-{place}" for place in range(6)]
+    answers = {x: {d: np.array([1 + x + x * x], dtype="<u4") for d in dealers} for x in range(1, 6)}
+    answers[4] = {d: np.array([99 + i], dtype="<u4") for i, d in enumerate(dealers)}
+    assert judge(scheme, answers) == Judgement((), (4,))
+    answers[2]["device-1"] = np.array([3], dtype="<u4")  # and one device that dealt badly beside it
+    assert judge(scheme, answers) == Judgement(("device-1",), (4,))
+    del answers[1], answers[4]
+    with pytest.raises(SharingError, match="expected more than k = 3"):
+        judge(scheme, answers)
+
+
+def test_refusals_of_the_plan_end_the_wait_and_give_the_reason() -> None:
+    ledger = RoundLedger(VIEW)
+    assert not ledger.refuse_plan("aggregator-1", bytes(32), "another plan")
+    assert ledger.refuse_plan("aggregator-1", VIEW.digest, "no")
+    assert not ledger.refuse_plan("aggregator-1", VIEW.digest, "no")
+    assert not ledger.is_everything_in()
+    assert ledger.refuse_plan("aggregator-2", VIEW.digest, "never")
+    assert ledger.is_everything_in()  # one is left, and k is 2
+    failure = ledger.choose_freeze()
+    assert isinstance(failure, Failure)
+    assert "aggregator-1: no; aggregator-2: never" in failure.reason

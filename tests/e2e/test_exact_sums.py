@@ -20,6 +20,7 @@ import pytest
 
 from aggregator.service import Aggregator
 from aggregator.settings import AggregatorSettings
+from coordinator.answers import sum_vectors
 from coordinator.ledger import RoundLedger
 from coordinator.planning import ModelState, TaskFacts, plan_round, publish_model
 from coordinator.settings import CodingSettings, CoordinatorSettings, PruningSettings, RoundSettings, SharingSettings
@@ -34,9 +35,10 @@ from fedpruneshare.party import LinkSettings, Party, PartySettings
 from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.process import open_link
 from fedpruneshare.sealing import Identity, sum_context
+from fedpruneshare.sharing.prg import Prg
 from fedpruneshare.sparse.support import code_values
 from fedpruneshare.topics import Role
-from fedpruneshare.words import SegmentWords, total_words
+from fedpruneshare.words import SegmentWords
 from firmware_configs.brokers import Broker
 from firmware_configs.brokers.embedded import embedded_broker
 from firmware_configs.brokers.mosquitto import MosquittoSettings, mosquitto_broker
@@ -141,7 +143,9 @@ async def upload_all(world: World, device: str, words: np.ndarray) -> list[Recei
     """One device's real couriers, to every aggregator."""
     view, party = world.view, world.party(device, Role.DEVICE)
     seeds = {x: os.urandom(32) for x in range(1, view.scheme.t + 1)}
-    upload = Upload(view.digest, 1, os.urandom(16), RUNGS[device], WEIGHTS[device], seeds, words)
+    upload = Upload(
+        view.digest, 1, os.urandom(16), RUNGS[device], WEIGHTS[device], Prg.CHACHA20, seeds, words[:0], b"", words
+    )
     shares = split_upload(view, device, upload)
     async with AsyncExitStack() as stack:
         deliveries = []
@@ -181,9 +185,9 @@ class Collector:
         opened = self.party.open("sum", delivery.payload)
         message = opened.message
         assert isinstance(message, SumShare), message
-        self.ledger.check_sum(opened.sender, message)
+        self.ledger.check_answer(opened.sender, message)
         context = sum_context(message.freeze, opened.sender, "coordinator", (message.x, message.chunk, message.chunks))
-        self.ledger.add_sum_chunk(opened.sender, message.chunk, self.party.identity.unseal(message.sealed, context))
+        self.ledger.add_answer_chunk(opened.sender, message.chunk, self.party.identity.unseal(message.sealed, context))
         self.changed.set()
 
     async def until(self, predicate) -> None:  # type: ignore[no-untyped-def]
@@ -232,13 +236,13 @@ async def check_round(world: World, folder: Path) -> None:
         assert (len(freeze.contributors), freeze.segments) == (9, (0, 1, 2))
         collector.ledger.freeze(freeze, digest(encode(freeze)))
         await link.publish(topics.name("freeze"), collector.party.sign(freeze))
-        await collector.until(collector.ledger.is_every_sum_in)
+        await collector.until(collector.ledger.is_every_answer_in)
     await link.close()
-    check_sums(view, known, words, collector.ledger.sums())
+    check_sums(view, known, words, sum_vectors(view, freeze, collector.ledger.answers()))
 
 
 def check_sums(view: PlanView, known: dict, words: dict, sums: dict) -> None:  # type: ignore[type-arg]
-    plain = np.zeros(total_words(view.segment_words, 2), dtype=np.uint64)
+    plain = np.zeros(view.upload_words(2), dtype=np.uint64)
     for vector in words.values():
         plain[: vector.size] += vector
     assert int(plain.max()) < 2**31 - 1

@@ -84,7 +84,7 @@ def open_plan(fleet: Fleet) -> tuple[RoundPlan, bytes]:
 
 def forgeries(plan: RoundPlan, name: bytes) -> Iterator[tuple[str, str, str, Message]]:
     """(who reads it, channel, topic, message) of every kind that a service reads all the time."""
-    upload = ShareUpload(plan.round_id, name, bytes(16), plan.points["aggregator-1"], 0, 0, 1, bytes(80))
+    upload = ShareUpload(plan.round_id, name, bytes(16), plan.points["aggregator-1"], 0, "chacha20", 0, 1, bytes(80))
     freeze = Freeze(plan.round_id, name, tuple(plan.points), (Contribution("device-01", bytes(16), 0),), (0,))
     control = {
         "round": ("device-01", TOPICS.name("round"), plan),
@@ -169,7 +169,7 @@ def resealed(fleet: Fleet, plan: RoundPlan, name: bytes, device: Identity) -> by
     """A well-formed chunk at rung 0 for aggregator-1, sealed to aggregator-2's key."""
     x = plan.points["aggregator-1"]
     size = 32 if x <= plan.sharing.t else 4 * plan.segments[0].words
-    position = (bytes(16), x, 0, 0, -(-size // plan.chunk_bytes))
+    position = (bytes(16), x, 0, "chacha20", 0, -(-size // plan.chunk_bytes))
     context = share_context(name, device.ident, "aggregator-1", position)
     sealed = seal(sealing_key(fleet, "aggregator-2"), bytes(min(size, plan.chunk_bytes)), context)
     return sign_message(device, FEDERATION, ShareUpload(plan.round_id, name, *position, sealed))

@@ -62,7 +62,7 @@ def check_closed_to(identity: Identity, shares: list[tuple[str, str, ShareUpload
     for broker, sender, share in shares:
         if broker == identity.ident:
             continue
-        position = (share.upload_id, share.x, share.rung, share.chunk, share.chunks)
+        position = (share.upload_id, share.x, share.rung, share.prg, share.chunk, share.chunks)
         for receiver in {broker, identity.ident}:
             context = share_context(share.plan, sender, receiver, position)
             with pytest.raises(SealError):

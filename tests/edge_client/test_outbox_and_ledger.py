@@ -14,13 +14,15 @@ from edge_client.byte_ledger import ByteLedger
 from edge_client.density import Constraint, Measurements, decide
 from edge_client.outbox import Outbox, Upload
 from edge_client.settings import DeviceLimits
+from fedpruneshare.sharing.prg import Prg
 
 PLAN = b"p" * 32
 
 
-def upload(plan_digest: bytes = PLAN) -> Upload:
-    words = np.arange(1000, dtype=np.uint32)
-    return Upload(plan_digest, 3, os.urandom(16), 1, 40, {1: os.urandom(32), 2: os.urandom(32)}, words)
+def upload() -> Upload:
+    words, masks = np.arange(1000, dtype="<u4"), np.arange(2, dtype="<u4")
+    seeds = {1: os.urandom(32), 2: os.urandom(32)}
+    return Upload(PLAN, 3, os.urandom(16), 1, 40, Prg.AES_256_CTR, seeds, masks, os.urandom(32), words)
 
 
 def test_an_upload_is_found_again_by_its_plan_only(tmp_path: Path) -> None:
@@ -29,7 +31,9 @@ def test_an_upload_is_found_again_by_its_plan_only(tmp_path: Path) -> None:
     found = Outbox(tmp_path).get(PLAN)
     assert found is not None
     assert (found.upload_id, found.seeds, found.rung, found.weight) == (made.upload_id, made.seeds, 1, 40)
+    assert (found.prg, found.key) == (Prg.AES_256_CTR, made.key)
     assert np.array_equal(found.words, made.words)
+    assert np.array_equal(found.masks, made.masks)
     assert Outbox(tmp_path).get(b"q" * 32) is None
     assert (tmp_path / "upload.msgpack").stat().st_mode & 0o077 == 0
     assert made.seeds[1].hex() not in repr(made)

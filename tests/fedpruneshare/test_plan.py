@@ -6,9 +6,10 @@ import msgspec
 import pytest
 from builders import AGGREGATORS, DEVICES, directory, plan, view
 
+import fedpruneshare.plan as plan_module
 from fedpruneshare.errors import PlanError
-from fedpruneshare.messages import Coding, Segment, Sharing, digest, encode
-from fedpruneshare.plan import check_plan
+from fedpruneshare.messages import Coding, Contribution, Freeze, Reveal, Segment, Sharing, digest, encode
+from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.sharing.field import F31
 
 SOUND = plan()
@@ -39,7 +40,11 @@ def test_a_sound_plan_passes() -> None:
         ({"points": {"aggregator-1": 1, "aggregator-2": 2}}, "plan for aggregators"),
         ({"points": {"aggregator-1": 1, "aggregator-2": 2, "stranger": 3}}, "plan for aggregators"),
         ({"points": dict(zip(AGGREGATORS, (1, 2, 4), strict=True))}, "points"),
-        ({"sharing": Sharing(3, 3, 1)}, "t = 1"),
+        ({"sharing": Sharing(3, 3, 3)}, "t = 3"),
+        ({"sharing": Sharing(3, 3, 2, dealer_checks=1)}, "dealer checks with n = k = 3"),
+        ({"sharing": Sharing(3, 3, 1, reveal=Reveal.EACH)}, "reveal = each"),
+        ({"sharing": Sharing(3, 2, 1, dealer_checks=1, reveal=Reveal.EACH)}, "reveal = each"),
+        ({"sharing": Sharing(3, 2, 1, "F61")}, "words, expected"),
         ({"sharing": Sharing(4, 2, 1)}, "points"),
         ({"cohort": (*DEVICES, DEVICES[0])}, "twice"),
         ({"cohort": (*DEVICES[:9], "device-99")}, "'device-99', which is not on the roster"),
@@ -89,11 +94,50 @@ def test_the_weight_word_at_its_very_boundary() -> None:
     check_plan(plan(coding=coding(max_weight=most)), bytes(32), directory())
 
 
+def freeze(made: PlanView, segments: tuple[int, ...]) -> Freeze:
+    contributors = tuple(Contribution(device, bytes(16), place % 3) for place, device in enumerate(DEVICES))
+    return Freeze(1, made.digest, AGGREGATORS, contributors, segments)
+
+
+def ramp_view() -> PlanView:
+    """(3, 3) with two words to a polynomial."""
+    made = plan(sharing=Sharing(3, 3, 1))
+    return check_plan(made, digest(encode(made)), directory())
+
+
+def test_lengths_of_ramp_shares_and_masks() -> None:
+    made = ramp_view()
+    halves = [-(-words // 2) for words in made.segment_words]
+    assert made.segment_elements == tuple(halves)
+    assert made.share_bytes(2, 3) == 4 * sum(halves)
+    assert made.sum_bytes(freeze(made, (0, 1))) == 4 * sum(halves[:2])
+    masked = view(sharing=Sharing(3, 2, 1, dealer_checks=2))
+    assert masked.share_bytes(0, 3) == 4 * (masked.segment_words[0] + 2)
+    assert masked.sum_bytes(freeze(masked, (0,))) == 4 * masked.segment_words[0]
+
+
+def test_lengths_of_fragments() -> None:
+    """Half the words at every aggregator, whatever its point, and all contributors' in the answer."""
+    made = view(sharing=Sharing(3, 2, 1, reveal=Reveal.EACH))
+    sizes = [made.share_bytes(rung, 1) for rung in range(3)]
+    for rung, size in enumerate(sizes):
+        blob = 4 * made.upload_words(rung)
+        assert made.share_bytes(rung, 3) == size
+        assert blob / 2 < size <= blob / 2 + 256
+    assert made.sum_bytes(freeze(made, (0,))) == sum(sizes[place % 3] for place in range(10))
+
+
+def test_an_answer_that_no_store_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "MAX_ANSWER_BYTES", 10_000)
+    with pytest.raises(PlanError, match="expected at most 10000"):
+        view(sharing=Sharing(3, 2, 1, reveal=Reveal.EACH))
+
+
 def test_lengths_follow_from_the_plan() -> None:
     made = view()
     assert made.share_bytes(0, 1) == 32
     assert made.share_bytes(1, 2) == 4 * (made.segment_words[0] + made.segment_words[1])
-    assert made.sum_bytes((0, 2)) == 4 * (made.segment_words[0] + made.segment_words[2])
+    assert made.sum_bytes(freeze(made, (0, 2))) == 4 * (made.segment_words[0] + made.segment_words[2])
     assert [made.chunks(size) for size in (32, 1024, 1025)] == [1, 1, 2]
     domains = {made.keystream_domain(d, u) for d in ("device-01", "device-02") for u in (bytes(16), b"\1" * 16)}
     assert len(domains) == 4

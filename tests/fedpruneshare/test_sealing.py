@@ -119,7 +119,7 @@ def test_damaged_envelopes_are_never_accepted(kind: str, data: st.DataObject) ->
 
 # --------------------------------------------------------------------------- seals
 
-POSITION = (bytes(16), 2, 1, 0, 3)
+POSITION = (bytes(16), 2, 1, "chacha20", 0, 3)
 
 
 def context(**changes: object) -> bytes:
@@ -151,10 +151,11 @@ def test_a_seal_opens_for_its_receiver_and_context(size: int) -> None:
         {"sender": "device-02"},
         {"receiver": "aggregator-2"},
         {"place": (b"\1" * 16, *POSITION[1:])},
-        {"place": (bytes(16), 3, 1, 0, 3)},
-        {"place": (bytes(16), 2, 0, 0, 3)},
-        {"place": (bytes(16), 2, 1, 1, 3)},
-        {"place": (bytes(16), 2, 1, 0, 2)},
+        {"place": (bytes(16), 3, 1, "chacha20", 0, 3)},
+        {"place": (bytes(16), 2, 0, "chacha20", 0, 3)},
+        {"place": (bytes(16), 2, 1, "aes-256-ctr", 0, 3)},
+        {"place": (bytes(16), 2, 1, "chacha20", 1, 3)},
+        {"place": (bytes(16), 2, 1, "chacha20", 0, 2)},
         {"sender": "device-0", "receiver": "1aggregator-1"},
     ],
     ids=str,
@@ -168,7 +169,9 @@ def test_another_context_does_not_open(changes: dict[str, object]) -> None:
 
 
 def test_a_sum_is_no_share() -> None:
-    assert sum_context(bytes(32), "a", "b", (1, 0, 1)) != share_context(bytes(32), "a", "b", (b"", 1, 0, 1, 0))
+    assert sum_context(bytes(32), "a", "b", (1, 0, 1)) != share_context(
+        bytes(32), "a", "b", (b"", 1, 0, "chacha20", 1, 0)
+    )
 
 
 @pytest.mark.parametrize("place", [0, 31, 32, 40, -1])

@@ -15,7 +15,7 @@ from fedpruneshare.messages import MAX_DEVICES, Coding
 from fedpruneshare.sharing.field import F31, check_canonical, modadd
 from fedpruneshare.sharing.prg import Prg, Seed
 from fedpruneshare.sharing.shamir import Accumulator, SharingScheme
-from fedpruneshare.words import SegmentWords, WordLayout, total_words
+from fedpruneshare.words import SegmentWords, WordLayout
 
 CODING = {"value_bits": 4, "vector_bits": 16, "max_weight": 512, "max_devices": 10, "tail_words": 0}
 
@@ -129,10 +129,6 @@ def test_counts_that_share_a_length_are_told_apart_by_the_padding() -> None:
 def test_a_segment_shows_sizes_only() -> None:
     shown = repr(segment(4321, [98_765], [12_345, 6]))
     assert shown == "SegmentWords(vectors=1, values=2)"
-
-
-def test_total_words_counts_segments_up_to_the_rung() -> None:
-    assert [total_words((5, 7, 11), rung) for rung in range(3)] == [5, 12, 23]
 
 
 @pytest.mark.parametrize("prg", list(Prg))

@@ -7,22 +7,29 @@ messages, stores, rules and links' interfaces are those of the product.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from builders import AGGREGATORS, DEVICES, directory, identity
 from onnx_models import TABLE, arrays, template
 
+import coordinator.service as coordinator_service
 from aggregator.service import Aggregator
-from aggregator.settings import AggregatorSettings
+from aggregator.settings import AggregatorFloors, AggregatorSettings
 from coordinator.evaluation import Evaluator
+from coordinator.opening import Opening, Round, open_and_apply
 from coordinator.service import Coordinator
-from coordinator.settings import CodingSettings, CoordinatorSettings, PruningSettings, RoundSettings
+from coordinator.settings import CodingSettings, CoordinatorSettings, PruningSettings, RoundSettings, SharingSettings
 from coordinator.workbench import Workbench
+from edge_client.local_round import new_upload
 from edge_client.outbox import Upload
 from edge_client.receiving import decode_model, receive_model
 from edge_client.uploading import Courier, Parcel, split_upload
@@ -33,6 +40,8 @@ from fedpruneshare.link.retry import Backoff, publish_until_taken
 from fedpruneshare.messages import Hello, Missing, Receipt, RoundPlan
 from fedpruneshare.party import Party, PartySettings
 from fedpruneshare.plan import PlanView, check_plan
+from fedpruneshare.sharing.prg import Prg
+from fedpruneshare.sparse.update import SparseUpdate
 from fedpruneshare.topics import Role
 from fedpruneshare.words import SegmentWords
 
@@ -58,6 +67,14 @@ class Federation:
     seed: int
     weather: Weather
     rounds: int = 2
+    sharing: SharingSettings = field(default_factory=SharingSettings)
+    coding: CodingSettings = field(default_factory=lambda: CodingSettings(chunk_bytes=1024))
+    floors: AggregatorFloors = field(default_factory=AggregatorFloors)
+    tamper: Callable[[str, dict[int, bytes]], dict[int, bytes]] = lambda device, shares: shares
+    """What a device really sends: its name and the honest shares -> the shares."""
+    words_seed: int | None = None
+    """Draw the same words for a device whatever else happens."""
+    opened: list[tuple[Round, Opening]] = field(default_factory=list)
     uploaded: dict[tuple[str, bytes], np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,7 +96,7 @@ class Federation:
 
     async def start_aggregator(self, name: str) -> None:
         """Start an aggregator on its store, for the first time or again."""
-        settings = AggregatorSettings(party=NOBODY, store=str(self.folder / name))
+        settings = AggregatorSettings(party=NOBODY, store=str(self.folder / name), floors=self.floors)
         links = self.link(name, name), self.link("control", name)
         self.aggregators[name] = Aggregator(self.party(name, Role.AGGREGATOR), settings, *links)
         await self.aggregators[name].start()
@@ -99,7 +116,8 @@ class Federation:
                 count=self.rounds, cohort=10, deadline_s=12.0, grace_s=0.5, sum_timeout_s=12.0, wait_for_devices_s=10.0
             ),
             pruning=PruningSettings(rungs=(0.25, 0.5, 1.0), dense_rounds=0, final_round=2),
-            coding=CodingSettings(chunk_bytes=1024),
+            sharing=self.sharing,
+            coding=self.coding,
         )
         party = self.party("coordinator", Role.COORDINATOR)
         return Coordinator(party, settings, self.link("control", "coordinator"), bench(self.folder / "coordinator"))
@@ -145,11 +163,10 @@ class Federation:
         rung = max(r for r in view.plan.rungs if r <= limit)
         received = decode_model(view, TABLE, await receive_model(party, control, view, rung, lambda size: None))
         assert sum(p.size for p in received.positions) == sum(s.weights for s in view.plan.segments[: rung + 1])
-        words, upload_id = self._words(view, rung), os.urandom(16)
+        words, upload_id = self._words(view, rung, party.ident), os.urandom(16)
         self.uploaded[party.ident, upload_id] = words
-        seeds = {x: os.urandom(32) for x in range(1, view.scheme.t + 1)}
-        upload = Upload(view.digest, view.plan.round_id, upload_id, rung, int(words[0]), seeds, words)
-        shares = split_upload(view, party.ident, upload)
+        upload = self._upload(view, upload_id, rung, words)
+        shares = self.tamper(party.ident, split_upload(view, party.ident, upload))
         ends_at = asyncio.get_running_loop().time() + 60
         for aggregator, x in view.plan.points.items():
             parcel = Parcel(view, upload, aggregator, x, shares[x], ends_at)
@@ -157,16 +174,50 @@ class Federation:
             couriers[aggregator] = Courier(party, uplinks[aggregator], parcel, backoff, 2)
         await asyncio.gather(*(courier.deliver(lambda size, first: None) for courier in list(couriers.values())))
 
-    def _words(self, view: PlanView, rung: int) -> np.ndarray:
-        draw = np.random.default_rng(self.rng.randrange(2**32))
+    def _upload(self, view: PlanView, upload_id: bytes, rung: int, words: np.ndarray) -> Upload:
+        """As `new_upload` makes it, with the keystream algorithm drawn."""
+        update = SparseUpdate(view.plan.round_id, b"", rung, int(words[0]), *[np.empty(0)] * 3)  # type: ignore[arg-type]
+        made = new_upload(view, update, words, self.rng.choice(list(Prg)))
+        return replace(made, upload_id=upload_id)
+
+    def _words(self, view: PlanView, rung: int, device: str) -> np.ndarray:
+        drawn = self.rng.randrange(2**32)
+        draw = np.random.default_rng(drawn if self.words_seed is None else [self.words_seed, int(device[-2:])])
         weight = int(draw.integers(1, 513))
         segments = [
             SegmentWords(
-                weight, draw.integers(0, 2**16 - 1, s.vectors, np.uint32), draw.integers(0, 15, s.weights, np.uint32)
+                weight,
+                draw.integers(0, 2**16 - 1, s.vectors, np.uint32),
+                draw.integers(0, 2**view.plan.coding.value_bits - 1, s.weights, np.uint32),
             )
             for s in view.plan.segments[: rung + 1]
         ]
         return np.concatenate([view.layout.pack(segment) for segment in segments])
+
+    # ------------------------------------------------------------------ what came of it
+
+    def _recording(self, current: Round, *rest: Any) -> Opening:
+        opening = open_and_apply(current, *rest)
+        self.opened.append((current, opening))
+        return opening
+
+    def outcomes(self) -> list[dict[str, Any]]:
+        """The lines of the coordinator's rounds.jsonl."""
+        lines = (self.folder / "coordinator" / "rounds.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def check_sums(self) -> None:
+        """Opened words are the plain integer sum over their contributors, segment by segment, bit for bit."""
+        for current, opening in self.opened:
+            view = current.ledger.view
+            assert opening.opened.words
+            for segment, words in opening.opened.words.items():
+                start, size = sum(view.segment_words[:segment]), view.segment_words[segment]
+                total = np.zeros(size, dtype=np.uint64)
+                for c in opening.opened.contributors:
+                    if c.rung >= segment:
+                        total += self.uploaded[c.device_id, c.upload_id][start : start + size]
+                assert np.array_equal(words, total)
 
     # ------------------------------------------------------------------ all of it
 
@@ -178,7 +229,8 @@ class Federation:
         nemesis = asyncio.create_task(self._nemesis()) if faults else None
         coordinator = self.coordinator()
         try:
-            return await asyncio.wait_for(coordinator.run(), 90.0)
+            with patch.object(coordinator_service, "open_and_apply", self._recording):
+                return await asyncio.wait_for(coordinator.run(), 90.0)
         finally:
             await coordinator.stop()
             for task in (*devices, *([nemesis] if nemesis else [])):

@@ -101,7 +101,7 @@ def test_settings_used_read_back_as_the_same_scenario() -> None:
 )
 def test_groups_share_the_fleet_out(devices: int, shares: tuple[float, ...], counts: tuple[int, ...]) -> None:
     groups = tuple(DeviceGroup(share, rung) for rung, share in enumerate(shares))
-    limits = FleetSettings(devices, groups).rung_limits()
+    limits = FleetSettings(devices, groups=groups).rung_limits()
     assert len(limits) == devices
     assert list(limits) == sorted(limits)
     assert tuple(limits.count(limit) for limit in range(len(shares)) or (15,)) == counts

@@ -111,7 +111,7 @@ def test_the_file_has_the_contracts_keys_and_no_others(tmp_path: Path) -> None:
     assert set(written) == FIGURES | {"by_seed"}
     assert [set(seed) for seed in written["by_seed"]] == [FIGURES, FIGURES]
     assert set(written["wire_bytes"]) == {"up", "down", "source"}
-    assert written["sharing"] == {"n": 3, "k": 2, "t": 1}
+    assert written["sharing"] == {"n": 3, "k": 2, "t": 1, "reveal": "sum"}
     assert read_summary(path) == summary
 
 

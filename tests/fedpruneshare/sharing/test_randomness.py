@@ -1,4 +1,4 @@
-"""Who may draw what a share hides behind: the operating system alone, in two places (docs/protocol.md §5.2)."""
+"""Who may draw what a share hides behind: the operating system alone, in few places (docs/protocol.md §5.2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 SHARING = sorted((ROOT / "fedpruneshare" / "sharing").glob("*.py"))
 #: Module -> what it draws from the operating system's generator.
-DRAWS_FROM_THE_SYSTEM = {"fedpruneshare/sharing/prg.py", "edge_client/local_round.py"}
+DRAWS_FROM_THE_SYSTEM = {
+    "fedpruneshare/sharing/prg.py",  # seeds
+    "fedpruneshare/sharing/dispersal.py",  # keys of blobs
+    "edge_client/local_round.py",  # upload ids and dispersal keys
+    "coordinator/service.py",  # the challenge of a dealer check, which is public
+}
 GENERATORS = {"random", "secrets", "uuid", "torch", "numpy.random", "Crypto.Random", "fedpruneshare.rng"}
 SYSTEM = {"urandom", "getrandom", "SystemRandom", "get_random_bytes", "token_bytes", "randbytes", "randbits"}
 
@@ -34,11 +39,11 @@ def draws(module: ast.Module) -> list[str]:
 
 @pytest.mark.parametrize("path", SHARING, ids=lambda path: path.name)
 def test_sharing_draws_seeds_and_nothing_else(path: Path) -> None:
-    """One call of `os.urandom`, for fresh seeds; what a share is made of comes from the keystream."""
-    assert draws(ast.parse(path.read_text("utf-8"))) == (["urandom"] if path.name == "prg.py" else [])
+    """One call of `os.urandom`, for fresh seeds and keys; what a share is made of comes from the keystream."""
+    assert draws(ast.parse(path.read_text("utf-8"))) == (["urandom"] if path.name in ("prg.py", "dispersal.py") else [])
 
 
-def test_the_systems_generator_is_used_in_two_places() -> None:
+def test_the_systems_generator_is_used_in_few_places() -> None:
     users = {
         path.relative_to(ROOT).as_posix()
         for package in ("fedpruneshare", "edge_client", "aggregator", "coordinator")
@@ -53,7 +58,7 @@ def test_seeds_and_ids_of_an_upload_come_from_the_system() -> None:
     module = ast.parse((ROOT / "edge_client" / "local_round.py").read_text("utf-8"))
     (function,) = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "new_upload"]
     assert draws(ast.Module(body=[function], type_ignores=[])) == ["urandom", "urandom"]
-    assert [argument.arg for argument in function.args.args] == ["view", "update", "words"]
+    assert [argument.arg for argument in function.args.args] == ["view", "update", "words", "prg"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpruneshare.errors import PlanError, ProtocolError
+from fedpruneshare.sharing.digits import zero_point
 from fedpruneshare.sparse.update import (
     ClipRule,
     SparseUpdate,
@@ -15,7 +16,6 @@ from fedpruneshare.sparse.update import (
     dequantise_sum,
     per_element_clips,
     quantise,
-    zero_point,
 )
 
 
@@ -31,28 +31,28 @@ def full(value: float, size: int) -> np.ndarray:
 def test_rounding_is_unbiased(bits: int) -> None:
     for value in (0.0, 0.013, -0.037, 0.0999):
         values = full(value, 200_000)
-        got = quantise(values, full(0.1, values.size), bits, (3, 4), rng(bits)).astype(np.float64)
+        got = quantise(values, full(0.1, values.size), zero_point(bits), (3, 4), rng(bits)).astype(np.float64)
         step = 0.1 / zero_point(bits)
-        mean = (got.mean() - zero_point(bits)) * step
+        mean = got.mean() * step
         assert abs(mean - value * 0.75) < 5 * step * 0.5 / np.sqrt(values.size) + 1e-9
 
 
 @given(st.integers(2, 16), st.floats(-10, 10, width=32), st.integers(1, 512))
 def test_integers_stay_in_range(bits: int, value: float, weight: int) -> None:
-    got = quantise(full(value, 20), full(0.5, 20), bits, (weight, 512), rng())
-    assert got.dtype == np.uint32
-    assert 0 <= int(got.min()) <= int(got.max()) <= 2 * zero_point(bits) <= 2**bits - 1
+    got = quantise(full(value, 20), full(0.5, 20), zero_point(bits), (weight, 512), rng())
+    assert got.dtype == np.int32
+    assert -zero_point(bits) <= int(got.min()) <= int(got.max()) <= zero_point(bits)
 
 
 def test_clipped_values_land_on_the_ends() -> None:
-    got = quantise(np.array([9, -9], dtype=np.float32), full(1.0, 2), 4, (1, 1), rng())
-    assert got.tolist() == [14, 0]
+    got = quantise(np.array([9, -9], dtype=np.float32), full(1.0, 2), 7, (1, 1), rng())
+    assert got.tolist() == [7, -7]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_never_sent(value: float) -> None:
     with pytest.raises(ProtocolError, match="not finite"):
-        quantise(full(value, 1), full(1.0, 1), 4, (1, 1), rng())
+        quantise(full(value, 1), full(1.0, 1), 7, (1, 1), rng())
 
 
 def test_a_sum_comes_back_within_its_rounding_error() -> None:
@@ -60,10 +60,10 @@ def test_a_sum_comes_back_within_its_rounding_error() -> None:
     values = rng(1).normal(scale=0.02, size=(devices, size)).astype(np.float32).clip(-0.1, 0.1)
     weights = rng(2).integers(1, 512, devices)
     digits = [
-        quantise(v, full(0.1, size), bits, (int(w), 512), rng(9 + i))
+        quantise(v, full(0.1, size), zero_point(bits), (int(w), 512), rng(9 + i))
         for i, (v, w) in enumerate(zip(values, weights, strict=True))
     ]
-    got = dequantise_sum(np.sum(digits, axis=0, dtype=np.uint32), full(0.1, size), bits, devices)
+    got = dequantise_sum(np.sum(digits, axis=0, dtype=np.int64), full(0.1, size), zero_point(bits))
     exact = (values * weights[:, None] / 512).sum(axis=0)
     assert np.abs(got - exact).max() <= devices * 0.1 / zero_point(bits)
     assert np.abs(got - exact).mean() < 0.5 * np.sqrt(devices) * 0.1 / zero_point(bits)
@@ -111,8 +111,8 @@ def test_the_clip_follows_the_updates() -> None:
     clip, rule = 0.5, ClipRule(3.0)
     for step in range(8):
         draws = rng(step).normal(scale=0.01, size=(10, 4000)).astype(np.float32)
-        digits = [quantise(v, full(clip, 4000), 4, (1, 1), rng(50 + step)) for v in draws]
-        folded = dequantise_sum(np.sum(digits, axis=0, dtype=np.uint32), full(clip, 4000), 4, 10)
+        digits = [quantise(v, full(clip, 4000), 7, (1, 1), rng(50 + step)) for v in draws]
+        folded = dequantise_sum(np.sum(digits, axis=0, dtype=np.int64), full(clip, 4000), 7)
         clip = rule.next_clip(clip, folded / 10, 10)
     assert 0.025 < clip < 0.04
 
@@ -122,8 +122,8 @@ def test_rounding_noise_alone_lets_the_clip_fall() -> None:
     clip, rule = 0.1, ClipRule(3.0)
     for step in range(10):
         draws = rng(step).normal(scale=0.01, size=(10, 2000)).astype(np.float32)
-        digits = [quantise(v, full(clip, 2000), 4, (5, 100_000), rng(50 + step + i)) for i, v in enumerate(draws)]
-        folded = dequantise_sum(np.sum(digits, axis=0, dtype=np.uint32), full(clip, 2000), 4, 10)
+        digits = [quantise(v, full(clip, 2000), 7, (5, 100_000), rng(50 + step + i)) for i, v in enumerate(draws)]
+        folded = dequantise_sum(np.sum(digits, axis=0, dtype=np.int64), full(clip, 2000), 7)
         clip = rule.next_clip(clip, folded / 10, 10)
     assert clip < 0.001
 
@@ -136,8 +136,8 @@ def test_thirty_rounds_of_noise_never_raise_the_clip(bits: int, devices: int, we
     for step in range(30):
         draws = rng(step).normal(scale=0.01, size=(devices, 500)).astype(np.float32)
         one = rng(100 + step)
-        digits = [quantise(v, full(clip, 500), bits, (weight, max_weight), one) for v in draws]
-        folded = dequantise_sum(np.sum(digits, axis=0, dtype=np.uint32), full(clip, 500), bits, devices)
+        digits = [quantise(v, full(clip, 500), zero_point(bits), (weight, max_weight), one) for v in draws]
+        folded = dequantise_sum(np.sum(digits, axis=0, dtype=np.int64), full(clip, 500), zero_point(bits))
         following = rule.next_clip(clip, folded / devices, devices)
         assert (following == clip) if not folded.any() else (clip / 4 * 0.999 <= following <= 0.1)
         moved += bool(folded.any())
@@ -158,8 +158,8 @@ def test_a_sum_of_many_devices_is_inverted_within_one_step_each(bits: int, devic
     values = rng(devices).uniform(-0.1, 0.1, size=(devices, 50)).astype(np.float32)
     clips = np.linspace(0.1, 0.5, 50).astype(np.float32)
     draw = rng(weight)
-    digits = [quantise(v, clips, bits, (weight, 512), draw) for v in values]
-    got = dequantise_sum(np.sum(digits, axis=0, dtype=np.uint32), clips, bits, devices)
+    digits = [quantise(v, clips, zero_point(bits), (weight, 512), draw) for v in values]
+    got = dequantise_sum(np.sum(digits, axis=0, dtype=np.int64), clips, zero_point(bits))
     exact = (values.astype(np.float64) * weight / 512).sum(axis=0)
     assert (np.abs(got - exact) < devices * clips / zero_point(bits) + 1e-9).all()
 
@@ -167,9 +167,9 @@ def test_a_sum_of_many_devices_is_inverted_within_one_step_each(bits: int, devic
 def test_integers_on_the_grid_come_back_exactly() -> None:
     q, clips = zero_point(4), full(0.875, 15)
     steps = np.arange(-q, q + 1, dtype=np.float32) / q * 0.875
-    got = quantise(steps[1:-1].astype(np.float32), clips[: 2 * q - 1], 4, (1, 1), rng())
-    assert got.tolist() == list(range(1, 2 * q))
-    assert dequantise_sum(got, clips[: 2 * q - 1], 4, 1) == pytest.approx(steps[1:-1], abs=1e-7)
+    got = quantise(steps[1:-1].astype(np.float32), clips[: 2 * q - 1], q, (1, 1), rng())
+    assert got.tolist() == list(range(1 - q, q))
+    assert dequantise_sum(got.astype(np.int64), clips[: 2 * q - 1], q) == pytest.approx(steps[1:-1], abs=1e-7)
 
 
 def test_an_update_shows_no_value() -> None:

@@ -1,0 +1,118 @@
+"""From what aggregators answer a Freeze with to the words of the sum (docs/protocol.md §4.6, §5.5, §5.9). No I/O."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from fedpruneshare.errors import ProtocolError, SharingError
+from fedpruneshare.floors import open_segments
+from fedpruneshare.messages import Contribution, Freeze
+from fedpruneshare.plan import PlanView
+from fedpruneshare.sharing.dispersal import rebuild
+from fedpruneshare.sharing.field import Words, check_canonical, from_bytes
+from fedpruneshare.sharing.shamir import Accumulator
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The words of the sum by opened segment, whose they are, and who was found out on the way.
+
+    `points` answered; `wrong_points` of them answered something else than the others. `is_verified`: a wrong answer
+    would have been noticed. `refused_devices` sent what no device may send.
+    """
+
+    words: dict[int, Words] = field(repr=False)
+    contributors: tuple[Contribution, ...]
+    points: tuple[int, ...]
+    is_verified: bool
+    wrong_points: tuple[int, ...] = ()
+    refused_devices: tuple[str, ...] = ()
+
+
+def open_answers(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes]) -> Opened:
+    """Open what at least k points answered: sums, or with `reveal = "each"` every contributor's fragments.
+
+    Raises `InconsistentSharesError` if more than k sums disagree and it cannot be told which are wrong, other
+    `PeerError`s for answers that do not open.
+    """
+    return _rebuild_updates(view, freeze, answers) if view.is_each_revealed else _open_sums(view, freeze, answers)
+
+
+def sum_vectors(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes]) -> dict[int, Words]:
+    """Sums by point as elements of the field, read-only. Raises `SharingError` on another length."""
+    count = view.sum_bytes(freeze) // view.field.word_bytes
+    return {x: from_bytes(answer, count, view.field) for x, answer in answers.items()}
+
+
+def _open_sums(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes]) -> Opened:
+    scheme, sums = view.scheme, sum_vectors(view, freeze, answers)
+    # More than k answers tell whether one is wrong; m of them also which, up to (m - k) / 2.
+    wrong = scheme.locate(sums) if len(sums) > scheme.k else ()
+    good = {x: sums[x] for x in sorted(sums) if x not in wrong}
+    chosen = dict(list(good.items())[: scheme.k])
+    words, start = {}, 0
+    for segment in freeze.segments:
+        end = start + view.segment_elements[segment]
+        parts = {x: elements[start:end] for x, elements in chosen.items()}
+        words[segment] = scheme.open(parts, view.segment_words[segment])
+        start = end
+    return Opened(words, freeze.contributors, tuple(sorted(sums)), len(good) > scheme.k, wrong)
+
+
+def _rebuild_updates(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes]) -> Opened:
+    """Every update is rebuilt and checked; those that no device may send are left out of the sum, and named."""
+    updates: dict[Contribution, Words] = {}
+    wrong: Counter[int] = Counter()
+    refused, start = [], 0
+    for contributor in freeze.contributors:
+        end = start + view.share_bytes(contributor.rung, 1)
+        fragments = {x: answer[start:end] for x, answer in answers.items()}
+        start = end
+        try:
+            updates[contributor] = _rebuild_one(view, contributor, fragments, wrong)
+        except SharingError as error:
+            _log.warning("update-refused", device=contributor.device_id, reason=str(error))
+            refused.append(contributor.device_id)
+    contributors, plan = tuple(updates), view.plan
+    rungs = [contributor.rung for contributor in contributors]
+    segments = open_segments(rungs, view.rungs, plan.min_devices, plan.min_devices_segment)
+    if not segments:
+        raise ProtocolError(
+            f"{len(contributors)} updates could be rebuilt, expected min_devices = {plan.min_devices};"
+            f" not those of {', '.join(refused)}"
+        )
+    words = {segment: _sum_segment(view, segment, updates) for segment in segments}
+    return Opened(words, contributors, tuple(sorted(answers)), True, tuple(sorted(wrong)), tuple(refused))
+
+
+def _rebuild_one(
+    view: PlanView, contributor: Contribution, fragments: Mapping[int, bytes], wrong: Counter[int]
+) -> Words:
+    scheme, count = view.scheme, view.upload_words(contributor.rung)
+    context = view.dispersal_context(contributor.device_id, contributor.upload_id, contributor.rung)
+    rebuilt = rebuild(fragments, count * view.field.word_bytes, scheme.n, scheme.k, context)
+    wrong.update(rebuilt.wrong)
+    words = from_bytes(rebuilt.blob, count, view.field)
+    check_canonical(words, view.field)
+    start = 0
+    for segment in range(contributor.rung + 1):
+        end, facts = start + view.segment_words[segment], view.plan.segments[segment]
+        # Packing refuses what one device may not send: a digit or a weight out of its range.
+        view.layout.pack(view.layout.unpack(words[start:end], facts.vectors, facts.weights))
+        start = end
+    return words
+
+
+def _sum_segment(view: PlanView, segment: int, updates: Mapping[Contribution, Words]) -> Words:
+    start, size = sum(view.segment_words[:segment]), view.segment_words[segment]
+    total = Accumulator(size, view.field)
+    for contributor, words in updates.items():
+        if contributor.rung >= segment:
+            total.add(words[start : start + size])
+    return total.export()

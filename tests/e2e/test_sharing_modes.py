@@ -1,0 +1,187 @@
+"""Every way to share, through real services: exact sums, cheats found out, floors that hold (docs/protocol.md §5)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import AGGREGATORS, DEVICES
+from simulators.federation import Federation
+
+from aggregator.settings import AggregatorFloors
+from coordinator.settings import CodingSettings, SharingSettings
+from fedpruneshare.link.memory import Weather
+
+pytestmark = [pytest.mark.timeout(170)]
+BAD = Weather(loss=0.05, duplication=0.1, delay_s=(0.0, 0.01))
+EACH = AggregatorFloors(allow_reveal_each=True)
+
+
+@pytest.mark.parametrize(
+    "sharing",
+    [
+        SharingSettings(field="F61"),
+        SharingSettings(threshold=3, privacy_threshold=1),
+        SharingSettings(threshold=3, privacy_threshold=1, field="F61"),
+        SharingSettings(dealer_checks=1),
+        SharingSettings(dealer_checks=2, field="F61"),
+    ],
+    ids=["F61", "ramp", "ramp F61", "dealer check", "dealer checks F61"],
+)
+async def test_every_mode_opens_the_exact_sum(tmp_path: Path, sharing: SharingSettings) -> None:
+    federation = Federation(tmp_path, 7, BAD, sharing=sharing)
+    assert await federation.run() == 0
+    assert len(federation.opened) == 2
+    federation.check_sums()
+    for line in federation.outcomes():
+        assert (line["phase"], line["dealers_checked"]) == ("APPLIED", bool(sharing.dealer_checks))
+        assert (line["refused_devices"], line["wrong_aggregators"], line["reveal"]) == ([], [], "sum")
+
+
+async def test_digits_in_powers_of_two_open_the_same(tmp_path: Path) -> None:
+    coding = CodingSettings(chunk_bytes=1024, value_bits=8, radix="power-of-two")
+    federation = Federation(tmp_path, 8, Weather(), coding=coding)
+    assert await federation.run() == 0
+    federation.check_sums()
+
+
+# --------------------------------------------------------------------------- dealers that cheat
+
+
+def one_wrong_word(device: str, shares: dict[int, bytes]) -> dict[int, bytes]:
+    """`device-03` deals a last share that lies on no polynomial with the others."""
+    if device != "device-03":
+        return shares
+    last = np.frombuffer(shares[max(shares)], dtype="<u4").copy()
+    last[5] ^= 1
+    return {**shares, max(shares): last.tobytes()}
+
+
+async def test_a_dealer_whose_shares_fit_no_polynomial_is_left_out(tmp_path: Path) -> None:
+    sharing = SharingSettings(dealer_checks=1)
+    federation = Federation(tmp_path, 11, Weather(), sharing=sharing, tamper=one_wrong_word)
+    assert await federation.run() == 0
+    federation.check_sums()
+    for line in federation.outcomes():
+        assert (line["phase"], line["contributors"], line["verified"]) == ("APPLIED", 9, True)
+        assert line["refused_devices"] == ["device-03"]
+
+
+async def test_without_the_check_such_a_dealer_fails_the_round(tmp_path: Path) -> None:
+    """Which is why there is one: honest aggregators disagree, and nobody can tell who is to blame."""
+    federation = Federation(tmp_path, 12, Weather(), rounds=1, tamper=one_wrong_word)
+    assert await federation.run() == 1
+    (line,) = federation.outcomes()
+    assert (line["phase"], line["dealers_checked"]) == ("FAILED", False)
+    assert "disagree in 1 of" in line["reason"]
+
+
+async def test_when_most_dealers_cheat_the_round_fails_and_says_so(tmp_path: Path) -> None:
+    def most_cheat(device: str, shares: dict[int, bytes]) -> dict[int, bytes]:
+        return one_wrong_word("device-03" if int(device[-2:]) < 6 else device, shares)
+
+    federation = Federation(
+        tmp_path, 13, Weather(), rounds=1, sharing=SharingSettings(dealer_checks=1), tamper=most_cheat
+    )
+    assert await federation.run() == 1
+    (line,) = federation.outcomes()
+    assert line["phase"] == "FAILED"
+    assert "dealer check: the shares of 6 of 10 devices disagree" in line["reason"]
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_aggregators_that_restart_answer_the_same_check(tmp_path: Path, seed: int) -> None:
+    federation = Federation(tmp_path, seed, BAD, sharing=SharingSettings(dealer_checks=1), tamper=one_wrong_word)
+    await federation.run(faults=True)
+    federation.check_sums()
+    for _, opening in federation.opened:
+        assert "device-03" not in {c.device_id for c in opening.opened.contributors}
+
+
+# --------------------------------------------------------------------------- single updates
+
+
+async def test_each_update_rebuilt_gives_the_exact_sum(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, 21, BAD, sharing=SharingSettings(reveal="each"), floors=EACH)
+    assert await federation.run() == 0
+    federation.check_sums()
+    assert [(line["phase"], line["reveal"]) for line in federation.outcomes()] == [("APPLIED", "each")] * 2
+
+
+async def test_the_same_words_give_the_same_model_either_way(tmp_path: Path) -> None:
+    models = []
+    for reveal in ("sum", "each"):
+        federation = Federation(
+            tmp_path / reveal, 22, Weather(), rounds=1, sharing=SharingSettings(reveal=reveal), floors=EACH,
+            words_seed=5,
+        )  # fmt: skip
+        assert await federation.run() == 0
+        ((_, opening),) = federation.opened
+        assert len(opening.opened.contributors) == len(DEVICES)
+        models.append(opening)
+    one, other = models
+    assert one.opened.words.keys() == other.opened.words.keys()
+    assert all(np.array_equal(one.opened.words[s], other.opened.words[s]) for s in one.opened.words)
+    assert np.array_equal(one.model.coded, other.model.coded)
+    assert np.array_equal(one.model.vectors, other.model.vectors)
+
+
+async def test_a_tampered_fragment_is_named_and_does_no_harm(tmp_path: Path) -> None:
+    def tampered(device: str, shares: dict[int, bytes]) -> dict[int, bytes]:
+        damaged = bytearray(shares[2])
+        damaged[-1] ^= 1
+        return {**shares, 2: bytes(damaged)} if device == "device-04" else shares
+
+    federation = Federation(
+        tmp_path, 23, Weather(), rounds=1, sharing=SharingSettings(reveal="each"), floors=EACH, tamper=tampered
+    )
+    assert await federation.run() == 0
+    federation.check_sums()
+    ((current, _),) = federation.opened
+    second = next(name for name, x in current.ledger.view.plan.points.items() if x == 2)
+    (line,) = federation.outcomes()
+    assert (line["contributors"], line["wrong_aggregators"]) == (10, [second])
+
+
+async def test_an_update_no_device_may_send_is_left_out(tmp_path: Path) -> None:
+    """In this mode the range of every digit can be checked; in a sum it cannot."""
+
+    def nonsense(device: str, shares: dict[int, bytes]) -> dict[int, bytes]:
+        return {x: bytes(share) if device != "device-05" else bytes(len(share)) for x, share in shares.items()}
+
+    federation = Federation(
+        tmp_path, 24, Weather(), rounds=1, sharing=SharingSettings(reveal="each"), floors=EACH, tamper=nonsense
+    )
+    assert await federation.run() == 0
+    federation.check_sums()
+    (line,) = federation.outcomes()
+    assert (line["contributors"], line["refused_devices"]) == (9, ["device-05"])
+
+
+# --------------------------------------------------------------------------- what aggregators refuse
+
+
+@pytest.mark.parametrize(
+    ("sharing", "floors", "reason"),
+    [
+        (SharingSettings(reveal="each"), AggregatorFloors(), "allow_reveal_each is off"),
+        (
+            SharingSettings(threshold=3, privacy_threshold=1),
+            AggregatorFloors(privacy_threshold=2),
+            "plan with t = 1, expected at least the privacy_threshold of this aggregator, 2",
+        ),
+    ],
+    ids=["each", "low t"],
+)
+async def test_a_plan_below_the_aggregators_floors_fails_at_once_with_the_reason(
+    tmp_path: Path, sharing: SharingSettings, floors: AggregatorFloors, reason: str
+) -> None:
+    federation = Federation(tmp_path, 31, Weather(), rounds=1, sharing=sharing, floors=floors)
+    assert await federation.run() == 1
+    (line,) = federation.outcomes()
+    assert line["phase"] == "FAILED"
+    assert reason in line["reason"]
+    assert any(name in line["reason"] for name in AGGREGATORS)
+    assert line["seconds"]["total"] < 10  # of a deadline of 12
+    assert not federation.opened
