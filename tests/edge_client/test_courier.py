@@ -1,0 +1,89 @@
+"""A courier sends what is missing, once: answers to repeats must not make it send a share several times over."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import directory, identity, view
+
+from edge_client.outbox import Upload
+from edge_client.uploading import Courier, Parcel, is_accepted
+from fedpruneshare.link.chunks import Bitmap
+from fedpruneshare.link.retry import Backoff
+from fedpruneshare.messages import Missing, Receipt, ShareUpload, Verdict
+from fedpruneshare.party import Party
+from fedpruneshare.sharing.prg import Prg
+from fedpruneshare.topics import Role
+
+CHUNKS = 12
+VIEW = view()
+SHARE = bytes(1024 * CHUNKS)
+WORDS = np.zeros(1, np.uint32)
+UPLOAD = Upload(VIEW.digest, 1, b"u" * 16, 2, 9, Prg.CHACHA20, {}, WORDS[:0], b"", WORDS)
+
+
+@dataclass
+class Counter:
+    """A link to an aggregator that answers as docs/protocol.md §3.2 says: a repeat, and the last missing chunk."""
+
+    stored: set[int]
+    sent: list[int] = field(default_factory=list)
+    courier: Courier | None = None
+
+    async def publish(self, topic: str, payload: bytes, **options: Any) -> None:
+        party = Party(identity("aggregator-1"), directory(), Role.AGGREGATOR)
+        upload = party.open("up", payload).message
+        assert isinstance(upload, ShareUpload)
+        assert self.courier is not None
+        self.sent.append(upload.chunk)
+        is_repeat = upload.chunk in self.stored
+        self.stored.add(upload.chunk)
+        await asyncio.sleep(0)
+        if len(self.stored) == CHUNKS:
+            self.courier.answer(Receipt(1, UPLOAD.upload_id, Verdict.ACCEPTED))
+        elif is_repeat:
+            absent = set(range(CHUNKS)) - self.stored
+            self.courier.answer(Missing(1, UPLOAD.upload_id, Bitmap.encode(absent, CHUNKS)))
+
+
+async def deliver(stored: set[int], *, is_resumed: bool) -> tuple[list[int], list[bool]]:
+    """Chunks as sent, and whether each was counted as sent for the first time."""
+    link, counted = Counter(set(stored)), list[bool]()
+    ends_at = asyncio.get_running_loop().time() + 60.0
+    parcel = Parcel(VIEW, UPLOAD, "aggregator-1", 2, SHARE, ends_at, is_resumed)
+    party = Party(identity("device-03"), directory(), Role.DEVICE)
+    link.courier = Courier(party, link, parcel, Backoff(random.Random(1)), 4)  # type: ignore[arg-type]
+    async with asyncio.timeout(10):
+        receipt = await link.courier.deliver(lambda size, is_first: counted.append(is_first))
+    assert is_accepted(receipt)
+    return link.sent, counted
+
+
+async def test_a_new_share_is_sent_once() -> None:
+    sent, counted = await deliver(set(), is_resumed=False)
+    assert sorted(sent) == list(range(CHUNKS))
+    assert counted == [True] * CHUNKS
+
+
+@pytest.mark.parametrize("stored", [{0, 1, 2, 3}, {5}, set(range(11)), set(range(1, 12))])
+async def test_a_resumed_share_is_completed_after_two_questions(stored: set[int]) -> None:
+    sent, _ = await deliver(stored, is_resumed=True)
+    assert sent[:2] == [0, 0]
+    assert sorted(sent[2:]) == sorted(set(range(CHUNKS)) - stored - {0})
+
+
+async def test_of_a_resumed_share_that_is_there_only_the_questions_are_sent() -> None:
+    sent, counted = await deliver(set(range(CHUNKS)), is_resumed=True)
+    assert set(sent) == {0}
+    assert len(sent) == len(counted) == 2
+
+
+async def test_calls_for_chunks_on_their_way_are_dropped() -> None:
+    """Four of them are repeats, each answered by a call for all the rest, which is being sent already."""
+    sent, _ = await deliver({0, 1, 2, 3}, is_resumed=False)
+    assert sorted(sent) == list(range(CHUNKS))
