@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import zlib
 from pathlib import Path
 
 from fedpruneshare.errors import SettingsError
@@ -12,8 +13,10 @@ from fedpruneshare.errors import SettingsError
 def open_database(path: Path, schema: str) -> sqlite3.Connection:
     """Open or create a database that survives loss of power: WAL, every commit synced, deleted pages overwritten.
 
-    The file and its folder are readable by their owner only. Raises `SettingsError` if it cannot be opened.
+    The file and its folder are readable by their owner only. Raises `SettingsError` if it cannot be opened, or holds
+    the tables of another version of this software.
     """
+    version = zlib.crc32(schema.encode()) >> 1  # fits SQLite's signed number
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -22,7 +25,12 @@ def open_database(path: Path, schema: str) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous=FULL")
         database.execute("PRAGMA secure_delete=ON")
         database.execute("PRAGMA foreign_keys=ON")
+        found = database.execute("PRAGMA user_version").fetchone()[0]
+        if database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] and found != version:
+            database.close()
+            raise SettingsError(f"store {path} was written by another version, expected an empty folder or one of this")
         database.executescript(schema)
+        database.execute(f"PRAGMA user_version = {version}")
     except (OSError, sqlite3.Error) as error:
         raise SettingsError(
             f"store {path}: {error}, expected a database of this version in a writable folder"

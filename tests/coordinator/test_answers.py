@@ -81,8 +81,15 @@ class Scene:
         return bytes(changed)
 
 
-MODES = [Sharing(3, 2, 1), Sharing(5, 3, 2), Sharing(4, 3, 1), Sharing(5, 3, 1, "F61"),
-         Sharing(3, 2, 1, dealer_checks=2), Sharing(3, 2, 1, reveal=Reveal.EACH), Sharing(5, 3, 2, "F61", reveal=Reveal.EACH)]  # fmt: skip
+MODES = [
+    Sharing(3, 2, 1),
+    Sharing(5, 3, 2),
+    Sharing(4, 3, 1),
+    Sharing(5, 3, 1, "F61"),
+    Sharing(3, 2, 1, dealer_checks=2),
+    Sharing(3, 2, 1, reveal=Reveal.EACH),
+    Sharing(5, 3, 2, "F61", reveal=Reveal.EACH),
+]
 
 
 @pytest.mark.parametrize("sharing", MODES, ids=str)

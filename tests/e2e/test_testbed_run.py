@@ -73,6 +73,30 @@ def test_a_run_fills_its_folder_and_leaves_no_process(tmp_path: Path) -> None:
     assert not any(b'"signing"' in path.read_bytes() for path in out.rglob("*") if path.is_file())
 
 
+def test_where_single_updates_are_visible_everybody_says_so(tmp_path: Path) -> None:
+    """Plan, settings, logs of all three roles, summary, report and the last lines of the command."""
+    out = tmp_path / "run"
+    ended = subprocess.run(
+        command(out, 'sharing.reveal="each"', "rounds.count=1"),
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    assert "the coordinator saw every single update (reveal = each)" in ended.stdout
+    sharing = read_summary(out / "summary.json").arms[ARM].sharing
+    assert (sharing.n, sharing.k, sharing.t, sharing.reveal) == (3, 2, 1, "each")  # type: ignore[union-attr]
+    assert [line.reveal for line in read_rounds(out / "rounds.jsonl")][1:] == ["each"]
+    assert "Single updates are visible." in (out / "report.html").read_text()
+    for log, event in (
+        ("coordinator", "updates-revealed"),
+        ("aggregator-1", "updates-revealed"),
+        ("device-00", "update-revealed"),
+    ):
+        assert event in (out / "logs" / f"{log}.log").read_text(), log
+
+
 def test_too_many_failed_rounds_end_with_1_and_a_full_folder(tmp_path: Path) -> None:
     out = tmp_path / "run"
     hasty = ("rounds.deadline_s=0.05", "rounds.grace_s=0.1", "max_failed_rounds=1")

@@ -21,16 +21,27 @@ from testbed.summary import ARM, SeedRun, Sharing, Summary, arm_figures, write_s
 EVIL = "</td><script>alert(1)</script>"
 
 
-def run_folder(folder: Path, seeds: tuple[int, ...] = (1,), data: str = "full", text: str = "plain") -> Path:
+def run_folder(
+    folder: Path, seeds: tuple[int, ...] = (1,), data: str = "full", text: str = "plain", reveal: str = "sum"
+) -> Path:
     runs = []
     for seed in seeds:
         rounds = [
             CoordinatorRound(1, "APPLIED", accuracy=0.4, density=1.0, verified=True, rungs=(1, 1), contributors=2),
             CoordinatorRound(2, "FAILED", text, density=0.5),
-            CoordinatorRound(3, "APPLIED", accuracy=0.75, density=0.25, seconds={"total": 1.5}, contributors=2),
+            CoordinatorRound(
+                3,
+                "APPLIED",
+                accuracy=0.75,
+                density=0.25,
+                seconds={"total": 1.5},
+                contributors=2,
+                refused_devices=("device-<3>",),
+                wrong_aggregators=("aggregator-2",),
+            ),
         ]
         lines = [DeviceRound(n, "uploaded", up=BytesUp(30_000, 0, 9), down=BytesDown(7_000)) for n in (1, 3)]
-        runs.append(SeedRun(merge(seed, rounds, {"a": lines, "b": lines}), 3.0, Sharing(3, 2, 1)))
+        runs.append(SeedRun(merge(seed, rounds, {"a": lines, "b": lines}), 3.0, Sharing(3, 2, 1, reveal)))  # type: ignore[arg-type]
     summary = Summary(scenario=text, seeds=seeds, task=text, devices=2, emulated=True, arms={ARM: arm_figures(runs)})
     task = ScenarioTask("hapt", data=data)  # type: ignore[arg-type]
     write_summary(folder / "summary.json", summary)
@@ -83,6 +94,24 @@ def test_it_says_the_figures_the_rounds_and_their_reasons(tmp_path: Path) -> Non
 def test_sample_data_is_said_aloud(tmp_path: Path) -> None:
     assert "Sample data." in write_report(run_folder(tmp_path, data="fixture")).read_text()
     assert "Sample data." not in write_report(run_folder(tmp_path, data="full")).read_text()
+
+
+def test_it_says_who_could_see_a_single_update(tmp_path: Path) -> None:
+    (tmp_path / "sum").mkdir()
+    (tmp_path / "each").mkdir()
+    sums = write_report(run_folder(tmp_path / "sum")).read_text()
+    assert "Up to t = 1 of the 3 aggregators together" in sums
+    assert "the coordinator saw only sums" in sums
+    assert "Single updates are visible." not in sums
+    each = write_report(run_folder(tmp_path / "each", reveal="each")).read_text()
+    assert "Single updates are visible." in each
+    assert each.count("The coordinator saw every single update in this run (reveal = each).") == 2
+    assert "saw only sums" not in each
+
+
+def test_it_names_who_was_found_out(tmp_path: Path) -> None:
+    page = write_report(run_folder(tmp_path)).read_text()
+    assert "Round 3: left out device-&lt;3&gt;; answered otherwise than the rest: aggregator-2" in page
 
 
 def test_every_text_is_escaped(tmp_path: Path) -> None:

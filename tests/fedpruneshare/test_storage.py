@@ -1,0 +1,45 @@
+"""Databases of another version are refused, files are replaced in one step (docs/protocol.md §9)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedpruneshare.errors import SettingsError
+from fedpruneshare.storage import open_database, write_atomically
+
+SCHEMA = "CREATE TABLE IF NOT EXISTS things (name TEXT);"
+
+
+def test_a_database_of_this_version_is_opened_again(tmp_path: Path) -> None:
+    for count in (1, 2):
+        database = open_database(tmp_path / "folder" / "a.sqlite", SCHEMA)
+        database.execute("INSERT INTO things VALUES ('kept')")
+        assert database.execute("SELECT COUNT(*) FROM things").fetchone()[0] == count
+        database.close()
+    assert (tmp_path / "folder" / "a.sqlite").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("other", ["CREATE TABLE IF NOT EXISTS things (name TEXT, colour TEXT);", SCHEMA + " "])
+def test_a_database_of_another_version_is_refused_and_left_as_it_is(tmp_path: Path, other: str) -> None:
+    """Its columns are others: better no start than a crash at the first upload."""
+    open_database(tmp_path / "a.sqlite", other).close()
+    before = (tmp_path / "a.sqlite").read_bytes()
+    with pytest.raises(SettingsError, match="written by another version"):
+        open_database(tmp_path / "a.sqlite", SCHEMA)
+    assert (tmp_path / "a.sqlite").read_bytes() == before
+
+
+def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.sqlite").write_text("years of work " * 100)
+    with pytest.raises(SettingsError, match="expected a database of this version"):
+        open_database(tmp_path / "a.sqlite", SCHEMA)
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for text in (b"first", b"second"):
+        write_atomically(path, text, mode=0o600)
+        assert path.read_bytes() == text
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
