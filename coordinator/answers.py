@@ -79,6 +79,8 @@ def _rebuild_updates(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes
         except SharingError as error:
             _log.warning("update-refused", device=contributor.device_id, reason=str(error))
             refused.append(contributor.device_id)
+    # One wrong fragment may be the device's doing; most of them are the aggregator's.
+    named = tuple(sorted(x for x, count in wrong.items() if 2 * count > len(freeze.contributors)))
     contributors, plan = tuple(updates), view.plan
     rungs = [contributor.rung for contributor in contributors]
     segments = open_segments(rungs, view.rungs, plan.min_devices, plan.min_devices_segment)
@@ -88,7 +90,7 @@ def _rebuild_updates(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes
             f" not those of {', '.join(refused)}"
         )
     words = {segment: _sum_segment(view, segment, updates) for segment in segments}
-    return Opened(words, contributors, tuple(sorted(answers)), True, tuple(sorted(wrong)), tuple(refused))
+    return Opened(words, contributors, tuple(sorted(answers)), True, named, tuple(refused))
 
 
 def _rebuild_one(
@@ -97,6 +99,9 @@ def _rebuild_one(
     scheme, count = view.scheme, view.upload_words(contributor.rung)
     context = view.dispersal_context(contributor.device_id, contributor.upload_id, contributor.rung)
     rebuilt = rebuild(fragments, count * view.field.word_bytes, scheme.n, scheme.k, context)
+    if rebuilt.wrong:
+        names = {x: name for name, x in view.plan.points.items()}
+        _log.warning("fragment-wrong", device=contributor.device_id, held_by=[names[x] for x in rebuilt.wrong])
     wrong.update(rebuilt.wrong)
     words = from_bytes(rebuilt.blob, count, view.field)
     check_canonical(words, view.field)

@@ -46,16 +46,18 @@ def fragment_bytes(size_bytes: int, n: int, k: int) -> int:
 def disperse(blob: bytes | memoryview, n: int, k: int, context: bytes, key: bytes | None = None) -> dict[int, bytes]:
     """A blob -> its fragment for each point 1…n, all of `fragment_bytes`.
 
-    They rebuild only under the same `context`. `key`: 32 fresh secret bytes that serve one blob only, by default from
-    the operating system; with the same key the fragments are the same. Raises `PlanError` unless 2 ≤ k ≤ n ≤ 16.
+    They rebuild only under the same `context`. `key`: 32 fresh secret bytes, by default from the operating system; with
+    the same key the fragments of the same blob are the same. Raises `PlanError` unless 2 ≤ k ≤ n ≤ 16.
     """
     _check_scheme(n, k)
     master = os.urandom(KEY_BYTES) if key is None else key
     if len(master) != KEY_BYTES:
         raise DispersalError(f"key of {len(master)} bytes, expected {KEY_BYTES}")
-    cipher_key = _derived(master, b"key")
-    pieces = encode(_encrypt(blob, n, k, context, cipher_key), n, k)
-    key_shares = _share_key(cipher_key, _derived(master, b"coefficients"), n, k)
+    plaintext = bytes(blob)
+    bound = _bound(len(plaintext), n, k, context) + hashlib.sha256(plaintext).digest()
+    cipher_key = _derived(master, b"key", bound)
+    pieces = encode(_encrypt(plaintext, n, k, context, cipher_key), n, k)
+    key_shares = _share_key(cipher_key, _derived(master, b"coefficients", bound), n, k)
     digests = b"".join(_digest(x, key_shares[x], pieces[x]) for x in range(1, n + 1))
     return {x: bytes([_VERSION, n, k, x]) + key_shares[x] + digests + pieces[x] for x in range(1, n + 1)}
 
@@ -68,7 +70,7 @@ def rebuild(fragments: Mapping[int, bytes], size_bytes: int, n: int, k: int, con
     """
     _check_scheme(n, k)
     parsed = {x: _parse(x, data, size_bytes, n, k) for x, data in sorted(fragments.items())}
-    good = _largest_group({x: found for x, found in parsed.items() if found is not None})
+    good = _largest_group({x: found for x, found in parsed.items() if found is not None}, k)
     wrong = tuple(x for x in parsed if x not in good)
     if len(good) < k:
         raise DispersalError(f"{len(good)} fragments fit together, expected at least k = {k}", wrong)
@@ -76,19 +78,19 @@ def rebuild(fragments: Mapping[int, bytes], size_bytes: int, n: int, k: int, con
     cipher_key = _combine_key({x: good[x].key_share for x in chosen})
     ciphertext = decode({x: good[x].piece for x in chosen}, k)[: size_bytes + _TAG_BYTES]
     blob = _decrypt(ciphertext, n, k, context, cipher_key)
-    _check_dealer(good, ciphertext, cipher_key, n, k)
+    _check_dealer({x: good[x].key_share for x in chosen}, ciphertext, good[chosen[0]].digests, n)
     return Rebuilt(blob, wrong)
 
 
-def _check_dealer(good: Mapping[int, _Fragment], ciphertext: bytes, cipher_key: bytes, n: int, k: int) -> None:
-    """Whoever holds other k fragments must get the same blob: more than k of them show whether that is so."""
-    if len(good) == k:
-        return
-    pieces, base = encode(ciphertext, n, k), sorted(good)[: k - 1]
-    for x in sorted(good)[k - 1 :]:
-        key = _combine_key({other: good[other].key_share for other in (*base, x)})
-        if key != cipher_key or pieces[x] != good[x].piece:
-            raise DispersalError("the fragments are of no one blob, expected all to rebuild the same")
+def _check_dealer(key_shares: Mapping[int, bytes], ciphertext: bytes, digests: bytes, n: int) -> None:
+    """Whoever holds other k fragments must get the same blob, so all n digests must be those that this one gives.
+
+    The k key shares fix the others and the ciphertext fixes the pieces: k fragments show as much as n.
+    """
+    pieces = encode(ciphertext, n, len(key_shares))
+    shares = {x: key_shares.get(x) or _combine_key(key_shares, x) for x in pieces}
+    if digests != b"".join(_digest(x, shares[x], pieces[x]) for x in pieces):
+        raise DispersalError("the fragments are of no one blob, expected all to rebuild the same")
 
 
 # --------------------------------------------------------------------------- fragments
@@ -115,11 +117,13 @@ def _parse(x: int, data: bytes, size_bytes: int, n: int, k: int) -> _Fragment | 
     return found if own == _digest(x, found.key_share, found.piece) else None
 
 
-def _largest_group(fragments: Mapping[int, _Fragment]) -> dict[int, _Fragment]:
-    """The most fragments that agree on all digests: those of one dispersal."""
+def _largest_group(fragments: Mapping[int, _Fragment], k: int) -> dict[int, _Fragment]:
+    """The most fragments that agree on all digests. Raises `DispersalError` where k others agree on other ones."""
     groups: dict[bytes, dict[int, _Fragment]] = defaultdict(dict)
     for x, fragment in fragments.items():
         groups[fragment.digests][x] = fragment
+    if sum(len(group) >= k for group in groups.values()) > 1:
+        raise DispersalError("the fragments of several dispersals are complete, expected one")
     return max(groups.values(), key=len, default={})
 
 
@@ -144,18 +148,23 @@ def _piece_bytes(size_bytes: int, k: int) -> int:
 # --------------------------------------------------------------------------- encryption
 
 
-def _derived(master: bytes, purpose: bytes) -> bytes:
-    return hashlib.sha256(b"\0".join([_LABEL, purpose, master])).digest()
+def _derived(master: bytes, purpose: bytes, bound: bytes) -> bytes:
+    """A key for exactly one blob, scheme and context, whatever `master` is used for besides."""
+    return hashlib.sha256(b"\0".join([_LABEL, purpose, master + bound])).digest()
+
+
+def _bound(size_bytes: int, n: int, k: int, context: bytes) -> bytes:
+    return bytes([n, k]) + size_bytes.to_bytes(8, "big") + hashlib.sha256(context).digest()
 
 
 def _cipher(size_bytes: int, n: int, k: int, context: bytes, key: bytes) -> Any:
     # A key encrypts one blob only, so the nonce may be constant.
     cipher = AES.new(key, AES.MODE_GCM, nonce=bytes(12))
-    cipher.update(_LABEL + b"\0" + bytes([n, k]) + size_bytes.to_bytes(8, "big") + context)
+    cipher.update(_LABEL + b"\0" + _bound(size_bytes, n, k, context))
     return cipher
 
 
-def _encrypt(blob: bytes | memoryview, n: int, k: int, context: bytes, key: bytes) -> bytes:
+def _encrypt(blob: bytes, n: int, k: int, context: bytes, key: bytes) -> bytes:
     cipher = _cipher(len(blob), n, k, context, key)
     return bytes(cipher.encrypt(blob) + cipher.digest())
 
@@ -205,5 +214,8 @@ def _multiply128(element: int, x: int) -> int:
     return product
 
 
-def _combine_key(shares: Mapping[int, bytes]) -> bytes:
-    return b"".join(Shamir.combine([(x, share[at : at + 16]) for x, share in shares.items()]) for at in (0, 16))
+def _combine_key(shares: Mapping[int, bytes], at: int = 0) -> bytes:
+    """Value at a point, by default the key. The value at `at` is that at 0 with all points moved by XOR with it."""
+    return b"".join(
+        Shamir.combine([(x ^ at, share[start : start + 16]) for x, share in shares.items()]) for start in (0, 16)
+    )

@@ -25,7 +25,7 @@ from fedpruneshare.sharing.field import (
     add_into,
     check_alike,
     check_canonical,
-    modadd,
+    check_words,
     modsub,
     subtract_into,
     sum_of_products,
@@ -322,9 +322,19 @@ class Accumulator:
         self.count = 0
 
     def add(self, share: Words) -> None:
-        """Add a share [m]. Raises `SharingError`, the sum unchanged, if it is not m canonical words."""
+        """Add a share [m]. Raises `SharingError`, the sum unchanged, if it is not m canonical words.
+
+        Each chunk is checked while it is in cache; should one fail, those before it are taken out again.
+        """
         self._check(share)
-        modadd(self._sum, share, self._sum, self._field)
+        field = self._field
+        scratch = np.empty(min(field.chunk, share.size), dtype=field.word_type)
+        for start in range(0, share.size, field.chunk):
+            given, part = share[start : start + field.chunk], self._sum[start : start + field.chunk]
+            if int(given.max()) >= field.p:
+                modsub(self._sum[:start], share[:start], self._sum[:start], field)
+                check_canonical(share, field)
+            add_into(part, given, part, scratch, field)
         self.count += 1
 
     def add_seed(self, prg: Prg, seed: Seed, domain: bytes) -> None:
@@ -342,6 +352,7 @@ class Accumulator:
         if self.count == 0:
             raise RuntimeError("nothing was added")
         self._check(share)
+        check_canonical(share, self._field)
         modsub(self._sum, share, self._sum, self._field)
         self.count -= 1
 
@@ -352,4 +363,4 @@ class Accumulator:
     def _check(self, share: Words) -> None:
         if share.size != self._sum.size:
             raise SharingError(f"share of {share.size} words, expected {self._sum.size}")
-        check_canonical(share, self._field)
+        check_words(share, self._field)

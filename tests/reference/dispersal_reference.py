@@ -111,11 +111,13 @@ def _column(own: list[bytes], factors: list[int], i: int) -> int:
 def disperse(blob: bytes, n: int, k: int, context: bytes, key: bytes) -> dict[int, bytes]:
     """Version, n, k, x; key share; digests of all fragments; piece."""
 
+    bound = bytes([n, k]) + len(blob).to_bytes(8, "big") + hashlib.sha256(context).digest()
+
     def derived(purpose: bytes) -> bytes:
-        return hashlib.sha256(LABEL + b"\0" + purpose + b"\0" + key).digest()
+        return hashlib.sha256(LABEL + b"\0" + purpose + b"\0" + key + bound + hashlib.sha256(blob).digest()).digest()
 
     cipher = AES.new(derived(b"key"), AES.MODE_GCM, nonce=bytes(12))
-    cipher.update(LABEL + b"\0" + bytes([n, k]) + len(blob).to_bytes(8, "big") + context)
+    cipher.update(LABEL + b"\0" + bound)
     ciphertext, tag = cipher.encrypt_and_digest(blob)
     own, shares = pieces(ciphertext + tag, n, k), key_shares(derived(b"key"), derived(b"coefficients"), n, k)
     digests = b"".join(

@@ -25,7 +25,7 @@ VECTORS = Path(__file__).parents[2] / "vectors"
 GOOD: list[dict[str, Any]] = json.loads((VECTORS / "dispersal.json").read_text())
 BAD: list[dict[str, Any]] = json.loads((VECTORS / "dispersal_bad.json").read_text())
 #: As those of sharing: for ever.
-FOR_EVER = {"dispersal.json": "036c498f89794205", "dispersal_bad.json": "c7e51bce333a03e3"}
+FOR_EVER = {"dispersal.json": "43757f217757bae4", "dispersal_bad.json": "f9fc7295dd005201"}
 
 
 def fragments_of(case: dict[str, Any]) -> dict[int, bytes]:
@@ -99,6 +99,42 @@ def test_with_one_key_the_fragments_are_the_same() -> None:
     assert disperse(b"blob", 3, 2, b"c") != disperse(b"blob", 3, 2, b"c")
     with pytest.raises(DispersalError, match="key of 31 bytes, expected 32"):
         disperse(b"blob", 3, 2, b"c", key[:-1])
+
+
+def dealt_apart(kind: str) -> dict[int, bytes]:
+    """Fragments of a (4, 2) dealer whose digests hold for pieces, key shares or padding of no one blob."""
+    fragments, head = disperse(bytes(39), 4, 2, b"c"), fragment_bytes(39, 4, 2) - 28
+    place = {"piece": head, "key share": 4, "padding": -1}[kind]
+    point = 2 if kind == "padding" else 4
+    changed = bytearray(fragments[point])
+    changed[place] ^= 1
+    fragments[point] = bytes(changed)
+    digests = b"".join(dispersal._digest(x, part[4:36], part[head:]) for x, part in fragments.items())
+    return {x: part[:36] + digests + part[head:] for x, part in fragments.items()}
+
+
+@pytest.mark.parametrize("kind", ["piece", "key share", "padding"])
+def test_no_subset_opens_what_another_would_open_otherwise(kind: str) -> None:
+    """Exactly k fragments are as strict as all of them: a dealer cannot give two coordinators two blobs."""
+    fragments = dealt_apart(kind)
+    for count in (2, 3, 4):
+        for subset in itertools.combinations(fragments, count):
+            with pytest.raises(DispersalError):
+                rebuild({x: fragments[x] for x in subset}, 39, 4, 2, b"c")
+
+
+def test_two_complete_dispersals_are_refused() -> None:
+    one, other = (disperse(blob, 5, 2, b"c") for blob in (b"one", b"two"))
+    for points in ((3, 4), (3, 4, 5)):
+        mixed = {**{x: one[x] for x in (1, 2)}, **{x: other[x] for x in points}}
+        with pytest.raises(DispersalError, match="several dispersals are complete") as raised:
+            rebuild(mixed, 3, 5, 2, b"c")
+        assert raised.value.suspects == ()
+
+
+def test_a_view_of_words_is_dispersed_as_its_bytes() -> None:
+    words = memoryview(bytes(range(40))).cast("I")
+    assert rebuild(disperse(words, 3, 2, b"c"), 40, 3, 2, b"c").blob == bytes(range(40))
 
 
 @pytest.mark.parametrize(("n", "k"), [(2, 1), (3, 4), (17, 2), (0, 0)])

@@ -287,3 +287,15 @@ def test_a_seed_adds_what_it_stands_for(size: int, prg: Prg) -> None:
     expanded.add(fill_elements(prg, seed, b"d", np.empty(size, dtype="<u4")))
     assert np.array_equal(direct.export(), expanded.export())
     assert direct.count == expanded.count == 2
+
+
+@pytest.mark.parametrize("place", [0, CHUNK - 1, CHUNK, 2 * CHUNK + 6])
+def test_a_share_that_is_refused_late_leaves_the_sum_as_it_was(place: int) -> None:
+    accumulator, share = Accumulator(2 * CHUNK + 7), draw(2 * CHUNK + 7, F31)
+    accumulator.add(share)
+    bad = share.copy()
+    bad[place] = F31.p
+    with pytest.raises(SharingError, match=f"word {place} is not below"):
+        accumulator.add(bad)
+    assert np.array_equal(accumulator.export(), share)
+    assert accumulator.count == 1
