@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from functools import lru_cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Final
 
@@ -27,10 +28,17 @@ from fedpruneshare.sharing.field import CHUNK_BYTES, F31, Field, Words, check_wo
 _LABEL: Final = b"fedpruneshare/prg/1"
 _ZEROS: Final = memoryview(bytes(CHUNK_BYTES))
 SEED_BYTES: Final = 32
+
+
+def _libraries() -> Iterator[str]:
+    # Older releases want longer buffers than the bytes they write.
+    if find_spec("cryptography") and int(version("cryptography").partition(".")[0]) >= 44:
+        yield "cryptography"
+    yield "pycryptodome"
+
+
 #: Libraries that make keystream here, the quickest first. All give the same bytes.
-BACKENDS: Final = tuple(
-    name for name, package in (("cryptography", "cryptography"), ("pycryptodome", "Crypto")) if find_spec(package)
-)
+BACKENDS: Final = tuple(_libraries())
 
 
 class Prg(StrEnum):

@@ -137,6 +137,16 @@ def test_a_view_of_words_is_dispersed_as_its_bytes() -> None:
     assert rebuild(disperse(words, 3, 2, b"c"), 40, 3, 2, b"c").blob == bytes(range(40))
 
 
+def test_a_key_used_again_for_another_blob_gives_another_keystream() -> None:
+    """Else the XOR of two fragments of one aggregator would be that of the plaintexts."""
+    one, other = bytes(64), b"\x55" * 64
+    for context in (b"c", b"d"):
+        a, b = (disperse(blob, 2, 2, context, bytes(32))[1][-40:-8] for blob in (one, other))
+        assert bytes(x ^ y for x, y in zip(a, b, strict=True)) != b"\x55" * 32
+    a, b = (disperse(one, 2, 2, context, bytes(32))[1] for context in (b"c", b"d"))
+    assert a[-40:-8] != b[-40:-8]
+
+
 @pytest.mark.parametrize(("n", "k"), [(2, 1), (3, 4), (17, 2), (0, 0)])
 def test_impossible_schemes_are_refused(n: int, k: int) -> None:
     for call in (lambda: disperse(b"", n, k, b""), lambda: fragment_bytes(1, n, k), lambda: rebuild({}, 1, n, k, b"")):
