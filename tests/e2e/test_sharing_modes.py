@@ -105,6 +105,19 @@ async def test_aggregators_that_restart_answer_the_same_check(tmp_path: Path, se
     assert [line["dealers_checked"] for line in lines].count(True) == len(checked)
 
 
+@pytest.mark.parametrize("decision", ["dealer-check", "freeze"])
+async def test_a_coordinator_that_crashes_goes_on_with_what_it_had_decided(tmp_path: Path, decision: str) -> None:
+    """Committed, not sent: a second challenge would be refused by whoever had answered the first."""
+    federation = Federation(
+        tmp_path, 14, Weather(), rounds=1, sharing=SharingSettings(dealer_checks=1), tamper=one_wrong_word
+    )
+    assert await federation.run(crash_before=decision) == 0
+    federation.check_sums()
+    (line,) = federation.outcomes()
+    assert (line["phase"], line["contributors"], line["verified"]) == ("APPLIED", 9, True)
+    assert line["dealers_checked"] == (decision == "dealer-check")  # by this coordinator; the freeze it took up was
+
+
 # --------------------------------------------------------------------------- single updates
 
 

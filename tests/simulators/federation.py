@@ -18,6 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 from builders import AGGREGATORS, DEVICES, directory, identity
 from onnx_models import TABLE, arrays, template
 
@@ -26,6 +27,7 @@ from aggregator.service import Aggregator
 from aggregator.settings import AggregatorFloors, AggregatorSettings
 from coordinator.evaluation import Evaluator
 from coordinator.opening import Opening, Round, open_and_apply
+from coordinator.publishing import Publisher
 from coordinator.service import Coordinator
 from coordinator.settings import CodingSettings, CoordinatorSettings, PruningSettings, RoundSettings, SharingSettings
 from coordinator.workbench import Workbench
@@ -57,6 +59,10 @@ def bench(folder: Path) -> Workbench:
     bundle = Bundle(Manifest("tiny", TABLE, (8,), 20, 4, 0, "fixture"), template(), weights, vectors, inputs, targets)
     folder.mkdir(parents=True, exist_ok=True)
     return Workbench(bundle, Evaluator(template(), inputs, targets), folder, CodingSettings())
+
+
+class CrashError(Exception):
+    """The power went."""
 
 
 @dataclass
@@ -221,23 +227,44 @@ class Federation:
 
     # ------------------------------------------------------------------ all of it
 
-    async def run(self, faults: bool = False) -> int:
-        """Start everything, run all rounds, stop everything; the coordinator's exit code."""
+    async def run(self, faults: bool = False, crash_before: str = "") -> int:
+        """Start everything, run all rounds, stop everything; the coordinator's exit code.
+
+        `crash_before`: a decision (`dealer-check`, `freeze`) that the first coordinator commits and never sends;
+        a second one goes on from its store.
+        """
         for name in AGGREGATORS:
             await self.start_aggregator(name)
         devices = [asyncio.create_task(self.device(name, place % 3)) for place, name in enumerate(DEVICES)]
         nemesis = asyncio.create_task(self._nemesis()) if faults else None
-        coordinator = self.coordinator()
         try:
-            with patch.object(coordinator_service, "open_and_apply", self._recording):
-                return await asyncio.wait_for(coordinator.run(), 90.0)
+            if crash_before:
+                with pytest.raises(CrashError):
+                    await self._coordinate(crash_before)
+            return await self._coordinate()
         finally:
-            await coordinator.stop()
             for task in (*devices, *([nemesis] if nemesis else [])):
                 task.cancel()
             await asyncio.gather(*devices, *([nemesis] if nemesis else []), return_exceptions=True)
             for aggregator in self.aggregators.values():
                 await aggregator.stop()
+
+    async def _coordinate(self, crash_before: str = "") -> int:
+        coordinator, send = self.coordinator(), Publisher.send
+
+        async def send_or_crash(publisher: Publisher, decision: tuple[str, bytes] | None) -> None:
+            if decision is not None and decision[0] == crash_before:
+                raise CrashError
+            await send(publisher, decision)
+
+        try:
+            with (
+                patch.object(coordinator_service, "open_and_apply", self._recording),
+                patch.object(Publisher, "send", send_or_crash),
+            ):
+                return await asyncio.wait_for(coordinator.run(), 90.0)
+        finally:
+            await coordinator.stop()
 
     async def _nemesis(self) -> None:
         """Restart a random aggregator every now and then."""
