@@ -17,6 +17,9 @@ from testbed.report.page import size, write_report
 from testbed.run import FIXTURE_NOTICE, Finished, RunOptions, run_scenario
 from testbed.scenario import Scenario, load_scenario, scenario_keys, shipped_scenarios
 
+#: Values in the vectors of `bench sharing`.
+SMALLEST_SIZE, LARGEST_SIZE = 1_000, 100_000_000
+
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the scenario: rounds.count=40"
 )
@@ -142,3 +145,36 @@ def rounds(scenarios: tuple[str, ...], target: Path, overrides: tuple[str, ...])
     write_measurements(target, measured)
     click.echo(f"figures: {target}")
     return 0 if all(figures.succeeded for figures in measured.values()) else 1
+
+
+def _sizes(_context: click.Context, _parameter: click.Parameter, given: str | None) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(one.replace("_", "")) for one in given.split(",")) if given else ()
+    except ValueError:
+        raise click.BadParameter(f"{given!r}, expected numbers of values such as 100000,1000000") from None
+    if any(not SMALLEST_SIZE <= size <= LARGEST_SIZE for size in sizes):
+        raise click.BadParameter(f"{given!r}, expected {SMALLEST_SIZE} to {LARGEST_SIZE} values each")
+    return sizes
+
+
+@bench.command()
+@click.option("--json", "target", type=click.Path(path_type=Path), required=True, help="File the figures go to.")
+@click.option(
+    "--markdown", type=click.Path(path_type=Path), help="Page whose tables are replaced, between its markers."
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="File for a plot of the ratios, as SVG.")
+@click.option("--quick", is_flag=True, help="Fewer pairs and values: seconds instead of minutes.")
+@click.option(
+    "--sizes", callback=_sizes, metavar="VALUES[,VALUES]…", help="Values in a vector (default: 100000,1000000)."
+)
+def sharing(target: Path, markdown: Path | None, plot: Path | None, quick: bool, sizes: tuple[int, ...]) -> int:
+    """Secret sharing beside the packages a Python user would take instead (those that are installed)."""
+    from testbed.benchmarks import sharing_report
+
+    logs.configure("bench", "", "warning")
+    sharing_report.check_targets(markdown, plot)
+    report = sharing_report.measure_here(quick, sizes, lambda step: click.echo(step, err=True))
+    sharing_report.write_all(report, target, markdown, plot)
+    click.echo(sharing_report.conclusion(report))
+    click.echo(f"figures: {target}")
+    return 0

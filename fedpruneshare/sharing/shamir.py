@@ -97,8 +97,8 @@ class SharingScheme:
     ) -> Iterator[slice]:
         """As `split`, chunk by chunk into the caller's buffers; yields the slice that has just been written.
 
-        `stream` = (keystream algorithm, domain); `out`: elements for each full point, and for any seed point whose
-        share is wanted written out. All is checked at the call, before anything is written.
+        `stream` = (keystream algorithm, domain); `out`: elements for each full point, which may be the secret's own
+        buffer, and for any seed point whose share is wanted. All is checked at the call, before anything is written.
         """
         self._check_outputs(out, self.elements(words.size))
         check_canonical(words, self.field)
@@ -145,41 +145,49 @@ class SharingScheme:
     def _extend(
         self, words: Words, streams: list[ElementStream], places: Callable[[slice], dict[int, Words]]
     ) -> Iterator[tuple[slice, dict[int, Words]]]:
-        """Secrets and the next elements of `streams` -> the shares, written where `places` says, chunk by chunk."""
-        size, chunk = self.elements(words.size), self.field.chunk
-        # Row i holds f at x = i − (secrets − 1): the secrets, last one first, then the seed points.
-        table = np.empty((self.k, min(chunk, size)), dtype=self.field.word_type)
-        scratch = np.empty(min(chunk, size), dtype=self.field.word_type)
-        for start in range(0, size, chunk):
-            part = slice(start, min(start + chunk, size))
-            rows, out = table[:, : part.stop - part.start], places(part)
-            self._lay_out(words, part, size, rows)
+        """Secrets and the next elements of `streams` -> the shares, written where `places` says, chunk by chunk.
+
+        Nothing is copied that need not be: secrets are read where they lie, seed shares that are wanted are drawn
+        where they go.
+        """
+        size, width = self.elements(words.size), min(self.field.chunk, self.elements(words.size))
+        own, padding, table = (
+            np.empty((rows, width), dtype=self.field.word_type) for rows in (self.t, self.secrets, self.k)
+        )
+        for start in range(0, size, self.field.chunk):
+            part = slice(start, min(start + self.field.chunk, size))
+            out, length = places(part), part.stop - part.start
+            values = self._secrets(words, part, padding[:, :length])
             for index, elements in enumerate(streams):
-                elements.fill(rows[self.secrets + index])
-            for x in set(out) - set(self.full_points):
-                out[x][:] = rows[self.secrets - 1 + x]
-            self._walk(rows, out, scratch)
+                values.append(elements.fill(out.get(index + 1, own[index, :length])))
+            self._walk(values, table[:, :length], out)
             yield part, out
 
-    def _lay_out(self, words: Words, part: slice, size: int, rows: Words) -> None:
-        """Secret j of element i is word j·size + i (planar), zero beyond the last word."""
-        for secret in range(self.secrets):
-            row = rows[self.secrets - 1 - secret]
-            given = words[secret * size + part.start : min(secret * size + part.stop, (secret + 1) * size)]
-            row[: given.size] = given
-            row[given.size :] = 0
+    def _secrets(self, words: Words, part: slice, padding: Words) -> list[Words]:
+        """Secrets of a chunk at x = −(k − t − 1), …, 0. Planar: secret j of element i is word j·size + i, or zero."""
+        size = self.elements(words.size)
+        rows = []
+        for secret in reversed(range(self.secrets)):
+            row = words[secret * size + part.start : secret * size + part.stop]
+            if row.size < part.stop - part.start:
+                padding[secret, : row.size], padding[secret, row.size :] = row, 0
+                row = padding[secret]
+            rows.append(row)
+        return rows
 
-    def _walk(self, rows: Words, out: Mapping[int, Words], scratch: Words) -> None:
-        """From f at k consecutive points in `rows` (overwritten) to f(t + 1) … f(n) in `out`."""
-        k, field = self.k, self.field
-        for order in range(1, k):  # backward differences at the last point, highest order in row 0
+    def _walk(self, values: list[Words], table: Words, out: Mapping[int, Words]) -> None:
+        """From f at k consecutive points, the last of them t, to f(t + 1) … f(n) in `out`; `table` is work space."""
+        k, field, scratch = self.k, self.field, table[self.k - 1]
+        for row in range(k - 1):  # backward differences at the last point, highest order in row 0
+            subtract_into(values[row + 1], values[row], table[row], scratch, field)
+        for order in range(2, k):
             for row in range(k - order):
-                subtract_into(rows[row + 1], rows[row], rows[row], scratch, field)
-        last = rows[k - 1]
+                subtract_into(table[row + 1], table[row], table[row], scratch, field)
+        last = values[k - 1]
         for x in self.full_points:
             for row in range(1, k - 1):
-                add_into(rows[row], rows[row - 1], rows[row], scratch, field)
-            add_into(last, rows[k - 2], out[x], scratch, field)
+                add_into(table[row], table[row - 1], table[row], scratch, field)
+            add_into(last, table[k - 2], out[x], scratch, field)
             last = out[x]
 
     def _check_outputs(self, out: Mapping[int, Words], size: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -163,13 +162,9 @@ def missed(report: SharingReport) -> list[str]:
     return lines
 
 
-def unmeasured(report: SharingReport, peers: Sequence[str] | None = None) -> list[str]:
-    """Demands that this run says nothing about, for a peer is missing or the sizes are too small."""
+def unmeasured(report: SharingReport) -> list[str]:
+    """Demands that this run says nothing about: a peer is missing, or no size is large enough."""
     judged = {(one.operation, one.other) for one in report.figures if one.demanded is not None}
-    names = [(*key, value) for key, value in DEMANDS.items()]
-    names.append(("split", KEYSTREAM_AND_COPY, min(SPLIT_FRACTIONS.values())))
-    return [
-        f"{operation}: {ratio:g} x {other}"
-        for operation, other, ratio in names
-        if (operation, other) not in judged and (peers is None or other in peers)
-    ]
+    demands = DEMANDS | {("split", KEYSTREAM_AND_COPY): min(SPLIT_FRACTIONS.values())}
+    lines = [f"{operation}: {least:g} x {other}" for (operation, other), least in demands.items()]
+    return [line for line, key in zip(lines, demands, strict=True) if key not in judged]
