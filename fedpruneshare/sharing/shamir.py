@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import combinations
 from typing import Final
 
@@ -27,9 +26,8 @@ from fedpruneshare.sharing.field import (
     check_canonical,
     check_words,
     modsub,
-    subtract_into,
-    sum_of_products,
 )
+from fedpruneshare.sharing.polynomial import interpolate, walk
 from fedpruneshare.sharing.prg import SEED_BYTES, ElementStream, Prg, Seed
 
 MAX_SHARES: Final = 16
@@ -160,7 +158,7 @@ class SharingScheme:
             values = self._secrets(words, part, padding[:, :length])
             for index, elements in enumerate(streams):
                 values.append(elements.fill(out.get(index + 1, own[index, :length])))
-            self._walk(values, table[:, :length], out)
+            walk(values, table[:, :length], [out[x] for x in self.full_points], self.field)
             yield part, out
 
     def _secrets(self, words: Words, part: slice, padding: Words) -> list[Words]:
@@ -174,21 +172,6 @@ class SharingScheme:
                 row = padding[secret]
             rows.append(row)
         return rows
-
-    def _walk(self, values: list[Words], table: Words, out: Mapping[int, Words]) -> None:
-        """From f at k consecutive points, the last of them t, to f(t + 1) … f(n) in `out`; `table` is work space."""
-        k, field, scratch = self.k, self.field, table[self.k - 1]
-        for row in range(k - 1):  # backward differences at the last point, highest order in row 0
-            subtract_into(values[row + 1], values[row], table[row], scratch, field)
-        for order in range(2, k):
-            for row in range(k - order):
-                subtract_into(table[row + 1], table[row], table[row], scratch, field)
-        last = values[k - 1]
-        for x in self.full_points:
-            for row in range(1, k - 1):
-                add_into(table[row], table[row - 1], table[row], scratch, field)
-            add_into(last, table[k - 2], out[x], scratch, field)
-            last = out[x]
 
     def _check_outputs(self, out: Mapping[int, Words], size: int) -> None:
         if not set(self.full_points) <= set(out) <= set(range(1, self.n + 1)):
@@ -217,7 +200,7 @@ class SharingScheme:
         opened = np.empty(self.secrets * size, dtype=self.field.word_type)
         for secret in range(self.secrets):
             target = opened[secret * size : (secret + 1) * size]
-            sum_of_products(lagrange_weights(chosen, -secret, self.field.p), rows, target, self.field)
+            interpolate(chosen, -secret, rows, target, self.field)
         if opened[count:].any():
             raise SharingError("the shares open to something behind the last word, expected zero there")
         return opened[:count]
@@ -239,7 +222,7 @@ class SharingScheme:
         rows = [shares[x] for x in chosen]
         expected = np.empty(rows[0].size, dtype=self.field.word_type)
         for x in points[self.k :]:
-            sum_of_products(lagrange_weights(chosen, x, self.field.p), rows, expected, self.field)
+            interpolate(chosen, x, rows, expected, self.field)
             if not np.array_equal(expected, shares[x]):
                 wrong = int(np.count_nonzero(expected != shares[x]))
                 raise InconsistentSharesError(
@@ -280,8 +263,7 @@ class SharingScheme:
         expected = np.empty(rows[0].size, dtype=self.field.word_type)
         wrong = np.zeros(rows[0].size, dtype=bool)
         for x in points[self.k :]:
-            weights = lagrange_weights(points[: self.k], x, self.field.p)
-            wrong |= sum_of_products(weights, rows, expected, self.field) != shares[x]
+            wrong |= interpolate(points[: self.k], x, rows, expected, self.field) != shares[x]
         return {x: shares[x][wrong] for x in points}
 
     # ------------------------------------------------------------------ checks
@@ -300,25 +282,6 @@ class SharingScheme:
     def _check_point(self, x: int) -> None:
         if not 1 <= x <= self.n:
             raise SharingError(f"point x = {x}, expected 1 to n = {self.n}")
-
-
-@lru_cache(maxsize=4096)
-def lagrange_weights(points: tuple[int, ...], at: int, p: int = F31.p) -> tuple[int, ...]:
-    """λ_i with f(at) = Σ λ_i·f(points_i) mod p for every f of degree < len(points).
-
-    Raises `SharingError` unless the points are distinct mod p.
-    """
-    if len({x % p for x in points}) < len(points):
-        raise SharingError(f"points {list(points)}, expected distinct ones modulo {p}")
-    weights = []
-    for x in points:
-        numerator = denominator = 1
-        for other in points:
-            if other != x:
-                numerator = numerator * (at - other) % p
-                denominator = denominator * (x - other) % p
-        weights.append(numerator * pow(denominator, -1, p) % p)
-    return tuple(weights)
 
 
 class Accumulator:

@@ -13,7 +13,7 @@ from fedpruneshare.errors import InconsistentSharesError, SharingError
 from fedpruneshare.sharing import shamir as shamir_module
 from fedpruneshare.sharing.field import CHUNK, F31, F61, Field, Words
 from fedpruneshare.sharing.prg import Prg, Seed, fill_elements
-from fedpruneshare.sharing.shamir import Accumulator, SharingScheme, lagrange_weights
+from fedpruneshare.sharing.shamir import Accumulator, SharingScheme
 
 SECRET = np.arange(70_000, 70_005, dtype="<u4")
 
@@ -269,12 +269,6 @@ def test_a_stream_yields_what_split_returns() -> None:
 
 
 # --------------------------------------------------------------------------- opening and adding
-
-
-@pytest.mark.parametrize("points", [(1, 1), (1, 2, 1), (1, 2**31), (3, 3 + reference.P)])
-def test_weights_of_one_point_twice_are_refused(points: tuple[int, ...]) -> None:
-    with pytest.raises(SharingError, match="expected distinct ones"):
-        lagrange_weights(points, 0)
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 7])
