@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from fedpruneshare.sharing.field import F31, Words
-from fedpruneshare.sharing.shamir import lagrange_weights
+from fedpruneshare.sharing.polynomial import lagrange_weights
 from testbed.benchmarks.packages import load
 
 P: Final = F31.p

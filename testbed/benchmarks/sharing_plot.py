@@ -37,7 +37,8 @@ def ratio_plot(report: SharingReport) -> str:
         )
         for axes, operation in zip(rows, _DETAILS, strict=True):
             _draw(axes, report, operation)
-        rows[0].legend(loc="lower right", bbox_to_anchor=(1, 1.0), ncols=3)
+        rows[0].set_xlim(0.3, 6 * max(one.ratio for one in report.figures))  # room for the numbers
+        canvas.legend(*rows[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
         rows[-1].set_xlabel("our rate / the peer's (log scale)")
         out = io.StringIO()
         canvas.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
@@ -70,14 +71,13 @@ def _draw(axes: Axes, report: SharingReport, operation: str) -> None:
         places, ratios = [place for place, _ in bars], [ratio for _, ratio in bars]
         axes.barh(places, ratios, height=0.34, left=0, color=COLOURS[index], label=f"({k},{n})")
         for place, ratio in bars:
-            axes.text(ratio * 1.08, place, f"{ratio:,.1f}" if ratio < 100 else f"{ratio:,.0f}", va="center", fontsize=7)
+            axes.text(ratio * 1.08, place, f"{ratio:,.1f}" if ratio < 100 else f"{ratio:,.0f}", va="center", fontsize=6.5)
     for one in shown:
         if one.demanded is not None:
             middle = names.index(one.other)
             axes.plot([one.demanded] * 2, [middle - 0.4, middle + 0.4], color="black", linewidth=1.4)
     axes.plot([], [], color="black", linewidth=1.4, label="demanded")
     axes.set_xscale("log")
-    axes.set_xlim(left=0.3)
     axes.axvline(1, color="#8a94a0", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()

@@ -32,8 +32,7 @@ from testbed.benchmarks.timing import Clock
 BEGIN: Final = "<!-- bench sharing: begin -->"
 END: Final = "<!-- bench sharing: end -->"
 _THREADS: Final = (
-    "one: every side runs in the same single thread, libraries are told to start no other, and the clock counts the"
-    " CPU time of all threads of the process"
+    "one for every side (libraries are told to start no other, and the clock counts the CPU time of all threads)"
 )
 #: Of the secrets that are shared and the peers' own generators, which are not secure anyway.
 _DATA_SEED: Final = 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 
 from testbed.benchmarks.sharing_figures import (
@@ -102,19 +103,19 @@ def _demand(operation: str, other: str) -> str:
 def _rates(report: SharingReport) -> str:
     largest = max(_sizes(report))
     schemes = [(n, k) for values, n, k in _columns(report) if values == largest]
-    found = {
-        (one.operation, one.detail, one.other, one.n, one.k): one for one in report.figures if one.values == largest
-    }
     body = []
-    for operation, detail in dict.fromkeys((row[0], row[1]) for row in _rows(report)):
-        peers = [row[2] for row in _rows(report) if row[:2] == (operation, detail)]
-        # Ours ran once against each peer; the first of the races is as good as any.
-        first = [found.get((operation, detail, peers[0], *scheme)) for scheme in schemes]
-        body.append([f"{operation}, {detail}", "**ours**", *(_million(one.ours) if one else "–" for one in first), ""])
-        for peer in peers:
-            ran = [found.get((operation, detail, peer, *scheme)) for scheme in schemes]
-            timed = next((f"{one.other_values:,}" for one in ran if one), "")
-            body.append(["", peer, *(_million(one.other_rate) if one else "–" for one in ran), timed])
+    for operation, detail in dict.fromkeys(row[:2] for row in _rows(report)):
+        here = [
+            one for one in report.figures if (one.operation, one.detail, one.values) == (operation, detail, largest)
+        ]
+        # Ours ran against each of the others.
+        ours = [statistics.median(one.ours for one in here if (one.n, one.k) == scheme) for scheme in schemes]
+        body.append([f"{operation}, {detail}", "**ours**", *map(_million, ours), f"{largest:,}"])
+        for other in [row[2] for row in _rows(report) if row[:2] == (operation, detail)]:
+            ran = {(one.n, one.k): one for one in here if one.other == other}
+            timed = max((one.other_values for one in ran.values()), default=0)
+            cells = [_million(ran[scheme].other_rate) if scheme in ran else "–" for scheme in schemes]
+            body.append(["", other, *cells, f"{timed:,}"])
     return table(["operation", "who", *(f"({k},{n})" for n, k in schemes), "timed with"], body, left=2)
 
 

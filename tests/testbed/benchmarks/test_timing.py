@@ -11,7 +11,7 @@ class Track:
     """A clock that stands still except when work runs, and a record of who ran."""
 
     def __init__(self) -> None:
-        self.now_s = 100.0
+        self.now_s = 0.0
         self.ran: list[str] = []
 
     def clock(self) -> float:
