@@ -129,7 +129,7 @@ def test_limits_write_what_a_split_writes() -> None:
 def test_usual_efforts_are_those_of_the_documentation() -> None:
     assert (FULL.sizes, FULL.pairs, FULL.clients, FULL.memory_values) == ((100_000, 1_000_000), 7, 100, 10_000_000)
     assert QUICK.pairs < FULL.pairs
-    assert sharing_report.with_sizes(QUICK, [5_000]).sizes == (5_000,)
+    assert sharing_report.with_sizes(QUICK, [5_000, 2_000, 5_000]).sizes == (2_000, 5_000)
     assert sharing_report.with_sizes(QUICK, []) is QUICK
 
 
