@@ -71,7 +71,9 @@ def _draw(axes: Axes, report: SharingReport, operation: str) -> None:
         places, ratios = [place for place, _ in bars], [ratio for _, ratio in bars]
         axes.barh(places, ratios, height=0.34, left=0, color=COLOURS[index], label=f"({k},{n})")
         for place, ratio in bars:
-            axes.text(ratio * 1.08, place, f"{ratio:,.1f}" if ratio < 100 else f"{ratio:,.0f}", va="center", fontsize=6.5)
+            axes.text(
+                ratio * 1.08, place, f"{ratio:,.1f}" if ratio < 100 else f"{ratio:,.0f}", va="center", fontsize=6.5
+            )
     for one in shown:
         if one.demanded is not None:
             middle = names.index(one.other)
