@@ -53,6 +53,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/fedpruneshare bench rounds --json $(RUN_DIR)/bench-rounds.json
+	$(BIN)/fedpruneshare bench sharing --json $(RUN_DIR)/bench-sharing.json
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak tests
