@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,11 +110,12 @@ def _next_weight_clips(
     means = np.concatenate([segment.values / segment.contributors for segment in opened.values()])
     counts = np.concatenate([np.full(s.values.size, s.contributors) for s in opened.values()])
     tensors = np.searchsorted(bench.table.weight_bounds(), positions, side="right") - 1
+    order = np.argsort(tensors, kind="stable")
+    bounds = np.searchsorted(tensors[order], np.arange(len(clips) + 1))
+    own = [order[start:end] for start, end in itertools.pairwise(bounds)]
     return tuple(
-        rule.next_clip(
-            clip, means[tensors == index], int(np.median(counts[tensors == index])) if index in tensors else 1
-        )
-        for index, clip in enumerate(clips)
+        rule.next_clip(clip, means[places], int(np.median(counts[places])) if places.size else 1)
+        for clip, places in zip(clips, own, strict=True)
     )
 
 
