@@ -9,7 +9,6 @@ import os
 from dataclasses import dataclass
 
 import numpy as np
-from fedpruneshare.sharing.dispersal import KEY_BYTES
 from torch import nn
 
 from edge_client.datasets import Dataset
@@ -20,6 +19,7 @@ from edge_client.tasks import Task, read_state, write_state
 from edge_client.training import TrainingResult, TrainingSettings, fit
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sharing.digits import shift, zero_point
+from fedpruneshare.sharing.dispersal import KEY_BYTES
 from fedpruneshare.sharing.field import Words
 from fedpruneshare.sharing.prg import Prg, Seed, fill_elements
 from fedpruneshare.sparse.parameters import ParameterTable

@@ -13,7 +13,6 @@ from functools import partial
 
 import numpy as np
 import structlog
-from fedpruneshare.sharing.dispersal import disperse
 
 from edge_client.outbox import Upload
 from fedpruneshare.errors import LinkError, MessageError
@@ -24,6 +23,7 @@ from fedpruneshare.messages import Missing, Receipt, ShareUpload, Verdict
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sealing import seal, share_context
+from fedpruneshare.sharing.dispersal import disperse
 from fedpruneshare.sharing.field import Words, to_bytes
 from fedpruneshare.sharing.prg import Seed
 from fedpruneshare.topics import Role
