@@ -7,11 +7,12 @@ algorithm 1, restricted to the segment's coordinates).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.settings import AveragingSettings
 from fedpruneshare.errors import ProtocolError
 from fedpruneshare.sparse.parameters import ParameterTable, Role
 from fedpruneshare.sparse.support import Support
@@ -61,6 +62,88 @@ def apply_update(
     if not all(np.isfinite(part).all() for part in new):
         raise ProtocolError("the averaged model is not finite, expected finite numbers")
     return new
+
+
+# --------------------------------------------------------------------------- server optimisers
+
+
+@dataclass(frozen=True)
+class ServerMoments:
+    """First and second moments of the opened means: float32[d + v], weights first; zero where nothing was opened."""
+
+    first: NDArray[np.float32]
+    second: NDArray[np.float32]
+
+
+def server_step(
+    opened: Mapping[int, SegmentSum],
+    support: Support,
+    table: ParameterTable,
+    max_weight: int,
+    moments: ServerMoments | None,
+    settings: AveragingSettings,
+) -> tuple[dict[int, SegmentSum], ServerMoments | None]:
+    """Turn opened means into the steps of the server optimiser: sums that `apply_update` adds as they are.
+
+    FedAvg, FedAvgM (Hsu et al. 2019) and FedAdam (Reddi et al. 2021), coordinate by coordinate over what was opened; a
+    segment that stayed closed keeps its moments, coordinates outside the support lose them. Buffers are averaged.
+    """
+    if settings.server_optimiser == "fedavg":
+        if settings.server_learning_rate == 1.0:
+            return dict(opened), None  # to the last bit what the sums say
+        first = second = None
+    else:
+        size = table.weight_count + table.vector_count
+        old = moments or ServerMoments(np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32))
+        first, second = old.first.astype(np.float64), old.second.astype(np.float64)
+    vectors = table.weight_count + np.arange(table.vector_count)
+    trained = _is_trained(table)
+    stepped = {}
+    for index, segment in opened.items():
+        scale = max_weight / segment.weight
+        values = _step(segment.values * scale, support.segments[index], first, second, settings)
+        means = segment.vectors * scale
+        if means.size:
+            means = np.where(trained, _step(means, vectors, first, second, settings), means)
+        stepped[index] = replace(segment, values=values / scale, vectors=means / scale)
+    if first is None or second is None:
+        return stepped, None
+    kept = np.concatenate([*support.segments, vectors])
+    return stepped, ServerMoments(_only(first, kept), _only(second, kept))
+
+
+def _step(
+    mean: NDArray[np.float64],
+    places: NDArray[np.int64],
+    first: NDArray[np.float64] | None,
+    second: NDArray[np.float64] | None,
+    settings: AveragingSettings,
+) -> NDArray[np.float64]:
+    """The step at some coordinates; their moments are brought up to date in place."""
+    rate, beta_1, beta_2 = settings.server_learning_rate, settings.beta_1, settings.beta_2
+    if first is None or second is None:
+        return rate * mean
+    if settings.server_optimiser == "fedavgm":
+        first[places] = beta_1 * first[places] + mean
+        return rate * first[places]
+    first[places] = beta_1 * first[places] + (1 - beta_1) * mean
+    second[places] = beta_2 * second[places] + (1 - beta_2) * np.square(mean)
+    return rate * first[places] / (np.sqrt(second[places]) + settings.tau)
+
+
+def _is_trained(table: ParameterTable) -> NDArray[np.bool_]:
+    """Which vector elements are trained parameters; the others are running means and variances."""
+    roles = [np.full(parameter.size, parameter.role is Role.VECTOR) for parameter in table.vectors()]
+    return np.concatenate([np.empty(0, dtype=np.bool_), *roles])
+
+
+def _only(values: NDArray[np.float64], places: NDArray[np.int64]) -> NDArray[np.float32]:
+    kept = np.zeros(values.size, dtype=np.float32)
+    kept[places] = values[places]
+    return kept
+
+
+# --------------------------------------------------------------------------- checks
 
 
 def _check_sizes(support: Support, opened: Mapping[int, SegmentSum], table: ParameterTable) -> None:

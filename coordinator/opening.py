@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.answers import Opened, open_answers
-from coordinator.averaging import SegmentSum, apply_update
+from coordinator.averaging import SegmentSum, apply_update, server_step
 from coordinator.ledger import RoundLedger
 from coordinator.planning import ModelState, PublishedModel
 from coordinator.settings import CoordinatorSettings
@@ -83,7 +83,9 @@ def next_model(
     """Average, code and set the next clips."""
     state, max_weight = current.state, current.ledger.view.plan.coding.max_weight
     before = (decode_values(state.coded), state.vectors)
-    weights, vectors = apply_update(before, current.published.support, opened, bench.table, max_weight)
+    support = current.published.support
+    stepped, moments = server_step(opened, support, bench.table, max_weight, state.moments, settings.averaging)
+    weights, vectors = apply_update(before, support, stepped, bench.table, max_weight)
     rule = ClipRule(settings.coding.clip_factor)
     return ModelState(
         coded=code_values(weights),
@@ -91,6 +93,7 @@ def next_model(
         weight_clips=_next_weight_clips(current, bench, rule, opened),
         vector_clips=_next_vector_clips(current, bench, rule, opened),
         applied=state.applied + 1,
+        moments=moments,
     )
 
 

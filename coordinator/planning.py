@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.averaging import ServerMoments
 from coordinator.settings import CoordinatorSettings
 from fedpruneshare.directory import Directory
 from fedpruneshare.errors import PlanError
@@ -30,6 +31,8 @@ class ModelState:
     vector_clips: tuple[float, ...]
     applied: int
     """Rounds applied so far: the clock of the density schedule."""
+    moments: ServerMoments | None = field(default=None, repr=False)
+    """What a server optimiser remembers; None for plain averaging."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,7 @@ def _coding(settings: CoordinatorSettings, state: ModelState, devices: int) -> C
 
 def _training(settings: CoordinatorSettings) -> Training:
     t = settings.training
-    return Training(t.local_epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay)
+    return Training(t.local_epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay, t.proximal_mu)
 
 
 def _segments(round_id: int, state: ModelState, published: PublishedModel, layout: WordLayout) -> tuple[Segment, ...]:

@@ -105,13 +105,28 @@ class CodingSettings(_Table, frozen=True):
 
 
 class TrainingSettings(_Table, frozen=True):
-    """What devices do locally."""
+    """What devices do locally. `proximal_mu` above 0 is FedProx: it holds models of unlike data together."""
 
     local_epochs: Annotated[int, Meta(ge=1)] = 2
     batch_size: Annotated[int, Meta(ge=1)] = 32
     learning_rate: Positive = 0.05
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    proximal_mu: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class AveragingSettings(_Table, frozen=True):
+    """How the opened mean moves the model, by the names of Reddi et al., "Adaptive federated optimization", ICLR 2021.
+
+    `fedavg` adds `server_learning_rate` times the mean; `fedavgm` gives it momentum `beta_1`; `fedadam` scales every
+    coordinate by its second moment (`beta_2`, `tau`) and wants a smaller learning rate, about 0.01 to 0.1.
+    """
+
+    server_optimiser: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
+    server_learning_rate: Positive = 1.0
+    beta_1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    beta_2: Annotated[float, Meta(ge=0, lt=1)] = 0.99
+    tau: Positive = 1e-3
 
 
 class CoordinatorSettings(_Table, frozen=True):
@@ -125,4 +140,5 @@ class CoordinatorSettings(_Table, frozen=True):
     pruning: PruningSettings = PruningSettings()
     coding: CodingSettings = CodingSettings()
     training: TrainingSettings = TrainingSettings()
+    averaging: AveragingSettings = AveragingSettings()
     link: LinkSettings = LinkSettings()

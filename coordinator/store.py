@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from coordinator.averaging import ServerMoments
 from coordinator.planning import ModelState
 from fedpruneshare.errors import SettingsError
 from fedpruneshare.storage import open_database, write_atomically
@@ -23,7 +24,8 @@ CREATE TABLE IF NOT EXISTS rounds (
     round_id INTEGER PRIMARY KEY, plan BLOB, started_at REAL NOT NULL, checked BLOB, freeze BLOB,
     outcome TEXT);
 CREATE TABLE IF NOT EXISTS models (
-    applied INTEGER PRIMARY KEY, coded BLOB NOT NULL, vectors BLOB NOT NULL, clips TEXT NOT NULL);
+    applied INTEGER PRIMARY KEY, coded BLOB NOT NULL, vectors BLOB NOT NULL, clips TEXT NOT NULL,
+    first_moment BLOB, second_moment BLOB);
 CREATE TABLE IF NOT EXISTS devices (device_id TEXT PRIMARY KEY, rung_limit INTEGER NOT NULL, missed INTEGER NOT NULL);
 """
 _KEPT_MODELS = 3
@@ -119,20 +121,27 @@ class RoundStore:
     def _insert_model(self, model: ModelState) -> None:
         clips = json.dumps([model.weight_clips, model.vector_clips])
         coded, vectors = model.coded.astype("<u2").tobytes(), model.vectors.astype("<f4").tobytes()
-        self._db.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?)", (model.applied, coded, vectors, clips))
+        own = [model.moments.first, model.moments.second] if model.moments is not None else []
+        moments: list[bytes | None] = [part.astype("<f4").tobytes() for part in own]
+        row = (model.applied, coded, vectors, clips, *(moments or [None, None]))
+        self._db.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?, ?, ?)", row)
         self._db.execute("DELETE FROM models WHERE applied <= ?", (model.applied - _KEPT_MODELS,))
 
     def model(self) -> ModelState | None:
         """The newest model, if any."""
         row = self._db.execute(
-            "SELECT applied, coded, vectors, clips FROM models ORDER BY applied DESC LIMIT 1"
+            "SELECT applied, coded, vectors, clips, first_moment, second_moment FROM models"
+            " ORDER BY applied DESC LIMIT 1"
         ).fetchone()
         if row is None:
             return None
         weight_clips, vector_clips = (tuple(clips) for clips in json.loads(row[3]))
         coded = np.frombuffer(row[1], dtype="<u2").astype(np.uint16)
         vectors = np.frombuffer(row[2], dtype="<f4").astype(np.float32)
-        return ModelState(coded, vectors, weight_clips, vector_clips, applied=row[0])
+        moments = None
+        if row[4] is not None:
+            moments = ServerMoments(*(np.frombuffer(part, dtype="<f4").astype(np.float32) for part in row[4:]))
+        return ModelState(coded, vectors, weight_clips, vector_clips, row[0], moments)
 
     # ------------------------------------------------------------------ fleet
 

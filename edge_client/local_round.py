@@ -76,7 +76,7 @@ def train(work: Workplace, view: PlanView, received: ReceivedModel, rng: np.rand
 def _settings(task: Task, view: PlanView) -> TrainingSettings:
     t = view.plan.training
     return TrainingSettings(
-        t.local_epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay, optimiser=task.optimiser
+        t.local_epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay, task.optimiser, t.proximal_mu
     )
 
 

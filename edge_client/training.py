@@ -35,6 +35,8 @@ class TrainingSettings:
     momentum: float = 0.9
     weight_decay: float = 0.0
     optimiser: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] | None = None
+    proximal_mu: float = 0.0
+    """FedProx (Li et al., MLSys 2020): weight mu of mu/2·||w − w_received||², which holds local models together."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**63)))
         _apply(masked)
+        pull = _proximal_term(model, settings.proximal_mu)
         for batch in _batches(len(dataset), settings, rng):
             inputs, targets = torch.from_numpy(dataset.inputs[batch]), torch.from_numpy(dataset.targets[batch])
             model.zero_grad(set_to_none=True)
             value = loss(model(inputs), targets)
             losses.append(_finite(value.item(), len(losses), settings))
             value.backward()  # type: ignore[no-untyped-call]
+            pull()
             step()
             _apply(masked)
     _refuse_non_finite(model, settings)
@@ -141,6 +145,19 @@ def _stepper(model: nn.Module, settings: TrainingSettings) -> Callable[[], objec
             parameter.sub_(velocity, alpha=settings.learning_rate)
 
     return step
+
+
+def _proximal_term(model: nn.Module, mu: float) -> Callable[[], None]:
+    """Adds the gradient of FedProx's term, mu·(w − w at this moment), to that of the loss; nothing for mu = 0."""
+    received = [(p, p.detach().clone()) for p in model.parameters() if p.requires_grad] if mu else []
+
+    @torch.no_grad()
+    def pull() -> None:
+        for parameter, start in received:
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - start, alpha=mu)
+
+    return pull
 
 
 def _finite(value: float, step: int, settings: TrainingSettings) -> float:

@@ -100,13 +100,14 @@ class Segment(_Message, frozen=True):
 
 
 class Training(_Message, frozen=True):
-    """What a device does locally, by its usual names (plain SGD with momentum)."""
+    """What a device does locally, by its usual names: SGD with momentum, and FedProx where `proximal_mu` is above 0."""
 
     local_epochs: Annotated[int, Meta(ge=1, le=1000)]
     batch_size: Annotated[int, Meta(ge=1, le=65_536)]
     learning_rate: Annotated[float, Meta(gt=0)]
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    proximal_mu: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class RoundPlan(_Message, frozen=True):

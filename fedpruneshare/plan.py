@@ -171,7 +171,7 @@ def _check_coding(view: PlanView) -> None:
         raise PlanError(
             f"chunk_bytes = {plan.chunk_bytes}, expected a multiple of {view.field.word_bytes}: chunks hold whole words"
         )
-    if not all(math.isfinite(number) for number in [*numbers, plan.training.weight_decay]):
+    if not all(math.isfinite(n) for n in [*numbers, plan.training.weight_decay, plan.training.proximal_mu]):
         raise PlanError("a clip, rate or deadline is not finite")
 
 

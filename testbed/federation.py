@@ -179,6 +179,7 @@ class Federation:
             pruning=scenario.pruning,
             coding=scenario.coding,
             training=scenario.training,
+            averaging=scenario.averaging,
             link=_LINK,
         )
 

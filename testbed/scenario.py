@@ -15,7 +15,14 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta, inspect
 
-from coordinator.settings import CodingSettings, PruningSettings, RoundSettings, SharingSettings, TrainingSettings
+from coordinator.settings import (
+    AveragingSettings,
+    CodingSettings,
+    PruningSettings,
+    RoundSettings,
+    SharingSettings,
+    TrainingSettings,
+)
 from fedpruneshare.errors import Fault, SettingsError
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES
 from fedpruneshare.settings import load_settings
@@ -103,6 +110,7 @@ class Scenario(_Table, frozen=True):
     pruning: PruningSettings = PruningSettings()
     coding: CodingSettings = CodingSettings()
     training: TrainingSettings = TrainingSettings()
+    averaging: AveragingSettings = AveragingSettings()
 
     def faults(self, path: str) -> Iterator[Fault]:
         """Checks across tables."""

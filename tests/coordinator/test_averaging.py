@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from onnx_models import TABLE
 
-from coordinator.averaging import VARIANCE_FLOOR, SegmentSum, apply_update
+from coordinator.averaging import VARIANCE_FLOOR, SegmentSum, apply_update, server_step
+from coordinator.settings import AveragingSettings
 from fedpruneshare.errors import ProtocolError
 from fedpruneshare.sharing.digits import zero_point
+from fedpruneshare.sparse.parameters import Role
 from fedpruneshare.sparse.support import code_values, derive_support
 from fedpruneshare.sparse.update import dequantise_sum, quantise
 
@@ -144,3 +146,88 @@ def test_a_model_that_is_not_finite_is_refused() -> None:
     wrong = SegmentSum(9, 9, np.full(20, np.inf), np.zeros(V))
     with pytest.raises(ProtocolError, match="not finite"):
         apply_update((w["weights"], w["vectors"]), support, {0: wrong}, TABLE, MAX_WEIGHT)
+
+
+# --------------------------------------------------------------------------- server optimisers
+
+
+def rounds_of_means(count: int) -> list[dict[int, SegmentSum]]:
+    """Opened sums of several rounds over the supports of `world`; segment 2 stays closed in every other one."""
+    w = world()
+    support = derive_support(code_values(w["weights"]), 1, (20, 50, 100))
+    made = []
+    for place in range(count):
+        draw = np.random.default_rng(place)
+        opened = {
+            index: SegmentSum(
+                10 + index, 5, draw.normal(size=support.segments[index].size),
+                draw.normal(size=TABLE.vector_count if index == 0 else 0),
+            )
+            for index in (range(3) if place % 2 == 0 else range(2))
+        }  # fmt: skip
+        made.append(opened)
+    return made
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam"])
+def test_server_optimisers_are_their_formulas(name: str) -> None:
+    """Against the textbook, coordinate by coordinate, over three rounds."""
+    w = world()
+    support = derive_support(code_values(w["weights"]), 1, (20, 50, 100))
+    settings = AveragingSettings(name, server_learning_rate=0.5, beta_1=0.8, beta_2=0.9, tau=0.01)  # type: ignore[arg-type]
+    moments, m, v = None, dict[tuple[int, int], float](), dict[tuple[int, int], float]()
+    trained = np.concatenate([np.full(p.size, p.role is Role.VECTOR) for p in TABLE.vectors()])
+    for opened in rounds_of_means(3):
+        stepped, moments = server_step(opened, support, TABLE, MAX_WEIGHT, moments, settings)
+        assert stepped.keys() == opened.keys()
+        for index, segment in opened.items():
+            scale = MAX_WEIGHT / segment.weight
+            parts = [(0, support.segments[index], segment.values, stepped[index].values)]
+            parts += [(1, np.arange(TABLE.vector_count), segment.vectors, stepped[index].vectors)] if index == 0 else []
+            for kind, places, sums, steps in parts:
+                for place, total, step in zip(places.tolist(), sums.tolist(), steps.tolist(), strict=True):
+                    mean, key = total * scale, (kind, place)
+                    if kind == 1 and not trained[place]:
+                        expected = mean
+                    elif name == "fedavg":
+                        expected = 0.5 * mean
+                    elif name == "fedavgm":
+                        m[key] = 0.8 * m.get(key, 0.0) + mean
+                        expected = 0.5 * m[key]
+                    else:
+                        m[key] = 0.8 * m.get(key, 0.0) + 0.2 * mean
+                        v[key] = 0.9 * v.get(key, 0.0) + 0.1 * mean**2
+                        expected = 0.5 * m[key] / (v[key] ** 0.5 + 0.01)
+                    assert step * scale == pytest.approx(expected, rel=1e-4, abs=1e-5)  # moments are float32
+    assert (moments is None) == (name == "fedavg")
+
+
+def test_plain_averaging_leaves_the_sums_to_the_last_bit() -> None:
+    w = world()
+    support = derive_support(code_values(w["weights"]), 1, (20, 50, 100))
+    (opened,) = rounds_of_means(1)
+    stepped, moments = server_step(opened, support, TABLE, MAX_WEIGHT, None, AveragingSettings())
+    assert moments is None
+    assert all(stepped[index] is opened[index] for index in opened)
+
+
+def test_moments_are_kept_where_nothing_was_opened_and_lost_with_the_coordinate() -> None:
+    w = world()
+    wide = derive_support(code_values(w["weights"]), 1, (20, 50, 100))
+    first, second = rounds_of_means(2)
+    settings = AveragingSettings("fedavgm")
+    _, before = server_step(first, wide, TABLE, MAX_WEIGHT, None, settings)
+    _, after = server_step(second, wide, TABLE, MAX_WEIGHT, before, settings)
+    assert before is not None
+    assert after is not None
+    closed, opened = wide.segments[2], wide.segments[0]
+    assert np.array_equal(after.first[closed], before.first[closed])
+    assert np.abs(before.first[closed]).min() > 0
+    assert not np.array_equal(after.first[opened], before.first[opened])
+    narrow = derive_support(code_values(w["weights"]), 2, (20, 50))
+    _, pruned = server_step(
+        {0: SegmentSum(9, 3, np.ones(20), np.ones(TABLE.vector_count))}, narrow, TABLE, MAX_WEIGHT, after, settings
+    )
+    assert pruned is not None
+    outside = np.setdiff1d(np.arange(TABLE.weight_count), narrow.prefix(1))
+    assert not pruned.first[outside].any()

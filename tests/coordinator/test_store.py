@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from coordinator.averaging import ServerMoments
 from coordinator.planning import ModelState
 from coordinator.store import RoundStore
 from fedpruneshare.errors import SettingsError
@@ -19,6 +21,17 @@ def model(applied: int) -> ModelState:
     return ModelState(
         np.arange(5, dtype=np.uint16) + applied, np.ones(2, np.float32) * applied, (0.1, 0.2), (0.3,), applied
     )
+
+
+def test_what_a_server_optimiser_remembers_outlives_a_restart(tmp_path: Path) -> None:
+    store = RoundStore(tmp_path, BUNDLE)
+    moments = ServerMoments(np.arange(7, dtype=np.float32), np.arange(7, dtype=np.float32) ** 2)
+    store.save_first_model(replace(model(0), moments=moments))
+    found = reopened(store).model()
+    assert found is not None
+    assert found.moments is not None
+    assert np.array_equal(found.moments.first, moments.first)
+    assert np.array_equal(found.moments.second, moments.second)
 
 
 def reopened(store: RoundStore) -> RoundStore:

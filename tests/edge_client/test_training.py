@@ -66,6 +66,31 @@ def test_it_is_the_sgd_of_torch(momentum, weight_decay):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["ours", "a task's own optimiser"])
+def test_the_proximal_term_is_that_of_fedprox(own):
+    """As if mu/2·||w − w0||² stood in the loss; and the larger mu, the closer the model stays."""
+    dataset, start, mu = data(), [p.detach().clone() for p in net().parameters()], 0.3
+    optimiser = torch.optim.SGD if own else None
+    ours, theirs = net(), net()
+    fit(ours, dataset, None, TrainingSettings(3, 8, 0.05, 0.0, 0.0, optimiser, mu), rng())
+
+    def loss(outputs, targets):
+        far = sum(((p - p0) ** 2).sum() for p, p0 in zip(theirs.parameters(), start, strict=True))
+        return nn.functional.cross_entropy(outputs, targets) + mu / 2 * far
+
+    fit(theirs, dataset, None, TrainingSettings(3, 8, 0.05, 0.0), rng(), loss)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    distances = []
+    for weight in (0.0, 1.0, 10.0):
+        model = net()
+        fit(model, dataset, None, TrainingSettings(3, 8, 0.05, proximal_mu=weight), rng())
+        distances.append(
+            sum(float(((p.detach() - p0) ** 2).sum()) for p, p0 in zip(model.parameters(), start, strict=True))
+        )
+    assert distances[0] > distances[1] > distances[2]
+
+
 OWN = {
     "ours": None,
     "Adam": torch.optim.Adam,
