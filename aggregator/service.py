@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -45,6 +48,8 @@ from fedpruneshare.sealing import seal, share_context, sum_context
 from fedpruneshare.topics import Role
 
 _log = structlog.get_logger()
+#: Chunks of an answer that are sealed and on their way at a time (docs/protocol.md §3.3).
+_OUTSTANDING = 4
 
 
 class Aggregator:
@@ -57,6 +62,8 @@ class Aggregator:
         self._backoff = Backoff(random.Random())
         self._deadline: asyncio.TimerHandle | None = None
         self._publishing: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(_OUTSTANDING)
+        self._reply: tuple[bytes, bytes] | None = None
 
     # ------------------------------------------------------------------ start and stop
 
@@ -214,7 +221,7 @@ class Aggregator:
         payload = self._party.sign(attendance)
         self._store.attend(attendance.round_id, payload)
         _log.info("attendance", round_id=attendance.round_id, uploads=len(attendance.uploads))
-        self._publish_while_open("attendance", payload)
+        self._publish_while_open("attendance", lambda: payload)
 
     # ------------------------------------------------------------------ dealer check
 
@@ -232,10 +239,17 @@ class Aggregator:
             self._store.note_check(check.round_id, opened.digest)
             self._book.note_check(opened.digest)
         if is_ours:
+            payload = self._reply_to(check, opened.digest)
+            self._publish_while_open("checked", lambda: payload)
+
+    def _reply_to(self, check: DealerCheck, check_digest: bytes) -> bytes:
+        """The signed answer, computed once: a check is repeated often, and takes a pass over every share."""
+        if self._reply is None or self._reply[0] != check_digest:
             shares = self._store.shares(check.round_id, check.contributors)
             values = reply_to_check(self._view(), self._book.x, check.challenge, shares, self._book.prg_of)
-            reply = CheckReply(check.round_id, opened.digest, self._book.x, values)
-            self._publish_while_open("checked", self._party.sign(reply))
+            reply = CheckReply(check.round_id, check_digest, self._book.x, values)
+            self._reply = check_digest, self._party.sign(reply)
+        return self._reply[1]
 
     # ------------------------------------------------------------------ freeze and sum
 
@@ -268,15 +282,18 @@ class Aggregator:
         self._send_answer(freeze, freeze_digest, answer)
 
     def _send_answer(self, freeze: Freeze, freeze_digest: bytes, answer: bytes) -> None:
-        directory = self._party.directory
+        directory, x = self._party.directory, self._book.x
         key = directory.sealing_key(Role.COORDINATOR, directory.coordinator_id)
         pieces = cut(answer, self._view().plan.chunk_bytes)
-        for index, piece in enumerate(pieces):
-            position = (self._book.x, index, len(pieces))
+
+        def sealed_chunk(index: int) -> bytes:
+            position = (x, index, len(pieces))
             context = sum_context(freeze_digest, self._party.ident, directory.coordinator_id, position)
-            sealed = seal(key, bytes(piece), context)
-            message = SumShare(freeze.round_id, freeze_digest, *position, sealed)
-            self._publish_while_open("sum", self._party.sign(message), index)
+            sealed = seal(key, bytes(pieces[index]), context)
+            return self._party.sign(SumShare(freeze.round_id, freeze_digest, *position, sealed))
+
+        for index in range(len(pieces)):
+            self._publish_while_open("sum", partial(sealed_chunk, index), index)
 
     async def _on_outcome(self, delivery: Delivery) -> None:
         opened = self._party.take("outcome", delivery)
@@ -303,17 +320,18 @@ class Aggregator:
         if stored is None or self._book.view is None or stored.round_id != self._book.view.plan.round_id:
             return
         if stored.attendance is not None:
-            self._publish_while_open("attendance", stored.attendance)
+            attendance = stored.attendance
+            self._publish_while_open("attendance", lambda: attendance)
         if stored.freeze is not None and stored.freeze_digest is not None:
             freeze = decode("freeze", stored.freeze)
             assert isinstance(freeze, Freeze)
             await self._sum_and_send(freeze, stored.freeze_digest, self._party.ident in freeze.aggregators)
 
-    def _publish_while_open(self, channel: str, payload: bytes, chunk: int = 0) -> None:
+    def _publish_while_open(self, channel: str, make: Callable[[], bytes], chunk: int = 0) -> None:
         """Publish on the control broker in the background until taken or until the next round opens.
 
         What is still on its way is not published a second time beside it: answers are repeated after every
-        reconnect, and on a bad link they would pile up.
+        reconnect, and on a bad link they would pile up. A payload is made when it is its turn: answers can be large.
         """
         plan_digest = self._view().digest
         running = self._publishing.get((channel, chunk))
@@ -322,12 +340,16 @@ class Aggregator:
         topic = self._party.topics.name(channel, self._party.ident)
 
         async def publish() -> None:
-            try:
-                await publish_until_taken(
-                    self._control, (topic, payload), self._backoff, is_wanted=lambda: self._is_open(plan_digest)
-                )
-            except LinkError as error:
-                _log.error("publish-failed", topic=topic, error=str(error))
+            async with self._slots if channel == "sum" else nullcontext():
+                if not self._is_open(plan_digest):
+                    return
+                message = (topic, make())
+                try:
+                    await publish_until_taken(
+                        self._control, message, self._backoff, is_wanted=lambda: self._is_open(plan_digest)
+                    )
+                except LinkError as error:
+                    _log.error("publish-failed", topic=topic, error=str(error))
 
         task = asyncio.get_running_loop().create_task(publish(), name=plan_digest.hex())
         self._publishing[channel, chunk] = task

@@ -24,7 +24,7 @@ class Opened:
     """The words of the sum by opened segment, whose they are, and who was found out on the way.
 
     `points` answered; `wrong_points` of them answered something else than the others. `is_verified`: a wrong answer
-    would have been noticed. `refused_devices` sent what no device may send.
+    would have been noticed. `left_out_devices`: their updates could not be rebuilt, or are none a device may send.
     """
 
     words: dict[int, Words] = field(repr=False)
@@ -32,7 +32,7 @@ class Opened:
     points: tuple[int, ...]
     is_verified: bool
     wrong_points: tuple[int, ...] = ()
-    refused_devices: tuple[str, ...] = ()
+    left_out_devices: tuple[str, ...] = ()
 
 
 def open_answers(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes]) -> Opened:

@@ -12,7 +12,8 @@ different contributor sets interpolate to a plausible wrong number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -51,11 +52,13 @@ class RoundLedger:
         self._attendances: dict[str, Attendance] = {}
         self._freeze: Freeze | None = None
         self._freeze_digest = b""
+        self._answer_bytes = 0
         self._joiners: dict[str, Joiner] = {}
         self._refusals: dict[str, str] = {}
         self._plan_refusals: dict[str, str] = {}
         self._check: DealerCheck | None = None
         self._check_digest = b""
+        self._checked: frozenset[Contribution] = frozenset()
         self._replies: dict[str, dict[str, Words]] = {}
         self.judgement: Judgement | None = None
 
@@ -156,9 +159,26 @@ class RoundLedger:
         """At least so many aggregators, and the uploads that all of them hold."""
         liars = self.judgement.points if self.judgement else ()
         names = [name for name in self.attended if self.view.plan.points[name] not in liars]
-        subsets = [c for size in range(len(names), at_least - 1, -1) for c in combinations(names, size)]
-        best = max(subsets, key=lambda subset: (len(self._common(subset)), len(subset)), default=())
+        holders, places = self._holders(names), range(len(names))
+        subsets = [c for size in range(len(names), at_least - 1, -1) for c in combinations(places, size)]
+        chosen = max(subsets, key=lambda subset: (_devices_of(holders, subset), len(subset)), default=())
+        best = tuple(names[place] for place in chosen)
         return best, self._common(best) if best else ()
+
+    def _holders(self, names: Sequence[str]) -> Counter[frozenset[int]]:
+        """How many devices have uploads held alike: for each upload, who holds it, bit i for `names[i]`.
+
+        Of 16 aggregators there are tens of thousands of subsets, but few ways that uploads are held.
+        """
+        masks: dict[Contribution, int] = defaultdict(int)
+        for place, name in enumerate(names):
+            for upload in self._attendances[name].uploads:
+                masks[upload] |= 1 << place
+        by_device: dict[str, set[int]] = defaultdict(set)
+        for upload, mask in masks.items():
+            if self._passed(upload):
+                by_device[upload.device_id].add(mask)
+        return Counter(frozenset(held) for held in by_device.values())
 
     def _common(self, aggregators: tuple[str, ...]) -> tuple[Contribution, ...]:
         """The newest upload of each device that every one of these aggregators holds."""
@@ -176,12 +196,13 @@ class RoundLedger:
         """
         if self._check is None or self.judgement is None:
             return True
-        return upload in self._check.contributors and upload.device_id not in self.judgement.dealers
+        return upload in self._checked and upload.device_id not in self.judgement.dealers
 
     def freeze(self, freeze: Freeze, digest: bytes) -> None:
         """Enter FROZEN with the Freeze the store has committed."""
         self.phase = RoundPhase.FROZEN
         self._freeze, self._freeze_digest = freeze, digest
+        self._answer_bytes = self.view.sum_bytes(freeze)
 
     @property
     def frozen(self) -> Freeze:
@@ -197,19 +218,23 @@ class RoundLedger:
     # ------------------------------------------------------------------ dealer check
 
     def choose_check(self, challenge: bytes) -> DealerCheck | None:
-        """The check of what more than k aggregators hold; None where so many have not attended.
+        """The check of what more than k aggregators hold; None where that is not enough for any opening.
+
+        After a check nothing else is summed: one aggregator that lost its uploads must not fail the round.
 
         `challenge`: 32 fresh random bytes; devices must not have known them when they dealt (docs/protocol.md §5.7).
         """
         plan = self.view.plan
         names, contributors = self._choose_set(plan.sharing.k + 1)
-        if not contributors:
+        rungs = [c.rung for c in contributors]
+        if not contributors or not open_segments(rungs, self.view.rungs, plan.min_devices, plan.min_devices_segment):
             return None
         return DealerCheck(plan.round_id, self.view.digest, challenge, names, contributors)
 
     def check(self, check: DealerCheck, digest: bytes) -> None:
         """Note the check the store has committed."""
         self._check, self._check_digest = check, digest
+        self._checked = frozenset(check.contributors)
 
     def reply(self, aggregator_id: str, reply: CheckReply) -> bool:
         """Note an aggregator's combinations; False if they are a repeat or of no concern.
@@ -238,8 +263,8 @@ class RoundLedger:
 
     def judge(self) -> Judgement:
         """Whose dealing fits no polynomial, and who answered wrongly. Raises as `dealer_check.judge`."""
-        points = self.view.plan.points
-        self.judgement = judge(self.view.scheme, {points[name]: given for name, given in self._replies.items()})
+        points, replies = self.view.plan.points, dict(self._replies)  # late ones go on coming
+        self.judgement = judge(self.view.scheme, {points[name]: given for name, given in replies.items()})
         return self.judgement
 
     # ------------------------------------------------------------------ answers
@@ -253,13 +278,13 @@ class RoundLedger:
             )
         if aggregator_id not in freeze.aggregators or message.x != self.view.plan.points[aggregator_id]:
             raise ProtocolError(f"sum of {aggregator_id!r} at x = {message.x}, which the freeze does not name")
-        expected = self.view.chunks(self.view.sum_bytes(freeze))
+        expected = self.view.chunks(self._answer_bytes)
         if message.chunks != expected or message.chunk >= expected:
             raise ProtocolError(f"sum chunk {message.chunk} of {message.chunks}, expected {expected} chunks")
 
     def add_answer_chunk(self, aggregator_id: str, chunk: int, data: bytes) -> bool:
         """Note an opened chunk; whether this aggregator's answer is complete. Raises `ProtocolError`."""
-        size = self.view.sum_bytes(self.frozen)
+        size = self._answer_bytes
         joiner = self._joiners.get(aggregator_id)
         if joiner is None:
             joiner = self._joiners[aggregator_id] = Joiner(size, self.view.plan.chunk_bytes, limit_bytes=size)
@@ -293,6 +318,12 @@ class RoundLedger:
         """The reason of a round that ends with too few answers."""
         found = f"sums of {len(self._answered())} aggregators"
         return f"{found}, expected at least k = {self.view.plan.sharing.k}{_listed(self._refusals)}"
+
+
+def _devices_of(holders: Mapping[frozenset[int], int], subset: Sequence[int]) -> int:
+    """Devices with an upload that all of these aggregators hold."""
+    wanted = sum(1 << place for place in subset)
+    return sum(count for masks, count in holders.items() if any(mask & wanted == wanted for mask in masks))
 
 
 def _listed(refusals: Mapping[str, str]) -> str:

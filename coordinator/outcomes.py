@@ -35,7 +35,7 @@ def outcome_line(round_id: int, phase: RoundPhase, seconds: Seconds, facts: dict
     blank: dict[str, Any] = {
         "round": round_id, "phase": str(phase), "reason": "", "contributors": 0, "aggregators": [],
         "verified": False, "density": None, "rungs": [], "segments_open": [], "accuracy": None, "loss": None,
-        "model_bytes": 0, "cohort": 0, "reveal": "sum", "dealers_checked": False, "refused_devices": [],
+        "model_bytes": 0, "cohort": 0, "reveal": "sum", "dealers_checked": False, "left_out_devices": [],
         "wrong_aggregators": [],
     }  # fmt: skip
     return {**blank, **facts, "seconds": seconds.all()}
@@ -52,7 +52,7 @@ def round_facts(ledger: RoundLedger, reason: str, opening: Opening | None) -> di
         "model_bytes": sum(segment.blob_bytes for segment in plan.segments),
         "reveal": str(plan.sharing.reveal),
         "dealers_checked": judgement is not None,
-        "refused_devices": list(judgement.dealers) if judgement else [],
+        "left_out_devices": list(judgement.dealers) if judgement else [],
         "wrong_aggregators": [names[x] for x in judgement.points] if judgement else [],
     }
     if opening is None:
@@ -67,6 +67,6 @@ def round_facts(ledger: RoundLedger, reason: str, opening: Opening | None) -> di
         "segments_open": sorted(opened.words),
         "accuracy": opening.accuracy,
         "loss": opening.loss,
-        "refused_devices": facts["refused_devices"] + list(opened.refused_devices),
+        "left_out_devices": facts["left_out_devices"] + list(opened.left_out_devices),
         "wrong_aggregators": sorted({*facts["wrong_aggregators"], *(names[x] for x in opened.wrong_points)}),
     }

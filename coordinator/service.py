@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import structlog
 
 from coordinator.ledger import Failure, RoundLedger
@@ -46,6 +47,7 @@ from fedpruneshare.messages import (
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.sealing import sum_context
+from fedpruneshare.sharing.dealer_check import Judgement
 
 _log = structlog.get_logger()
 #: A device that missed so many rounds in a row is not drawn again until it is heard of.
@@ -195,9 +197,10 @@ class Coordinator:
             _log.warning("dealers-not-checked", round_id=begun.round_id, reason="no more than k aggregators answered")
             return None
         try:
-            judgement = ledger.judge()
+            judgement = await asyncio.to_thread(ledger.judge)
         except SharingError as error:
             return Failure(str(error))
+        self._store.note_judgement(begun.round_id, msgspec.json.encode(judgement).decode())
         _log.info("dealers-checked", round_id=begun.round_id, left_out=judgement.dealers, liars=judgement.points)
         return None
 
@@ -207,7 +210,9 @@ class Coordinator:
         if body is None:
             chosen = self._open_ledger().choose_check(os.urandom(32))
             if chosen is None:
-                _log.warning("dealers-not-checked", round_id=begun.round_id, reason="no more than k aggregators attend")
+                _log.warning(
+                    "dealers-not-checked", round_id=begun.round_id, reason="too few uploads are held by more than k"
+                )
                 return False
             body = encode(chosen)
             self._store.note_check(begun.round_id, body)
@@ -222,6 +227,8 @@ class Coordinator:
             return None
         freeze = decode("freeze", begun.freeze)
         assert isinstance(freeze, Freeze)
+        if begun.judged is not None:
+            self._open_ledger().judgement = msgspec.json.decode(begun.judged, type=Judgement)
         return self._enter_frozen(freeze, begun.freeze)
 
     def _choose_freeze(self) -> Freeze | Failure:

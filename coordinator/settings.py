@@ -12,6 +12,7 @@ from fedpruneshare.errors import Fault
 from fedpruneshare.floors import LOWEST_FLOOR
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_CHUNK_BYTES, MAX_DEVICES
 from fedpruneshare.party import LinkSettings, PartySettings
+from fedpruneshare.sharing.field import FIELDS
 
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1, le=MAX_DEVICES)]
@@ -129,6 +130,17 @@ class AveragingSettings(_Table, frozen=True):
     tau: Positive = 1e-3
 
 
+def word_faults(sharing: SharingSettings, coding: CodingSettings, cohort: int) -> Iterator[Fault]:
+    """Sums that could wrap, chunks that would cut words."""
+    field = FIELDS[sharing.field]
+    if cohort * coding.max_weight >= field.p:
+        expected = f"below {field.p // cohort} for rounds.cohort = {cohort}"
+        yield Fault("coding.max_weight", str(coding.max_weight), expected, "the sum of weights could wrap")
+    if coding.chunk_bytes % field.word_bytes:
+        expected = f"a multiple of {field.word_bytes}"
+        yield Fault("coding.chunk_bytes", str(coding.chunk_bytes), expected, "chunks hold whole words")
+
+
 class CoordinatorSettings(_Table, frozen=True):
     """The whole file. `bundle` is the task bundle; `store` the folder of ledger, model and rounds.jsonl."""
 
@@ -142,3 +154,7 @@ class CoordinatorSettings(_Table, frozen=True):
     training: TrainingSettings = TrainingSettings()
     averaging: AveragingSettings = AveragingSettings()
     link: LinkSettings = LinkSettings()
+
+    def faults(self, path: str) -> Iterator[Fault]:
+        """Checks across tables."""
+        yield from word_faults(self.sharing, self.coding, self.rounds.cohort)

@@ -21,7 +21,7 @@ from fedpruneshare.storage import open_database, write_atomically
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (one INTEGER PRIMARY KEY CHECK (one = 1), bundle BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS rounds (
-    round_id INTEGER PRIMARY KEY, plan BLOB, started_at REAL NOT NULL, checked BLOB, freeze BLOB,
+    round_id INTEGER PRIMARY KEY, plan BLOB, started_at REAL NOT NULL, checked BLOB, judged TEXT, freeze BLOB,
     outcome TEXT);
 CREATE TABLE IF NOT EXISTS models (
     applied INTEGER PRIMARY KEY, coded BLOB NOT NULL, vectors BLOB NOT NULL, clips TEXT NOT NULL,
@@ -39,6 +39,7 @@ class OpenRound:
     plan: bytes
     started_at: float
     check: bytes | None = None
+    judged: str | None = None
     freeze: bytes | None = None
 
 
@@ -60,7 +61,7 @@ class RoundStore:
     def open_round(self) -> OpenRound | None:
         """The round that was under way, if any."""
         row = self._db.execute(
-            "SELECT round_id, plan, started_at, checked, freeze FROM rounds WHERE outcome IS NULL"
+            "SELECT round_id, plan, started_at, checked, judged, freeze FROM rounds WHERE outcome IS NULL"
             " ORDER BY round_id DESC LIMIT 1"
         ).fetchone()
         return OpenRound(*row) if row else None
@@ -85,6 +86,10 @@ class RoundStore:
     def note_check(self, round_id: int, check: bytes) -> None:
         """Commit the one DealerCheck of a round before it is sent."""
         self._db.execute("UPDATE rounds SET checked = ? WHERE round_id = ? AND checked IS NULL", (check, round_id))
+
+    def note_judgement(self, round_id: int, judged: str) -> None:
+        """Commit what the DealerCheck showed, before the Freeze that follows from it."""
+        self._db.execute("UPDATE rounds SET judged = ? WHERE round_id = ?", (judged, round_id))
 
     def freeze(self, round_id: int, freeze: bytes) -> None:
         """Commit the one Freeze of a round before it is sent."""

@@ -341,7 +341,7 @@ Message = (
 _KIB: Final = 1024
 #: kind -> (type, largest body in bytes). The bound is checked before a byte is decoded.
 KINDS: Final[dict[str, tuple[type[Message], int]]] = {
-    "round-plan": (RoundPlan, 192 * _KIB),
+    "round-plan": (RoundPlan, 224 * _KIB),
     "model-chunk": (ModelChunk, MAX_CHUNK_BYTES + 512),
     "hello": (Hello, 512),
     "heartbeat": (Heartbeat, 512),
@@ -349,12 +349,12 @@ KINDS: Final[dict[str, tuple[type[Message], int]]] = {
     "share-upload": (ShareUpload, MAX_CHUNK_BYTES + SEAL_BYTES + 512),
     "receipt": (Receipt, 2 * _KIB),
     "missing": (Missing, MAX_CHUNKS // 8 + 256),
-    "attendance": (Attendance, 192 * _KIB),
-    "dealer-check": (DealerCheck, 192 * _KIB),
+    "attendance": (Attendance, 224 * _KIB),
+    "dealer-check": (DealerCheck, 224 * _KIB),
     "check-reply": (CheckReply, MAX_DEVICES * 4 * 8 + 512),
     "sum-share": (SumShare, MAX_CHUNK_BYTES + SEAL_BYTES + 512),
     "refusal": (Refusal, 2 * _KIB),
-    "freeze": (Freeze, 192 * _KIB),
+    "freeze": (Freeze, 224 * _KIB),
     "outcome": (Outcome, 2 * _KIB),
 }
 KIND_OF: Final[dict[type, str]] = {message_type: kind for kind, (message_type, _) in KINDS.items()}

@@ -114,7 +114,7 @@ def check_plan(plan: RoundPlan, digest: bytes, directory: Directory) -> PlanView
     _check_sharing(view)
     _check_coding(view)
     _check_segments(view)
-    _check_fragments(view)
+    _check_sizes(view)
     return view
 
 
@@ -147,14 +147,20 @@ def _check_floors(plan: RoundPlan, directory: Directory) -> None:
 
 def _check_sharing(view: PlanView) -> None:
     sharing, scheme = view.plan.sharing, view.scheme
+    if scheme.k + scheme.t < scheme.n:
+        # k aggregators open one sum; the n - k others, given another freeze, would show so many shares of one device.
+        raise PlanError(f"k = {scheme.k}, t = {scheme.t} of n = {scheme.n}, expected k + t >= n: t shares tell nothing")
     if sharing.dealer_checks and scheme.n == scheme.k:
         raise PlanError(f"dealer checks with n = k = {scheme.k}, expected n > k: k shares always agree")
     if view.is_each_revealed and (scheme.secrets > 1 or sharing.dealer_checks):
         raise PlanError("reveal = each with ramp sharing or dealer checks, expected t = k - 1 and no checks")
 
 
-def _check_fragments(view: PlanView) -> None:
-    """With `reveal = "each"` an aggregator answers with all fragments at once."""
+def _check_sizes(view: PlanView) -> None:
+    """Shares fit into chunks; with `reveal = "each"` an aggregator answers with all fragments at once."""
+    largest = max(view.share_bytes(len(view.plan.segments) - 1, x) for x in view.plan.points.values())
+    if view.chunks(largest) > MAX_CHUNKS:
+        raise PlanError(f"shares of {largest} bytes, expected at most {MAX_CHUNKS} chunks of {view.plan.chunk_bytes}")
     if not view.is_each_revealed:
         return
     most = len(view.plan.cohort) * view.share_bytes(len(view.plan.segments) - 1, 1)

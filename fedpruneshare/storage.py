@@ -29,8 +29,8 @@ def open_database(path: Path, schema: str) -> sqlite3.Connection:
         if database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] and found != version:
             database.close()
             raise SettingsError(f"store {path} was written by another version, expected an empty folder or one of this")
+        database.execute(f"PRAGMA user_version = {version}")  # first: power lost in between leaves no unknown tables
         database.executescript(schema)
-        database.execute(f"PRAGMA user_version = {version}")
     except (OSError, sqlite3.Error) as error:
         raise SettingsError(
             f"store {path}: {error}, expected a database of this version in a writable folder"

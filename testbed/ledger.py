@@ -38,7 +38,7 @@ class CoordinatorRound(msgspec.Struct, frozen=True):
     model_bytes: int = 0
     reveal: Literal["sum", "each"] = "sum"
     dealers_checked: bool = False
-    refused_devices: tuple[str, ...] = ()
+    left_out_devices: tuple[str, ...] = ()
     wrong_aggregators: tuple[str, ...] = ()
 
 
@@ -101,7 +101,8 @@ class RunRound(msgspec.Struct, frozen=True):
 
     `devices` counts them by how the round ended for them. `uploaded_bytes` is what the devices with a completed upload
     sent in this round, control and re-sends included. `uplink_bytes_so_far` starts with the bytes outside any round.
-    `refused_devices` dealt or sent what no device may, `wrong_aggregators` answered otherwise than the rest.
+    `left_out_devices` uploaded what does not fit together or no device may send, `wrong_aggregators` answered otherwise
+    than the rest.
     """
 
     seed: int
@@ -126,7 +127,7 @@ class RunRound(msgspec.Struct, frozen=True):
     model_bytes: int
     reveal: Literal["sum", "each"] = "sum"
     dealers_checked: bool = False
-    refused_devices: tuple[str, ...] = ()
+    left_out_devices: tuple[str, ...] = ()
     wrong_aggregators: tuple[str, ...] = ()
 
 
@@ -217,7 +218,7 @@ def _merged(seed: int, line: CoordinatorRound, devices: Mapping[str, Sequence[De
         model_bytes=line.model_bytes,
         reveal=line.reveal,
         dealers_checked=line.dealers_checked,
-        refused_devices=line.refused_devices,
+        left_out_devices=line.left_out_devices,
         wrong_aggregators=line.wrong_aggregators,
     )
 

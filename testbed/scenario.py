@@ -22,12 +22,12 @@ from coordinator.settings import (
     RoundSettings,
     SharingSettings,
     TrainingSettings,
+    word_faults,
 )
 from fedpruneshare.errors import Fault, SettingsError
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES
 from fedpruneshare.settings import load_settings
 from fedpruneshare.settings_words import describe, sole_member
-from fedpruneshare.sharing.field import FIELDS
 
 SCENARIOS: Final = Path(__file__).parent / "scenarios"
 #: Tasks that ship with the project, by name (`edge_client.tasks.BUILT_IN`, which only torch can import).
@@ -116,7 +116,7 @@ class Scenario(_Table, frozen=True):
         """Checks across tables."""
         yield from _task_faults(self.task)
         yield from _count_faults(self)
-        yield from _word_faults(self)
+        yield from word_faults(self.sharing, self.coding, self.rounds.cohort)
         yield from _group_faults(self)
         yield from _single_place_faults(self)
 
@@ -147,20 +147,12 @@ def _count_faults(scenario: Scenario) -> Iterator[Fault]:
         )
     if rounds.cohort > devices:
         yield Fault("rounds.cohort", str(rounds.cohort), f"at most fleet.devices = {devices}")
+    if 2 * k > n > k + scenario.sharing.t:
+        expected, hint = f"at least n - threshold = {n - k}", "so many shares of one device could otherwise be had"
+        yield Fault("sharing.privacy_threshold", str(scenario.sharing.t), expected, hint)
     if scenario.sharing.dealer_checks and k == n:
         expected = f"0 with sharing.threshold = aggregators.count = {n}"
         yield Fault("sharing.dealer_checks", str(scenario.sharing.dealer_checks), expected, "k shares always agree")
-
-
-def _word_faults(scenario: Scenario) -> Iterator[Fault]:
-    """Sums that could wrap, chunks that would cut words."""
-    field, cohort, coding = FIELDS[scenario.sharing.field], scenario.rounds.cohort, scenario.coding
-    if cohort * coding.max_weight >= field.p:
-        expected = f"below {field.p // cohort} for rounds.cohort = {cohort}"
-        yield Fault("coding.max_weight", str(coding.max_weight), expected, "the sum of weights could wrap")
-    if coding.chunk_bytes % field.word_bytes:
-        expected = f"a multiple of {field.word_bytes}"
-        yield Fault("coding.chunk_bytes", str(coding.chunk_bytes), expected, "chunks hold whole words")
 
 
 def _group_faults(scenario: Scenario) -> Iterator[Fault]:

@@ -148,13 +148,13 @@ def _found_out(run: RunFiles) -> str:
         + "; ".join(
             f"{what} {', '.join(names)}"
             for what, names in (
-                ("left out", line.refused_devices),
+                ("left out", line.left_out_devices),
                 ("answered otherwise than the rest:", line.wrong_aggregators),
             )
             if names
         )
         for line in run.rounds
-        if line.refused_devices or line.wrong_aggregators
+        if line.left_out_devices or line.wrong_aggregators
     ]
     if not lines:
         return ""

@@ -85,7 +85,7 @@ MODES = [
     Sharing(3, 2, 1),
     Sharing(5, 3, 2),
     Sharing(4, 3, 1),
-    Sharing(5, 3, 1, "F61"),
+    Sharing(5, 4, 2, "F61"),
     Sharing(3, 2, 1, dealer_checks=2),
     Sharing(3, 2, 1, reveal=Reveal.EACH),
     Sharing(5, 3, 2, "F61", reveal=Reveal.EACH),
@@ -100,7 +100,7 @@ def test_every_subset_opens_the_plain_sum(sharing: Sharing) -> None:
             opened = open_answers(scene.view, scene.freeze, {x: scene.answers[x] for x in points})
             assert opened.points == points
             assert opened.is_verified == (size > sharing.k or sharing.reveal is Reveal.EACH)
-            assert (opened.wrong_points, opened.refused_devices) == ((), ())
+            assert (opened.wrong_points, opened.left_out_devices) == ((), ())
             assert {segment: words.tolist() for segment, words in opened.words.items()} == {
                 segment: scene.expected(segment) for segment in (0, 1)
             }
@@ -137,7 +137,7 @@ def test_one_wrong_answer_is_named_also_among_fragments(n: int, k: int) -> None:
 def test_with_k_answers_a_wrong_fragment_costs_its_device() -> None:
     scene = Scene(Sharing(3, 2, 1, reveal=Reveal.EACH))
     opened = open_answers(scene.view, scene.freeze, {1: scene.answers[1], 3: scene.altered(3, -1)})
-    assert opened.refused_devices == ("device-06",)
+    assert opened.left_out_devices == ("device-06",)
     assert opened.words[0].tolist() == scene.expected(0, without=("device-06",))
 
 

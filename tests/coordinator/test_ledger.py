@@ -7,7 +7,7 @@ from itertools import combinations
 import msgspec
 import numpy as np
 import pytest
-from builders import AGGREGATORS, DEVICES, view
+from builders import AGGREGATORS, DEVICES, plan, view
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +27,7 @@ from fedpruneshare.messages import (
     digest,
     encode,
 )
+from fedpruneshare.plan import PlanView
 from fedpruneshare.sharing.dealer_check import Judgement, judge
 from fedpruneshare.sharing.shamir import SharingScheme
 
@@ -268,6 +269,34 @@ def test_an_upload_kept_from_one_aggregator_does_not_evade_the_check() -> None:
     freeze = ledger.choose_freeze()
     assert isinstance(freeze, Freeze)
     assert {c.device_id for c in freeze.contributors} == set(DEVICES) - {"device-05"}
+
+
+def test_an_aggregator_that_lost_its_uploads_does_not_fail_the_round() -> None:
+    """Two others hold them all: the round goes on as if the third had not attended."""
+    ledger = attended({"aggregator-1": UPLOADS, "aggregator-2": UPLOADS, "aggregator-3": UPLOADS[:2]})
+    assert ledger.choose_check(bytes(32)) is None
+    freeze = ledger.choose_freeze()
+    assert isinstance(freeze, Freeze)
+    assert len(freeze.contributors) == 10
+
+
+@pytest.mark.timeout(30)
+def test_many_aggregators_and_devices_do_not_stop_the_loop() -> None:
+    """26 333 subsets of 16 aggregators, 4096 devices; what each subset holds in common is not collected for each."""
+    names = tuple(f"aggregator-{x:02}" for x in range(16))
+    devices = tuple(f"device-{x}" for x in range(4096))
+    changes = {"sharing": Sharing(16, 9, 8, dealer_checks=1), "points": {n: x for x, n in enumerate(names, 1)}}
+    ledger = RoundLedger(PlanView(plan(cohort=devices, **changes), b"v" * 32))
+    uploads = tuple(contribution(device) for device in devices)
+    for name in names:
+        ledger.attend(name, Attendance(1, b"v" * 32, uploads, ()))
+    check = ledger.choose_check(bytes(32))
+    assert check is not None
+    ledger.check(check, b"c" * 32)
+    ledger.judgement = Judgement(("device-7",), ())
+    freeze = ledger.choose_freeze()
+    assert isinstance(freeze, Freeze)
+    assert (freeze.aggregators, len(freeze.contributors)) == (names, 4095)
 
 
 def test_without_enough_replies_the_round_goes_on_unchecked() -> None:

@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 from message_examples import EXAMPLES
 
 from fedpruneshare.errors import MessageError
-from fedpruneshare.messages import KIND_OF, KINDS, decode, digest, encode
+from fedpruneshare.messages import (
+    KIND_OF,
+    KINDS,
+    MAX_DEVICES,
+    Attendance,
+    Contribution,
+    DealerCheck,
+    Freeze,
+    decode,
+    digest,
+    encode,
+)
 
 each_kind = pytest.mark.parametrize("kind", list(KINDS))
 
@@ -108,3 +119,15 @@ def test_damaged_bytes_raise_nothing_else(kind: str, data: st.DataObject) -> Non
     except MessageError:
         return
     assert KIND_OF[type(message)] == kind
+
+
+def test_the_largest_cohort_with_the_longest_names_fits() -> None:
+    """What is encoded is committed and sent: nobody could decode it if it were too large."""
+    everyone = tuple(Contribution(f"{place:032}", bytes(16), 15) for place in range(MAX_DEVICES))
+    names, last = tuple(f"{place:032}" for place in range(16)), 2**47
+    for message in (
+        Attendance(last, bytes(32), everyone, ()),
+        DealerCheck(last, bytes(32), bytes(32), names, everyone),
+        Freeze(last, bytes(32), names, everyone, tuple(range(16))),
+    ):
+        assert decode(KIND_OF[type(message)], encode(message)) == message

@@ -81,6 +81,17 @@ def test_two_disjoint_sets_must_not_open_two_sums() -> None:
     assert check_plan(plan(sharing=Sharing(4, 3, 2), points=points), bytes(32), four).scheme.k == 3
 
 
+def test_who_is_not_needed_for_a_sum_must_not_hold_more_shares_than_tell_nothing() -> None:
+    """Ramp sharing: two of five aggregators, given a Freeze without one device, would show two shares of it."""
+    names = [f"aggregator-{x}" for x in range(1, 6)]
+    five = directory(aggregators={name: directory().aggregators["aggregator-1"] for name in names})
+    points = {name: x for x, name in enumerate(names, 1)}
+    with pytest.raises(PlanError, match="t = 1 of n = 5, expected k \\+ t >= n"):
+        check_plan(plan(sharing=Sharing(5, 3, 1), points=points), bytes(32), five)
+    for k, t in ((3, 2), (4, 1)):
+        assert check_plan(plan(sharing=Sharing(5, k, t), points=points), bytes(32), five).scheme.t == t
+
+
 def test_the_directorys_floor_stands_above_the_lowest() -> None:
     with pytest.raises(PlanError, match="min_devices = 3, expected at least 5"):
         check_plan(plan(), bytes(32), directory(min_devices=5))

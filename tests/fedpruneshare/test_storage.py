@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,16 @@ def test_a_database_of_this_version_is_opened_again(tmp_path: Path) -> None:
         assert database.execute("SELECT COUNT(*) FROM things").fetchone()[0] == count
         database.close()
     assert (tmp_path / "folder" / "a.sqlite").stat().st_mode & 0o077 == 0
+
+
+def test_power_lost_while_the_tables_are_made_is_no_other_version(tmp_path: Path) -> None:
+    two = SCHEMA + "CREATE TABLE IF NOT EXISTS more (name TEXT);"
+    with pytest.raises(SettingsError):
+        open_database(tmp_path / "a.sqlite", two + "CREATE TABLE nonsense;")
+    database = sqlite3.connect(tmp_path / "a.sqlite")
+    assert database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 2
+    assert database.execute("PRAGMA user_version").fetchone()[0] != 0
+    database.close()
 
 
 @pytest.mark.parametrize("other", ["CREATE TABLE IF NOT EXISTS things (name TEXT, colour TEXT);", SCHEMA + " "])

@@ -36,7 +36,7 @@ def run_folder(
                 density=0.25,
                 seconds={"total": 1.5},
                 contributors=2,
-                refused_devices=("device-<3>",),
+                left_out_devices=("device-<3>",),
                 wrong_aggregators=("aggregator-2",),
             ),
         ]
