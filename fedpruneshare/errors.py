@@ -131,5 +131,9 @@ class SettingsError(FedPruneShareError):
         return "\n".join([str(self.args[0]), *(f"  {fault}" for fault in self.faults)])
 
 
+class MeterError(SettingsError):
+    """A power sensor is absent, may not be read, or gives nothing that can be measured with."""
+
+
 class TaskError(SettingsError):
     """A task module or its model cannot be handled; the message gives the reason."""
