@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import click
-import msgspec
 
-from edge_client.energy.meters import find_meter
-from edge_client.energy.recorder import EnergyRecorder
+from edge_client.energy.meters import Source, find_meter
+from edge_client.energy.recorder import EnergyRecorder, PhaseEnergy
+from edge_client.energy.trace import PowerTrace
 from edge_client.settings import DeviceSettings
 from fedpruneshare.errors import MeterError
 from fedpruneshare.settings import load_settings
@@ -31,30 +32,34 @@ def run(config: Path) -> int:
 
 
 @device.command()
-@click.option(
-    "--seconds", type=click.FloatRange(0.1, 86_400), default=5.0, show_default=True, help="How long to measure."
-)
-@click.option(
-    "--every", type=click.FloatRange(0.001, 60), default=0.1, show_default=True, help="Seconds between samples."
-)
+@click.option("--seconds", type=click.FloatRange(0.1, 86_400), default=5.0, show_default=True, help="How long.")
+@click.option("--every", type=click.FloatRange(0.001, 60), default=0.1, show_default=True, help="Between samples.")
+@click.option("--csv", "record", type=click.Path(path_type=Path), help="Read an external meter's record instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option(
     "--root", type=click.Path(path_type=Path, exists=True), default=Path("/"), help="Read a recorded tree of files."
 )
-def power(seconds: float, every: float, as_json: bool, root: Path) -> int:
+def power(*, seconds: float, every: float, record: Path | None, as_json: bool, root: Path) -> None:
     """Measure what this board takes now, with the sensor it has: watts, joules and their source."""
+    taken, source = _recorded(record) if record else _measured(root, seconds, every)
+    watts = taken.joules / taken.seconds
+    if as_json:
+        click.echo(json.dumps({"watts": watts, **asdict(taken), "source": asdict(source)}))
+        return
+    click.echo(f"{watts:.3f} W, {taken.joules:.2f} J in {taken.seconds:.1f} s ({taken.readings} readings)")
+    click.echo(f"{source.sensor}: {source.covers}; {source.resolution}")
+
+
+def _measured(root: Path, seconds: float, every_s: float) -> tuple[PhaseEnergy, Source]:
     recorder = EnergyRecorder(find_meter(root), time.monotonic)
-    with recorder.sampling(every):
+    with recorder.sampling(every_s):
         time.sleep(seconds)
     if recorder.failure:
         raise MeterError(recorder.failure)
-    taken = recorder.phases["idle"]
-    watts = taken.joules / taken.seconds
-    if as_json:
-        figures = {"watts": watts, "joules": taken.joules, "seconds": taken.seconds, "readings": taken.readings}
-        click.echo(json.dumps({**figures, "source": msgspec.to_builtins(recorder.source)}))
-    else:
-        source = recorder.source
-        click.echo(f"{watts:.3f} W, {taken.joules:.2f} J in {taken.seconds:.1f} s ({taken.readings} readings)")
-        click.echo(f"{source.sensor}: {source.covers}; {source.resolution}")
-    return 0
+    return recorder.phases["idle"], recorder.source
+
+
+def _recorded(path: Path) -> tuple[PhaseEnergy, Source]:
+    trace = PowerTrace.read(path)
+    start_s, end_s = trace.seconds[0], trace.seconds[-1]
+    return PhaseEnergy(trace.joules(start_s, end_s), end_s - start_s, len(trace.seconds)), trace.source

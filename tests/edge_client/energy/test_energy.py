@@ -273,6 +273,14 @@ def test_the_command_reads_a_recorded_tree(tmp_path: Path, capsys: pytest.Captur
     assert "7.000 W" in capsys.readouterr().out
 
 
+def test_the_command_reads_an_external_meter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plug.csv").write_text("time_s,watts\n10,2\n12,4\n")
+    assert run(["device", "power", "--csv", str(tmp_path / "plug.csv")]) == 0
+    out = capsys.readouterr().out
+    assert "3.000 W, 6.00 J in 2.0 s (2 readings)" in out
+    assert "external: what the meter of plug.csv is wired to" in out
+
+
 def test_the_command_says_why_there_is_no_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["device", "power", "--root", str(tmp_path)]) == 2
     assert "no power sensor under" in capsys.readouterr().err
