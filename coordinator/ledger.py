@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from fedpruneshare.errors import ProtocolError
-from fedpruneshare.floors import contributor_counts, open_segments
+from fedpruneshare.floors import open_segments
 from fedpruneshare.link.chunks import Joiner
 from fedpruneshare.messages import (
     Attendance,
@@ -210,10 +210,6 @@ class RoundLedger:
         if self._freeze is None:
             raise RuntimeError("the round is not frozen")
         return self._freeze
-
-    def contributors_per_segment(self) -> list[int]:
-        """How many of the frozen devices reach each segment."""
-        return contributor_counts([c.rung for c in self.frozen.contributors], self.view.rungs)
 
     # ------------------------------------------------------------------ dealer check
 

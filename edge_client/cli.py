@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from edge_client.energy.meters import Source, find_meter
-from edge_client.energy.recorder import EnergyRecorder, PhaseEnergy
+from edge_client.energy.recorder import Energy, EnergyRecorder
 from edge_client.energy.trace import PowerTrace
 from edge_client.settings import DeviceSettings
 from fedpruneshare.errors import MeterError
@@ -37,7 +37,7 @@ def run(config: Path) -> int:
 @click.option("--csv", "record", type=click.Path(path_type=Path), help="Read an external meter's record instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option(
-    "--root", type=click.Path(path_type=Path, exists=True), default=Path("/"), help="Read a recorded tree of files."
+    "--root", type=click.Path(path_type=Path, exists=True), default=Path("/"), help="Read a copy of a board's files."
 )
 def power(*, seconds: float, every: float, record: Path | None, as_json: bool, root: Path) -> None:
     """Measure what this board takes now, with the sensor it has: watts, joules and their source."""
@@ -50,16 +50,16 @@ def power(*, seconds: float, every: float, record: Path | None, as_json: bool, r
     click.echo(f"{source.sensor}: {source.covers}; {source.resolution}")
 
 
-def _measured(root: Path, seconds: float, every_s: float) -> tuple[PhaseEnergy, Source]:
+def _measured(root: Path, seconds: float, every_s: float) -> tuple[Energy, Source]:
     recorder = EnergyRecorder(find_meter(root), time.monotonic)
     with recorder.sampling(every_s):
         time.sleep(seconds)
     if recorder.failure:
         raise MeterError(recorder.failure)
-    return recorder.phases["idle"], recorder.source
+    return recorder.taken, recorder.source
 
 
-def _recorded(path: Path) -> tuple[PhaseEnergy, Source]:
+def _recorded(path: Path) -> tuple[Energy, Source]:
     trace = PowerTrace.read(path)
     start_s, end_s = trace.seconds[0], trace.seconds[-1]
-    return PhaseEnergy(trace.joules(start_s, end_s), end_s - start_s, len(trace.seconds)), trace.source
+    return Energy(trace.joules(start_s, end_s), end_s - start_s, len(trace.seconds)), trace.source

@@ -1,5 +1,4 @@
-"""Joules of a device: what measures them, and what was measured in each phase of a round.
+"""Joules of a device: `meters` reads the sensor a board has, `recorder` samples it, `trace` reads an external one.
 
-`meters` reads the sensor a board has, `recorder` samples it while the device works. A joule always names its source;
-where nothing measures, there is a reason and no number.
+A joule always names its source; where nothing measures, there is a reason and no number.
 """

@@ -1,4 +1,4 @@
-"""Power sensors of boards, each read from a file-system root, so that recorded trees are fixtures.
+"""Power sensors of boards, each read from a file-system root, so that a copied tree will do.
 
 - Jetson: INA3221 by hwmon (mV x mA) or the older iio files (mW). The total is the input rail, VDD_IN or POM_5V_IN.
 - x86: RAPL, cumulative microjoules of each package, which wrap.
@@ -80,7 +80,9 @@ class Ina3221:
         """The input rail, or all rails where the board has no name for it."""
         total = self._total()
         covers = f"the whole board ({total[0]})" if len(total) == 1 else f"the rails {', '.join(total)}"
-        return Source("ina3221", covers, f"one reading of {self.interface}, about 1 % of full scale")
+        return Source(
+            "ina3221", covers, f"what {self.interface} reports: " + ("mV and mA" if self.interface == "hwmon" else "mW")
+        )
 
     def watts(self) -> float:
         """Power at the input. Raises `MeterError` naming the file that cannot be read."""
@@ -146,7 +148,7 @@ class Rapl:
     def source(self) -> Source:
         """The packages: processor and its caches, not the board."""
         return Source(
-            "rapl", f"{len(self._zones)} processor packages, not the board", "61 microjoules, updated each ms"
+            "rapl", f"{len(self._zones)} processor packages, not the board", "the kernel's counter, in microjoules"
         )
 
     def joules(self) -> float:

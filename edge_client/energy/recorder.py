@@ -1,4 +1,4 @@
-"""Sampling a meter while the device works: joules of each phase, or the reason why there are none."""
+"""Sampling a meter for a while: joules, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _STUCK_AFTER = 50
 
 
 @dataclass
-class PhaseEnergy:
-    """What one phase took: joules of `source` over so many seconds and readings."""
+class Energy:
+    """What was taken: joules over so many seconds, from so many readings."""
 
     joules: float = 0.0
     seconds: float = 0.0
@@ -25,7 +25,7 @@ class PhaseEnergy:
 
 @dataclass
 class EnergyRecorder:
-    """Adds up a meter's readings by phase; call `sample` often, or let `sampling` do it. `clock` in seconds.
+    """Adds up a meter's readings; call `sample` often, or let `sampling` do it. `clock` in seconds.
 
     A power meter is integrated by the trapezoidal rule between samples, a counter is read off. The first failure ends
     the recording: then `failure` says why, and no figure is given for what was not measured whole.
@@ -33,12 +33,11 @@ class EnergyRecorder:
 
     meter: PowerMeter | EnergyCounter
     clock: Callable[[], float]
-    phases: dict[str, PhaseEnergy] = field(default_factory=dict)
+    taken: Energy = field(default_factory=Energy)
     failure: str = ""
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._phase = "idle"
         self._last: tuple[float, float] | None = None
         self._equal = 0
 
@@ -48,20 +47,14 @@ class EnergyRecorder:
         return self.meter.source
 
     def sample(self) -> None:
-        """Read the meter and add what has passed since the last reading to the phase under way."""
+        """Read the meter and add what has passed since the last reading."""
         with self._lock:
             if self.failure:
                 return
             try:
                 self._add(self.clock(), self._read())
             except MeterError as error:
-                self.failure, self.phases = str(error), {}
-
-    def enter(self, phase: str) -> None:
-        """Begin another phase: what came before it is counted for the one before."""
-        self.sample()
-        with self._lock:
-            self._phase = phase
+                self.failure, self.taken = str(error), Energy()
 
     @contextmanager
     def sampling(self, every_s: float) -> Iterator[None]:
@@ -91,11 +84,10 @@ class EnergyRecorder:
             return
         self._refuse_stuck(reading == last[1])
         seconds = now_s - last[0]
-        phase = self.phases.setdefault(self._phase, PhaseEnergy())
         is_power = isinstance(self.meter, PowerMeter)
-        phase.joules += (reading + last[1]) / 2 * seconds if is_power else reading - last[1]
-        phase.seconds += seconds
-        phase.readings += 1
+        self.taken.joules += (reading + last[1]) / 2 * seconds if is_power else reading - last[1]
+        self.taken.seconds += seconds
+        self.taken.readings += 1
 
     def _refuse_stuck(self, is_equal: bool) -> None:
         self._equal = self._equal + 1 if is_equal else 0

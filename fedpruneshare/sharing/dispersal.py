@@ -73,7 +73,8 @@ def rebuild(fragments: Mapping[int, bytes], size_bytes: int, n: int, k: int, con
     good = _largest_group({x: found for x, found in parsed.items() if found is not None}, k)
     wrong = tuple(x for x in parsed if x not in good)
     if len(good) < k:
-        raise DispersalError(f"{len(good)} fragments fit together, expected at least k = {k}", wrong)
+        others = f"; not those of points {list(wrong)}" if wrong else ""
+        raise DispersalError(f"{len(good)} fragments fit together, expected at least k = {k}{others}", wrong)
     chosen = sorted(good)[:k]
     cipher_key = _combine_key({x: good[x].key_share for x in chosen})
     ciphertext = decode({x: good[x].piece for x in chosen}, k)[: size_bytes + _TAG_BYTES]

@@ -7,7 +7,7 @@ may be the first operand. Arrays of another type or length raise `SharingError`:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -100,21 +100,23 @@ def check_alike(field: Field, *arrays: Words) -> None:
 
 def modadd(a: Words, b: Words, out: Words, field: Field = F31) -> Words:
     """Write a + b mod p into `out`. All canonical words of one length; `out` may be `a`. Raises `SharingError`."""
-    check_alike(field, a, b, out)
-    scratch = np.empty(min(field.chunk, a.size), dtype=field.word_type)
-    for start in range(0, a.size, field.chunk):
-        part = slice(start, start + field.chunk)
-        add_into(a[part], b[part], out[part], scratch, field)
-    return out
+    return _in_chunks(add_into, (a, b, out), field)
 
 
 def modsub(a: Words, b: Words, out: Words, field: Field = F31) -> Words:
     """Write a − b mod p into `out`. All canonical words of one length; `out` may be `a`. Raises `SharingError`."""
-    check_alike(field, a, b, out)
-    scratch = np.empty(min(field.chunk, a.size), dtype=field.word_type)
-    for start in range(0, a.size, field.chunk):
+    return _in_chunks(subtract_into, (a, b, out), field)
+
+
+def _in_chunks(
+    kernel: Callable[[Words, Words, Words, Words, Field], None], arrays: tuple[Words, Words, Words], field: Field
+) -> Words:
+    check_alike(field, *arrays)
+    a, b, out = arrays
+    scratch = np.empty(min(field.chunk, out.size), dtype=field.word_type)
+    for start in range(0, out.size, field.chunk):
         part = slice(start, start + field.chunk)
-        subtract_into(a[part], b[part], out[part], scratch, field)
+        kernel(a[part], b[part], out[part], scratch, field)
     return out
 
 

@@ -86,8 +86,7 @@ class SharingScheme:
         """
         size = self.elements(words.size)
         out = {x: np.empty(size, dtype=self.field.word_type) for x in self.full_points}
-        for _ in self.split_chunks(words, seeds, (prg, domain), out):
-            pass
+        self.split_next(words, self.open_streams(seeds, (prg, domain)), out)
         return out
 
     def split_chunks(
@@ -98,11 +97,7 @@ class SharingScheme:
         `stream` = (keystream algorithm, domain); `out`: elements for each full point, which may be the secret's own
         buffer, and for any seed point whose share is wanted. All is checked at the call, before anything is written.
         """
-        self._check_outputs(out, self.elements(words.size))
-        check_canonical(words, self.field)
-        streams = self.open_streams(seeds, stream)
-        steps = self._extend(words, streams, lambda part: {x: vector[part] for x, vector in out.items()})
-        return (part for part, _ in steps)
+        return self._extend_into(words, self.open_streams(seeds, stream), out)
 
     def stream(
         self, words: Words, seeds: Mapping[int, Seed], stream: tuple[Prg, bytes]
@@ -125,9 +120,7 @@ class SharingScheme:
 
         `out` as for `split_chunks`. Raises `SharingError` as `split`.
         """
-        self._check_outputs(out, self.elements(words.size))
-        check_canonical(words, self.field)
-        for _ in self._extend(words, streams, lambda part: {x: vector[part] for x, vector in out.items()}):
+        for _ in self._extend_into(words, streams, out):
             pass
 
     def open_streams(self, seeds: Mapping[int, Seed], stream: tuple[Prg, bytes]) -> list[ElementStream]:
@@ -139,6 +132,12 @@ class SharingScheme:
             if seeds[x] == seeds[other]:
                 raise SharingError(f"points {x} and {other} have the same seed, expected a fresh one for each")
         return [ElementStream(stream[0], seeds[x], stream[1], self.field) for x in range(1, self.t + 1)]
+
+    def _extend_into(self, words: Words, streams: list[ElementStream], out: Mapping[int, Words]) -> Iterator[slice]:
+        self._check_outputs(out, self.elements(words.size))
+        check_canonical(words, self.field)
+        steps = self._extend(words, streams, lambda part: {x: vector[part] for x, vector in out.items()})
+        return (part for part, _ in steps)
 
     def _extend(
         self, words: Words, streams: list[ElementStream], places: Callable[[slice], dict[int, Words]]

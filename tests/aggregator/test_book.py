@@ -50,6 +50,14 @@ def share_upload(book: ShareBook, upload_id: bytes, rung: int, chunk: int) -> Sh
     )
 
 
+def upload_whole(book: ShareBook, device: str) -> None:
+    """All chunks of a device's upload at rung 0."""
+    for chunk in range(share_upload(book, UPLOAD_IDS[0], 0, 0).chunks):
+        attempt = book.admit(device, share_upload(book, UPLOAD_IDS[0], 0, chunk))
+        assert not isinstance(attempt, Refused)
+        book.stored(attempt, chunk)
+
+
 class Book(RuleBasedStateMachine):
     """What may happen at one aggregator. The model is the dictionary of stored chunks and a few flags."""
 
@@ -344,11 +352,7 @@ def test_a_rung_the_plan_leaves_out_is_refused() -> None:
 
 def test_everyone_done_counts_uploads_and_declines(book: ShareBook) -> None:
     for device in DEVICES[:9]:
-        message = share_upload(book, UPLOAD_IDS[0], 0, 0)
-        for chunk in range(message.chunks):
-            attempt = book.admit(device, share_upload(book, UPLOAD_IDS[0], 0, chunk))
-            assert not isinstance(attempt, Refused)
-            book.stored(attempt, chunk)
+        upload_whole(book, device)
     assert not book.is_everyone_done()
     assert book.decline("device-09", 5, view(5).digest)
     assert book.is_everyone_done()
@@ -359,11 +363,7 @@ def test_the_aggregators_own_floor_stands_above_the_plans(book: ShareBook) -> No
     strict.open_round(view(5))
     contributors = []
     for device in DEVICES[:6]:
-        message = share_upload(strict, UPLOAD_IDS[0], 0, 0)
-        for chunk in range(message.chunks):
-            attempt = strict.admit(device, share_upload(strict, UPLOAD_IDS[0], 0, chunk))
-            assert not isinstance(attempt, Refused)
-            strict.stored(attempt, chunk)
+        upload_whole(strict, device)
         contributors.append(Contribution(device, UPLOAD_IDS[0], 0))
     strict.attend()
     freeze = Freeze(5, view(5).digest, ("aggregator-1", "aggregator-2"), tuple(contributors), (0,))

@@ -172,11 +172,6 @@ def sum_share(name: bytes, aggregator: str = "aggregator-1", **changes: object) 
     return msgspec.structs.replace(made, **changes)
 
 
-def test_contributors_are_counted_by_segment(frozen: tuple[RoundLedger, bytes]) -> None:
-    assert frozen[0].frozen.segments == (0, 1, 2)
-    assert frozen[0].contributors_per_segment() == [10, 6, 3]
-
-
 @pytest.mark.parametrize(
     "changes", [{"round_id": 2}, {"freeze": bytes(32)}, {"x": 3}, {"chunks": 1}, {"chunk": 99}], ids=str
 )

@@ -1,4 +1,4 @@
-"""Joules to the last digit from recorded trees, and a reason instead of a number where a sensor fails."""
+"""Joules to the last digit from trees laid out as the boards' drivers do, and a reason where a sensor fails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_client.energy.meters import Ina3221, Pmic, Rapl, Source, find_meter
-from edge_client.energy.recorder import EnergyRecorder
+from edge_client.energy.recorder import Energy, EnergyRecorder
 from edge_client.energy.trace import PowerTrace
 from fedpruneshare.cli import run
 from fedpruneshare.errors import MeterError
@@ -158,18 +158,15 @@ class Scripted:
         return self.left.pop(0)
 
 
-def test_phases_add_up_to_the_trapezoids() -> None:
+def test_power_is_integrated_by_trapezoids() -> None:
     moments = iter([0.0, 1.0, 3.0, 3.5, 5.5])
     recorder = EnergyRecorder(Scripted(2.0, 4.0, 4.0, 10.0, 2.0), lambda: next(moments))
-    recorder.sample()
-    recorder.sample()
-    recorder.enter("train")
-    recorder.sample()
-    recorder.enter("send")
-    assert recorder.phases["idle"].joules == pytest.approx(3.0 + 8.0)
-    assert recorder.phases["train"].joules == pytest.approx(3.5 + 12.0)
-    assert recorder.phases["train"].seconds == pytest.approx(2.5)
-    assert sum(phase.joules for phase in recorder.phases.values()) == pytest.approx(26.5)
+    expected = 0.0
+    for passed in (0.0, 3.0, 8.0, 3.5, 12.0):
+        recorder.sample()
+        expected += passed
+        assert recorder.taken.joules == pytest.approx(expected)
+    assert (recorder.taken.seconds, recorder.taken.readings) == (5.5, 4)
     assert not recorder.failure
 
 
@@ -179,13 +176,10 @@ def test_a_counter_is_read_off(tmp_path: Path) -> None:
     moments = iter([0.0, 1.0, 2.0])
     recorder = EnergyRecorder(meter, lambda: next(moments))
     recorder.sample()
-    counter.write_text("1250000")
-    recorder.enter("train")
-    counter.write_text("4250000")
-    recorder.sample()
-    assert {name: phase.joules for name, phase in recorder.phases.items()} == pytest.approx(
-        {"idle": 0.25, "train": 3.0}
-    )
+    for reading, joules in (("1250000", 0.25), ("4250000", 3.25)):
+        counter.write_text(reading)
+        recorder.sample()
+        assert recorder.taken.joules == pytest.approx(joules)
 
 
 def test_a_sensor_that_fails_leaves_a_reason_and_no_number() -> None:
@@ -194,7 +188,7 @@ def test_a_sensor_that_fails_leaves_a_reason_and_no_number() -> None:
     for _ in range(4):
         recorder.sample()
     assert recorder.failure == "the sensor has gone"
-    assert recorder.phases == {}
+    assert recorder.taken == Energy()
 
 
 def test_a_sensor_that_hangs_is_noticed() -> None:
@@ -203,7 +197,7 @@ def test_a_sensor_that_hangs_is_noticed() -> None:
     for _ in range(100):
         recorder.sample()
     assert "50 equal readings in a row, the sensor hangs" in recorder.failure
-    assert recorder.phases == {}
+    assert recorder.taken == Energy()
 
 
 def test_a_thread_samples_while_the_block_lasts() -> None:
@@ -220,7 +214,7 @@ def test_a_thread_samples_while_the_block_lasts() -> None:
     with recorder.sampling(0.001):
         while meter.count < 20:
             pass
-    assert recorder.phases["idle"].readings == meter.count - 1
+    assert recorder.taken.readings == meter.count - 1
     assert not recorder.failure
 
 
