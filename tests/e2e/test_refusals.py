@@ -15,7 +15,6 @@ from e2e.fleets import (
     at,
     complete_uploads,
     coordinator_rows,
-    has_attended,
     held,
     paused,
     query,
@@ -252,8 +251,11 @@ def frozen_without(fleet: Fleet, silent: str) -> Iterator[Freeze]:
             for name in fleet.aggregators:
                 fleet.wait_for(lambda n=name: complete_uploads(fleet, n, 1) == 7, 60, "seven uploads")
             until_attended.enter_context(paused(pids["coordinator"]))
+            # Stored is not sent yet: an aggregator paused in between would keep its attendance to itself.
+            tap = until_attended.enter_context(Capture({"control": fleet.brokers["control"].address}).running())
         for name in fleet.aggregators:
-            fleet.wait_for(lambda n=name: has_attended(fleet, n, 1), 60, f"the attendance of {name}")
+            topic = TOPICS.name("attendance", name)
+            fleet.wait_for(lambda t=topic: any(m[1] == t for m in list(tap.messages)), 60, f"the attendance of {name}")
         with paused(pids[silent]):
             until_attended.close()
             for name in set(fleet.aggregators) - {silent}:
