@@ -105,11 +105,6 @@ def complete_uploads(fleet: Fleet, aggregator: str, round_id: int) -> int:
     return at(fleet, aggregator, f"SELECT COUNT(*) FROM uploads u WHERE round_id = ? AND chunks = ({stored})", round_id)
 
 
-def has_attended(fleet: Fleet, aggregator: str, round_id: int) -> bool:
-    statement = "SELECT COUNT(*) FROM rounds WHERE round_id = ? AND attendance IS NOT NULL"
-    return at(fleet, aggregator, statement, round_id) == 1
-
-
 def begun_rounds(fleet: Fleet) -> int:
     """How many rounds the coordinator has planned."""
     rows = coordinator_rows(fleet, "SELECT COUNT(*) FROM rounds WHERE plan IS NOT NULL")
@@ -185,3 +180,21 @@ class Capture:
         await over.wait()
         for link in links:
             await link.close()
+
+
+@contextmanager
+def hearing_attendances(fleet: Fleet) -> Iterator[Callable[[], None]]:
+    """Listen on the control broker; what is yielded waits until every aggregator's attendance has got there.
+
+    Stored is not sent yet: an aggregator paused in between would keep its attendance to itself.
+    """
+    with Capture({"control": fleet.brokers["control"].address}).running() as tap:
+
+        def wait() -> None:
+            for name in fleet.aggregators:
+                end = f"/attendance/{name}"
+                fleet.wait_for(
+                    lambda e=end: any(topic.endswith(e) for _, topic, _, _ in list(tap.messages)), 60, f"that of {name}"
+                )
+
+        yield wait

@@ -22,7 +22,7 @@ from e2e.fleets import (
     at,
     complete_uploads,
     coordinator_rows,
-    has_attended,
+    hearing_attendances,
     held,
     paused,
     query,
@@ -193,8 +193,8 @@ def test_the_coordinator_killed_between_freeze_and_sums(tmp_path: Path) -> None:
             with held(fleet) as pids:
                 fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-1", 1) >= 4, 60, "uploads of round 1")
                 coordinator_pause.enter_context(paused(pids["coordinator"]))
-            for name in fleet.aggregators:
-                fleet.wait_for(lambda a=name: has_attended(fleet, a, 1), 60, f"the attendance of {name}")
+                wait_for_attendances = coordinator_pause.enter_context(hearing_attendances(fleet))
+            wait_for_attendances()
             with paused(*(pids[name] for name in fleet.aggregators)):
                 coordinator_pause.close()
                 frozen = "SELECT freeze FROM rounds WHERE freeze IS NOT NULL AND outcome IS NULL"

@@ -15,6 +15,7 @@ from e2e.fleets import (
     at,
     complete_uploads,
     coordinator_rows,
+    hearing_attendances,
     held,
     paused,
     query,
@@ -251,11 +252,8 @@ def frozen_without(fleet: Fleet, silent: str) -> Iterator[Freeze]:
             for name in fleet.aggregators:
                 fleet.wait_for(lambda n=name: complete_uploads(fleet, n, 1) == 7, 60, "seven uploads")
             until_attended.enter_context(paused(pids["coordinator"]))
-            # Stored is not sent yet: an aggregator paused in between would keep its attendance to itself.
-            tap = until_attended.enter_context(Capture({"control": fleet.brokers["control"].address}).running())
-        for name in fleet.aggregators:
-            topic = TOPICS.name("attendance", name)
-            fleet.wait_for(lambda t=topic: any(m[1] == t for m in list(tap.messages)), 60, f"the attendance of {name}")
+            wait_for_attendances = until_attended.enter_context(hearing_attendances(fleet))
+        wait_for_attendances()
         with paused(pids[silent]):
             until_attended.close()
             for name in set(fleet.aggregators) - {silent}:
