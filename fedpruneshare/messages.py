@@ -86,8 +86,8 @@ class Coding(_Message, frozen=True):
 class Segment(_Message, frozen=True):
     """What lies between two rungs of the nested supports (docs/protocol.md §6.2, §6.5).
 
-    `weights` prunable coordinates and `vectors` vector elements (in segment 0 only) give `words` field words.
-    `blob` is the digest of the coded model segment, `support` the chained digest of the supports up to here.
+    `weights` prunable coordinates and `vectors` vector elements give `words` field words. `blob` is the digest of the
+    coded segment, `support` the chained one of the supports up to here, `width` the kept share of channels (§6.7).
     """
 
     weights: Annotated[int, Meta(ge=0, lt=2**31)]
@@ -97,10 +97,19 @@ class Segment(_Message, frozen=True):
     blob: Digest
     blob_bytes: Annotated[int, Meta(ge=1, lt=2**32)]
     support: Digest
+    width: Annotated[float, Meta(gt=0, le=1)] = 1.0
+
+
+class SupportRule(_Message, frozen=True):
+    """How supports follow from the model: allocation, churn tolerance in float16 code steps, a probe segment (§6.2)."""
+
+    allocation: Annotated[str, Meta(pattern="^(global|erk)$")] = "global"
+    churn_codes: Annotated[int, Meta(ge=0, le=4096)] = 0
+    is_probing: bool = False
 
 
 class Training(_Message, frozen=True):
-    """What a device does locally, by its usual names: SGD with momentum, and FedProx where `proximal_mu` is above 0."""
+    """SGD with momentum; FedProx where `proximal_mu` > 0. `least_work`: least part of its steps a slow device may do."""
 
     local_epochs: Annotated[int, Meta(ge=1, le=1000)]
     batch_size: Annotated[int, Meta(ge=1, le=65_536)]
@@ -108,6 +117,7 @@ class Training(_Message, frozen=True):
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
     proximal_mu: Annotated[float, Meta(ge=0)] = 0.0
+    least_work: Annotated[float, Meta(gt=0, le=1)] = 1.0
 
 
 class RoundPlan(_Message, frozen=True):
@@ -132,6 +142,7 @@ class RoundPlan(_Message, frozen=True):
     min_devices_segment: Annotated[int, Meta(ge=1, le=MAX_DEVICES)]
     deadline_s: Annotated[float, Meta(gt=0, le=604_800)]
     chunk_bytes: Annotated[int, Meta(ge=1024, le=MAX_CHUNK_BYTES)] = 64 * 1024
+    support: SupportRule = SupportRule()
 
 
 class ModelChunk(_Message, frozen=True):
@@ -178,8 +189,7 @@ class ShareUpload(_Message, frozen=True):
     """One sealed chunk of one device's share for one aggregator (docs/protocol.md §4.2).
 
     `prg`: the keystream algorithm of this upload's seed shares, the device's choice. Everything but `sealed` is bound
-    into the seal. There is no digest of the plaintext in the clear: with t
-    shares known it would let anybody check a guess of the update.
+    into the seal. No digest of the plaintext is in the clear: with t shares known it would confirm a guess of the update.
     """
 
     round_id: RoundId
@@ -267,7 +277,7 @@ class SumShare(_Message, frozen=True):
 
 
 class Refusal(_Message, frozen=True):
-    """An aggregator will not take part in this plan, or sum this Freeze, and why. `of`: digest of what it refuses."""
+    """An aggregator will not serve this plan, or sum this Freeze, and why. `of`: digest of what it refuses."""
 
     round_id: RoundId
     of: Digest

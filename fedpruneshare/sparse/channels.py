@@ -7,6 +7,7 @@ their biases and norm parameters. Groups are found once, by `task export`; the p
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Annotated, Final
@@ -184,4 +185,4 @@ def unpack_channels(data: bytes, groups: Groups) -> Kept:
     if len(data) != -(-total // 8) or bits[total:].any():
         raise PlanError(f"channel bitmap of {len(data)} bytes, expected one of {total} channels")
     bounds = np.cumsum([0, *(group.channels for group in groups)])
-    return tuple(bits[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True))
+    return tuple(bits[start:end] for start, end in itertools.pairwise(bounds))

@@ -15,12 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpruneshare.errors import PeerError, PlanError, SupportMismatchError
+from fedpruneshare.messages import SupportRule
+from fedpruneshare.sparse.allocation import erk_quotas
+from fedpruneshare.sparse.parameters import Parameter, ParameterTable, Role
 
 Positions = NDArray[np.int64]
 Codes = NDArray[np.uint16]
 
 _MAGNITUDE: Final = np.uint16(0x7FFF)
 _LARGEST: Final = 65504.0
+_SHIFT: Final = np.uint64(49)
+_HASH: Final = np.uint64(2**49 - 1)
+#: `Support.rung_of` of a coordinate that no segment holds.
+OUTSIDE: Final = 255
 _DOMAIN: Final = b"fedpruneshare/support/1\0"
 
 
@@ -52,15 +59,19 @@ def order_keys(coded: Codes, positions: Positions, round_id: int) -> NDArray[np.
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z ^= z >> np.uint64(31)
-    return ((coded & _MAGNITUDE).astype(np.uint64) << np.uint64(49)) | (z >> np.uint64(15))
+    return ((coded & _MAGNITUDE).astype(np.uint64) << _SHIFT) | (z >> np.uint64(15))
 
 
 @dataclass(frozen=True)
 class Support:
-    """Segments of nested supports: segment j is what rung j adds to rung j − 1. Positions int64, ascending in each."""
+    """Segments of nested supports: segment j is what rung j adds to rung j − 1. Positions int64, ascending in each.
+
+    `vectors`: the vector elements each segment adds, in the same way. Without widths all of them are in segment 0.
+    """
 
     d: int
     segments: tuple[Positions, ...] = field(repr=False)
+    vectors: tuple[Positions, ...] = field(repr=False, default=())
 
     def prefix(self, rung: int) -> Positions:
         """Positions of segments 0 to `rung`, one segment after the other: the order of a share's values."""
@@ -69,6 +80,62 @@ class Support:
     def digests(self, round_id: int) -> tuple[bytes, ...]:
         """Chained SHA-256 of the supports: digest j covers round, d and segments 0 to j with their boundaries."""
         return support_digests(self.segments, round_id, self.d)
+
+    def rung_of(self) -> NDArray[np.uint8]:
+        """Segment of every coordinate, uint8[d]; `OUTSIDE` for those of none."""
+        found = np.full(self.d, OUTSIDE, dtype=np.uint8)
+        for index, positions in enumerate(self.segments):
+            found[positions] = index
+        return found
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What else decides a support besides the order of magnitudes (docs/protocol.md §6.2, §6.7).
+
+    `coordinates`: by segment, which of the d coordinates exist at its width (bool[d]); none: all of them, everywhere.
+    """
+
+    table: ParameterTable
+    rule: SupportRule = field(default_factory=SupportRule)
+    coordinates: tuple[NDArray[np.bool_], ...] = field(repr=False, default=())
+
+    def exists(self, segment: int) -> NDArray[np.bool_]:
+        """Which coordinates a segment may take from."""
+        if self.coordinates:
+            return self.coordinates[segment]
+        return np.ones(self.table.weight_count, dtype=np.bool_)
+
+    @property
+    def is_by_tensor(self) -> bool:
+        """Whether coordinates compete within their tensor only."""
+        return self.rule.allocation == "erk"
+
+    def tensors(self, positions: Positions) -> NDArray[np.int64]:
+        """Tensor of each coordinate, where they compete within it; else 0."""
+        if not self.is_by_tensor:
+            return np.zeros(positions.size, dtype=np.int64)
+        return np.searchsorted(self.table.weight_bounds(), positions, side="right") - 1
+
+    def quotas(self, total: int, before: NDArray[np.int64], exists: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Coordinates of each tensor (of all, without allocation by tensor) that a rung of `total` keeps, int64[T].
+
+        `before`: how many of each the rung below keeps.
+        """
+        if not self.is_by_tensor:
+            return np.array([min(max(total, int(before.sum())), int(np.count_nonzero(exists)))], dtype=np.int64)
+        bounds, sums, sizes = self.table.weight_bounds(), [], []
+        for index, weight in enumerate(self.table.weights()):
+            kept = exists[bounds[index] : bounds[index + 1]].reshape(weight.shape)
+            axes = range(kept.ndim)
+            sums.append(sum(int(kept.any(axis=tuple(a for a in axes if a != axis)).sum()) for axis in axes))
+            sizes.append(int(np.count_nonzero(kept)))
+        return erk_quotas(total, np.array(sums, dtype=np.int64), before, np.array(sizes, dtype=np.int64))
+
+    @property
+    def blank(self) -> NDArray[np.int64]:
+        """No coordinate of any tensor, int64[T]."""
+        return np.zeros(len(self.table.weights()) if self.is_by_tensor else 1, dtype=np.int64)
 
 
 def support_digests(segments: Sequence[Positions], round_id: int, d: int) -> tuple[bytes, ...]:
@@ -91,24 +158,61 @@ def rung_counts(d: int, fractions: Sequence[float], density: float) -> tuple[int
     return tuple(min(d, max(1, math.floor(fraction * density * d + 0.5))) for fraction in fractions)
 
 
-def derive_support(coded: Codes, round_id: int, counts: Sequence[int]) -> Support:
-    """The supports of a round from the coded model uint16[d]: exactly counts[j] coordinates up to rung j.
+def derive_support(
+    coded: Codes,
+    round_id: int,
+    counts: Sequence[int],
+    frame: Frame | None = None,
+    last_rungs: NDArray[np.uint8] | None = None,
+) -> Support:
+    """The supports of a round from the coded model uint16[d]: counts[j] coordinates up to rung j.
 
-    Equal magnitudes are told apart by hash; should hashes be equal too, the lower position comes first.
+    A rung whose width leaves fewer coordinates than that keeps all of those. Equal magnitudes are told apart by hash;
+    should hashes be equal too, the lower position comes first. `last_rungs` (uint8[d], `Support.rung_of` of the round
+    before): a coordinate that was in a rung or below it counts as larger by the churn tolerance of the frame's rule.
     Raises `PlanError` for counts that fall or exceed d.
     """
     d = coded.size
     if not counts or list(counts) != sorted(counts) or counts[0] < 0 or counts[-1] > d:
         raise PlanError(f"rung counts {list(counts)}, expected non-falling numbers up to d = {d}")
+    frame = frame or plain_frame(d)
     keys = order_keys(coded, np.arange(d, dtype=np.int64), round_id)
-    places = sorted({d - count for count in counts if count})
-    ranked = np.partition(keys, places) if places else keys
-    segments, taken = [], np.zeros(d, dtype=bool)
-    for count in counts:
-        kept = _largest(keys, ranked[d - count], count) if count else np.zeros(d, dtype=bool)
-        segments.append(np.flatnonzero(kept & ~taken).astype(np.int64))
-        taken = kept
+    quotas, segments, taken = frame.blank, [], np.zeros(d, dtype=np.bool_)
+    for index, count in enumerate(counts):
+        is_probe = frame.rule.is_probing and index == len(counts) - 1
+        own = frame if not is_probe else plain_frame(d)
+        before = quotas if not is_probe else np.array([quotas.sum()], dtype=np.int64)
+        exists = frame.exists(index)
+        free = np.flatnonzero(exists & ~taken).astype(np.int64)
+        stays = None if last_rungs is None or is_probe else last_rungs[free] <= index
+        quotas = own.quotas(count, before, exists)
+        ranked = keys[free] if stays is None else np.where(stays, _boosted(keys[free], frame), keys[free])
+        segment = np.sort(free[_chosen(ranked, own.tensors(free), quotas - before)])
+        segments.append(segment)
+        taken[segment] = True
     return Support(d, tuple(segments))
+
+
+def plain_frame(d: int) -> Frame:
+    """All d coordinates in one row, by magnitude alone."""
+    return Frame(ParameterTable((Parameter("weights", (d,), Role.WEIGHT),)))
+
+
+def _boosted(keys: NDArray[np.uint64], frame: Frame) -> NDArray[np.uint64]:
+    """Keys of coordinates whose magnitude counts as so many code steps larger."""
+    codes = np.minimum((keys >> _SHIFT) + np.uint64(frame.rule.churn_codes), np.uint64(_MAGNITUDE))
+    return (codes << _SHIFT) | (keys & _HASH)
+
+
+def _chosen(keys: NDArray[np.uint64], tensors: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """The `wanted[t]` largest keys of every tensor t, bool of the shape of `keys`."""
+    chosen = np.zeros(keys.size, dtype=np.bool_)
+    for tensor, count in enumerate(wanted.tolist()):
+        places = np.flatnonzero(tensors == tensor) if wanted.size > 1 else np.arange(keys.size)
+        if count:
+            own = keys[places]
+            chosen[places[_largest(own, np.partition(own, own.size - count)[own.size - count], count)]] = True
+    return chosen
 
 
 def _largest(keys: NDArray[np.uint64], lowest: np.uint64, count: int) -> NDArray[np.bool_]:
@@ -119,17 +223,36 @@ def _largest(keys: NDArray[np.uint64], lowest: np.uint64, count: int) -> NDArray
 
 
 def check_prefix(
-    segments: Sequence[Positions], coded: Sequence[Codes], round_id: int, d: int, supports: Sequence[bytes]
+    segments: Sequence[Positions],
+    coded: Sequence[Codes],
+    round_id: int,
+    frame: Frame,
+    supports: Sequence[bytes],
 ) -> None:
-    """What a device that holds only segments 0…j can check of them.
+    """What a device that holds only segments 0…j can check of them. `supports`: of all segments of the plan.
 
-    Positions ascend, are in range and disjoint; every key of a segment is above every key of the next; the digest
-    chain is `supports` (of the plan). Raises `SupportMismatchError` naming the segment.
+    Positions ascend, are in range, new, and exist at their width; no coordinate of a later segment had a larger key
+    than one that an earlier segment took where both could choose; quotas are those of the allocation; the digest chain
+    is `supports`. Raises `SupportMismatchError` naming the segment.
     """
     if len(supports) < len(segments):
         raise SupportMismatchError(f"segment {len(supports)}: {len(supports)} supports, expected {len(segments)}")
+    _check_places(segments, coded, frame)
+    probe = len(supports) - 1 if frame.rule.is_probing else len(supports)
+    for index in range(min(len(segments), probe)):
+        _check_order(index, segments, coded, round_id, frame)
+    if frame.is_by_tensor:
+        _check_quotas(segments[:probe], frame)
+    for index, found in enumerate(support_digests(segments, round_id, frame.table.weight_count)):
+        if found != supports[index]:
+            raise SupportMismatchError(
+                f"segment {index}: support {found.hex()[:16]}…, expected {supports[index].hex()[:16]}…"
+            )
+
+
+def _check_places(segments: Sequence[Positions], coded: Sequence[Codes], frame: Frame) -> None:
+    d = frame.table.weight_count
     seen = np.zeros(d, dtype=bool)
-    lowest: np.uint64 | None = None
     for index, (positions, codes) in enumerate(zip(segments, coded, strict=True)):
         if positions.size != codes.size:
             raise SupportMismatchError(f"segment {index}: {codes.size} values, expected {positions.size}")
@@ -137,16 +260,37 @@ def check_prefix(
             continue
         if positions[0] < 0 or positions[-1] >= d or (np.diff(positions) <= 0).any() or seen[positions].any():
             raise SupportMismatchError(f"segment {index}: positions are not ascending, new and below d = {d}")
+        if not frame.exists(index)[positions].all():
+            raise SupportMismatchError(f"segment {index} holds a coordinate that does not exist at its width")
         seen[positions] = True
-        keys = order_keys(codes, positions, round_id)
-        if lowest is not None and keys.max() > lowest:
-            raise SupportMismatchError(f"segment {index} holds a larger weight than segment {index - 1}")
-        lowest = keys.min()
-    for index, found in enumerate(support_digests(segments, round_id, d)):
-        if found != supports[index]:
+
+
+def _check_order(
+    index: int, segments: Sequence[Positions], coded: Sequence[Codes], round_id: int, frame: Frame
+) -> None:
+    """No later coordinate that segment `index` could have taken beats one that it took."""
+    lowest = np.full(frame.blank.size, np.iinfo(np.uint64).max, dtype=np.uint64)
+    own = _boosted(order_keys(coded[index], segments[index], round_id), frame)
+    np.minimum.at(lowest, frame.tensors(segments[index]), own)
+    for later in range(index + 1, len(segments)):
+        could = frame.exists(index)[segments[later]]
+        positions, codes = segments[later][could], coded[later][could]
+        if (order_keys(codes, positions, round_id) > lowest[frame.tensors(positions)]).any():
+            raise SupportMismatchError(f"segment {later} holds a larger weight than segment {index}")
+
+
+def _check_quotas(segments: Sequence[Positions], frame: Frame) -> None:
+    before = frame.blank
+    for index, positions in enumerate(segments):
+        found = before + np.bincount(frame.tensors(positions), minlength=before.size)
+        expected = frame.quotas(int(found.sum()), before, frame.exists(index))
+        if (found != expected).any():
+            tensor = int(np.flatnonzero(found != expected)[0])
+            name = frame.table.weights()[tensor].name
             raise SupportMismatchError(
-                f"segment {index}: support {found.hex()[:16]}…, expected {supports[index].hex()[:16]}…"
+                f"segment {index}: {found[tensor]} coordinates of {name!r}, expected {expected[tensor]}"
             )
+        before = found
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,12 @@ from fedpruneshare.sparse.support import (
     decode_values,
     derive_support,
     order_keys,
+    plain_frame,
     rung_counts,
 )
 
 MASK = 2**64 - 1
+FRAME = plain_frame(500)
 
 
 def slow_key(code: int, position: int, round_id: int) -> int:
@@ -75,7 +77,7 @@ def test_every_prefix_passes_its_check(rungs: int, seed: int) -> None:
     digests = support.digests(7)
     for rung in range(rungs):
         held = support.segments[: rung + 1]
-        check_prefix(held, [coded[s] for s in held], 7, 500, digests)
+        check_prefix(held, [coded[s] for s in held], 7, FRAME, digests)
 
 
 def test_equal_keys_are_told_apart_by_position(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +104,7 @@ def test_more_segments_than_the_plan_names_are_refused() -> None:
     coded = model(500)
     support = derive_support(coded, 7, (50, 200))
     with pytest.raises(SupportMismatchError, match="segment 1: 1 supports, expected 2"):
-        check_prefix(support.segments, [coded[s] for s in support.segments], 7, 500, support.digests(7)[:1])
+        check_prefix(support.segments, [coded[s] for s in support.segments], 7, FRAME, support.digests(7)[:1])
 
 
 def spoiled(how: str, support: Support, coded: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray], int]:
@@ -135,13 +137,13 @@ def test_a_spoiled_prefix_is_refused(how: str) -> None:
     support = derive_support(coded, 7, (50, 200))
     segments, values, round_id = spoiled(how, support, coded)
     with pytest.raises(SupportMismatchError, match="segment"):
-        check_prefix(segments, values, round_id, 500, support.digests(7))
+        check_prefix(segments, values, round_id, FRAME, support.digests(7))
 
 
 def forged(segments: list[np.ndarray], coded: np.ndarray) -> None:
     """Check segments against digests that a lying coordinator made to match them."""
     digests = support_module.support_digests(segments, 7, 500)
-    check_prefix(segments, [coded[s] for s in segments], 7, 500, digests)
+    check_prefix(segments, [coded[s] for s in segments], 7, FRAME, digests)
 
 
 def test_matching_digests_do_not_excuse_a_wrong_order() -> None:
