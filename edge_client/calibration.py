@@ -21,8 +21,6 @@ _NotNegative = Annotated[float, Meta(ge=0)]
 _Width = Annotated[str, Meta(pattern=r"^(1|0\.\d{1,6})$")]
 
 _HEAD: Final = "# Measured by `fedpruneshare device calibrate`; again after a change of board, task or network.\n\n"
-    "# Measured by `fedpruneshare device calibrate`. Measure again after a change of board, task or network.\n\n"
-)
 
 
 class LinkRate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
