@@ -19,7 +19,7 @@ import structlog
 
 from edge_client import local_round
 from edge_client.byte_ledger import ByteLedger
-from edge_client.density import Measurements, decide
+from edge_client.density_before import Measurements, decide
 from edge_client.local_round import Workplace
 from edge_client.outbox import Outbox, Upload
 from edge_client.receiving import decode_model, receive_model

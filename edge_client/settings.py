@@ -28,12 +28,20 @@ class DeviceLimits(_Table, frozen=True):
     """What this device may use. `rung_max` bounds the rung it trains (0 = the sparsest).
 
     `prg`: keystream algorithm of its seed shares; `auto` takes the one its processor is quicker at.
+    `memory_mib` bounds the whole process, `temperature_c` the chip below what its board profile allows, and
+    `battery_reserve_percent` stays in the battery. `deadline_safety` is the part of the remaining time left unused,
+    `up_margin` the slack that going up a rung needs on every limit, so that noise does not move the device to and fro.
     """
 
     rung_max: Annotated[int, Meta(ge=0, le=15)] = 15
     torch_threads: Annotated[int, Meta(ge=1, le=64)] = 1
     outstanding_chunks: Annotated[int, Meta(ge=1, le=16)] = 4
     prg: Literal["auto", "chacha20", "aes-256-ctr"] = "auto"
+    memory_mib: Annotated[int, Meta(ge=16)] | None = None
+    temperature_c: Annotated[float, Meta(gt=0, le=150)] | None = None
+    battery_reserve_percent: Annotated[float, Meta(ge=0, le=100)] = 20.0
+    deadline_safety: Annotated[float, Meta(ge=0, le=0.9)] = 0.2
+    up_margin: Annotated[float, Meta(ge=0, le=1)] = 0.25
 
 
 class DeviceSettings(_Table, frozen=True):
