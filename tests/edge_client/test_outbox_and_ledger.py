@@ -8,12 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import plan
 
 from edge_client.byte_ledger import ByteLedger
-from edge_client.density import Constraint, Measurements, decide
 from edge_client.outbox import Outbox, Upload
-from edge_client.settings import DeviceLimits
 from fedpruneshare.sharing.prg import Prg
 
 PLAN = b"p" * 32
@@ -94,30 +91,3 @@ def test_a_killed_process_loses_no_byte(tmp_path: Path) -> None:
     again.end()
     ByteLedger(tmp_path).end()
     assert len(lines(tmp_path)) == 1
-
-
-# --------------------------------------------------------------------------- density
-
-
-@pytest.mark.parametrize(
-    ("rungs", "rung_max", "expected"),
-    [
-        ((0, 1, 2), 15, (2, Constraint.PLAN)),
-        ((0, 1, 2), 1, (1, Constraint.RUNG_MAX)),
-        ((0, 2), 1, (0, Constraint.RUNG_MAX)),
-        ((0,), 15, (0, Constraint.PLAN)),
-    ],
-)
-def test_the_densest_rung_that_plan_and_device_allow(
-    rungs: tuple[int, ...], rung_max: int, expected: tuple[int, Constraint]
-) -> None:
-    decision = decide(plan(rungs=rungs), DeviceLimits(rung_max=rung_max), Measurements(0.01, 10), 60.0)
-    assert (decision.rung, decision.constraint) == expected
-    assert decision.predicted_train_s == pytest.approx(0.1)
-
-
-def test_a_device_that_would_be_late_declines() -> None:
-    decision = decide(plan(), DeviceLimits(), Measurements(1.0, 100), 60.0)
-    assert (decision.rung, decision.constraint) == (None, Constraint.DEADLINE)
-    assert decision.predicted_train_s == 100.0 > decision.available_s
-    assert decide(plan(), DeviceLimits(), Measurements(None, 100), 60.0).rung == 2
