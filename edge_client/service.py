@@ -24,7 +24,8 @@ from edge_client.local_round import Workplace
 from edge_client.outbox import Outbox, Upload
 from edge_client.receiving import decode_model, receive_model
 from edge_client.settings import DeviceSettings
-from edge_client.uploading import Courier, Parcel, is_accepted, split_upload
+from edge_client.share_chunks import open_shares
+from edge_client.uploading import Courier, Parcel, is_accepted
 from fedpruneshare import __version__
 from fedpruneshare.errors import FedPruneShareError, LinkError, PeerError, PlanError
 from fedpruneshare.link import Delivery, Handler, Link
@@ -188,8 +189,8 @@ class Device:
     async def _deliver(self, view: PlanView, upload: Upload, is_resumed: bool, ends_at: float) -> list[Receipt]:
         """One courier per aggregator, all at once, until every one has a receipt (or the round ends)."""
         started = time.monotonic()
-        shares = await self._in_worker(split_upload, view, self._party.ident, upload)
-        self._ledger.entry.seconds["share"], started = _lap(started)
+        shares = await self._in_worker(open_shares, view, self._party.ident, upload)
+        opened_s, started = _lap(started)
         for aggregator_id, x in view.plan.points.items():
             parcel = Parcel(view, upload, aggregator_id, x, shares[x], ends_at, is_resumed)
             link, outstanding = self._uplinks[aggregator_id], self._settings.limits.outstanding_chunks
@@ -206,6 +207,15 @@ class Device:
             return list(await asyncio.gather(*deliveries))
         finally:
             await _cancel(deliveries)
+            self._count_share_seconds(opened_s)
+
+    def _count_share_seconds(self, opened_s: float) -> None:
+        """Chunks are made between those that are sent: what that took is `share`, the rest of the time is `send`."""
+        seconds = self._ledger.entry.seconds
+        made_s = sum(courier.prepared_s for courier in self._couriers.values())
+        seconds["share"] = round(opened_s + made_s, 4)
+        if "send" in seconds:
+            seconds["send"] = round(max(0.0, seconds["send"] - made_s), 4)
 
     async def _bring(
         self, courier: Courier, view: PlanView, started: float, count_share: Callable[[int, bool], None]

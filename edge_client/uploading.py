@@ -11,21 +11,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import structlog
 
 from edge_client.outbox import Upload
+from edge_client.share_chunks import Share
 from fedpruneshare.errors import LinkError, MessageError
 from fedpruneshare.link import Link
-from fedpruneshare.link.chunks import Bitmap, cut
+from fedpruneshare.link.chunks import Bitmap
 from fedpruneshare.link.retry import Backoff
 from fedpruneshare.messages import Missing, Receipt, ShareUpload, Verdict
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sealing import seal, share_context
-from fedpruneshare.sharing.dispersal import disperse
-from fedpruneshare.sharing.field import Words, to_bytes
-from fedpruneshare.sharing.prg import Seed
 from fedpruneshare.topics import Role
 
 _log = structlog.get_logger()
@@ -36,32 +33,6 @@ _NOT_YET = (Verdict.WRONG_ROUND, Verdict.STORE_FULL)
 CountSent = Callable[[int, bool], None]
 
 
-def split_upload(view: PlanView, device_id: str, upload: Upload) -> dict[int, bytes]:
-    """What each point is sent: a seed, a share's elements, or a fragment. Deterministic in the stored upload."""
-    if view.is_each_revealed:
-        context = view.dispersal_context(device_id, upload.upload_id, upload.rung)
-        blob = to_bytes(upload.words, view.field)
-        return disperse(blob, view.scheme.n, view.scheme.k, context, upload.key)
-    full = _split_segments(view, device_id, upload)
-    return {**upload.seeds, **{x: bytes(to_bytes(share, view.field)) for x, share in full.items()}}
-
-
-def _split_segments(view: PlanView, device_id: str, upload: Upload) -> dict[int, Words]:
-    """Segment by segment, then the masks, all in one keystream (docs/protocol.md §5.4)."""
-    seeds = {x: Seed(value) for x, value in upload.seeds.items()}
-    streams = view.scheme.open_streams(seeds, (upload.prg, view.keystream_domain(device_id, upload.upload_id)))
-    size = view.share_elements(upload.rung)
-    full = {x: np.empty(size, dtype=view.field.word_type) for x in view.scheme.full_points}
-    lengths = view.segment_words[: upload.rung + 1]
-    parts = [*np.split(upload.words, np.cumsum(lengths)[:-1]), upload.masks]
-    start = 0
-    for words in parts:
-        end = start + view.scheme.elements(words.size)
-        view.scheme.split_next(words, streams, {x: share[start:end] for x, share in full.items()})
-        start = end
-    return full
-
-
 @dataclass(frozen=True)
 class Parcel:
     """One share on its way: which upload, to whom, at which point."""
@@ -70,14 +41,14 @@ class Parcel:
     upload: Upload
     aggregator_id: str
     x: int
-    share: bytes
+    share: Share
     ends_at: float
     """When the round is over, by the loop's monotonic clock: what every chunk's message expiry follows from."""
     is_resumed: bool = False
     """Whether an earlier process may have delivered parts of it."""
 
     def __repr__(self) -> str:
-        return f"Parcel(to={self.aggregator_id!r}, x={self.x}, bytes={len(self.share)})"
+        return f"Parcel(to={self.aggregator_id!r}, x={self.x}, chunks={self.share.count})"
 
 
 class Courier:
@@ -86,7 +57,9 @@ class Courier:
     def __init__(self, party: Party, link: Link, parcel: Parcel, backoff: Backoff, outstanding: int) -> None:
         self._party, self._link, self._parcel = party, link, parcel
         self._backoff, self._slots = backoff, asyncio.Semaphore(outstanding)
-        self._pieces = cut(parcel.share, parcel.view.plan.chunk_bytes)
+        self._count = parcel.share.count
+        self.prepared_s = 0.0
+        """Seconds spent on making, sealing and signing chunks."""
         self._sent: set[int] = set()
         self._sending: frozenset[int] = frozenset()
         self._answers: asyncio.Queue[Receipt | Missing] = asyncio.Queue()
@@ -107,7 +80,7 @@ class Courier:
     async def deliver(self, count_sent: CountSent) -> Receipt:
         """Send until the aggregator has spoken. Runs until it is cancelled if it never does."""
         # What an earlier process delivered is asked for first: of one chunk sent twice, one at least is a repeat.
-        chunks = [0, 0] if self._parcel.is_resumed else list(range(len(self._pieces)))
+        chunks = [0, 0] if self._parcel.is_resumed else list(range(self._count))
         attempt = 0
         while True:
             is_sent = await self._send(chunks, count_sent)
@@ -116,7 +89,7 @@ class Courier:
                 return answer
             if isinstance(answer, Receipt):
                 _log.info("not-yet", aggregator=self._parcel.aggregator_id, verdict=answer.verdict, why=answer.detail)
-                chunks, is_sent = list(range(len(self._pieces))), False
+                chunks, is_sent = list(range(self._count)), False
             if isinstance(answer, Missing):
                 chunks, attempt = self._named(answer), 0
                 continue
@@ -124,22 +97,25 @@ class Courier:
                 await asyncio.sleep(self._backoff.wait_s(attempt))
             attempt += 1
             if answer is None:
-                unsent = [chunk for chunk in range(len(self._pieces)) if chunk not in self._sent]
+                unsent = [chunk for chunk in range(self._count) if chunk not in self._sent]
                 chunks = unsent or [0]  # all sent once: one repeat makes the aggregator say what it lacks
 
     def _named(self, missing: Missing) -> list[int]:
         try:
-            return Bitmap.decode(missing.bitmap, len(self._pieces)) or [0]
+            return Bitmap.decode(missing.bitmap, self._count) or [0]
         except MessageError as error:
             _log.warning("missing-refused", aggregator=self._parcel.aggregator_id, reason=str(error))
             return [0]
 
     async def _send(self, chunks: list[int], count_sent: CountSent) -> bool:
         """Publish chunks, a few outstanding at a time; whether all were taken by the broker."""
+        loop = asyncio.get_running_loop()
 
         async def send_one(chunk: int) -> None:
             async with self._slots:
+                started = loop.time()
                 payload = self._payload(chunk)
+                self.prepared_s += loop.time() - started
                 await self._link.publish(self._topic(), payload, expiry_s=self._remaining_s())
                 count_sent(len(payload), chunk not in self._sent)
                 self._sent.add(chunk)
@@ -170,10 +146,10 @@ class Courier:
 
     def _payload(self, chunk: int) -> bytes:
         parcel, upload = self._parcel, self._parcel.upload
-        position = (upload.upload_id, parcel.x, upload.rung, str(upload.prg), chunk, len(self._pieces))
+        position = (upload.upload_id, parcel.x, upload.rung, str(upload.prg), chunk, self._count)
         context = share_context(upload.plan, self._party.ident, parcel.aggregator_id, position)
         key = self._party.directory.sealing_key(Role.AGGREGATOR, parcel.aggregator_id)
-        sealed = seal(key, bytes(self._pieces[chunk]), context)
+        sealed = seal(key, parcel.share.chunk(chunk), context)
         return self._party.sign(ShareUpload(upload.round_id, upload.plan, *position, sealed))
 
 

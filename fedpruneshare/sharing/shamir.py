@@ -106,14 +106,16 @@ class SharingScheme:
 
         Extra memory: k + n chunks of 128 KiB, whatever the length. All is checked at the call.
         """
+        return self.stream_next(words, self.open_streams(seeds, stream), self.n)
+
+    def stream_next(
+        self, words: Words, streams: list[ElementStream], last: int
+    ) -> Iterator[tuple[slice, dict[int, Words]]]:
+        """As `stream` for one of several vectors in the same keystreams, for the full points up to `last` only."""
         check_canonical(words, self.field)
         width = min(self.field.chunk, self.elements(words.size))
-        buffers = {x: np.empty(width, dtype=self.field.word_type) for x in self.full_points}
-        return self._extend(
-            words,
-            self.open_streams(seeds, stream),
-            lambda part: {x: b[: part.stop - part.start] for x, b in buffers.items()},
-        )
+        buffers = {x: np.empty(width, dtype=self.field.word_type) for x in self.full_points if x <= last}
+        return self._extend(words, streams, lambda part: {x: b[: part.stop - part.start] for x, b in buffers.items()})
 
     def split_next(self, words: Words, streams: list[ElementStream], out: Mapping[int, Words]) -> None:
         """Share one of several vectors that follow one another in the same keystreams, as `open_streams` gives them.
@@ -157,7 +159,8 @@ class SharingScheme:
             values = self._secrets(words, part, padding[:, :length])
             for index, elements in enumerate(streams):
                 values.append(elements.fill(out.get(index + 1, own[index, :length])))
-            walk(values, table[:, :length], [out[x] for x in self.full_points], self.field)
+            wanted = [out[x] for x in self.full_points if x in out]  # from t + 1 on without a gap
+            walk(values, table[:, :length], wanted, self.field)
             yield part, out
 
     def _secrets(self, words: Words, part: slice, padding: Words) -> list[Words]:

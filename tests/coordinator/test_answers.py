@@ -7,11 +7,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 from builders import DEVICES, directory, plan
+from simulators.whole_shares import split_upload
 
 from aggregator.summing import answer_freeze, check_share
 from coordinator.answers import open_answers, sum_vectors
 from edge_client.local_round import new_upload
-from edge_client.uploading import split_upload
 from fedpruneshare.errors import InconsistentSharesError, PeerError, ProtocolError, SharingError
 from fedpruneshare.messages import Contribution, Freeze, Reveal, Segment, Sharing, digest, encode
 from fedpruneshare.plan import PlanView, check_plan
@@ -57,7 +57,7 @@ class Scene:
             )
             for w, v in SHAPES[: rung + 1]
         ])  # fmt: skip
-        update = SparseUpdate(1, bytes(32), rung, place + 1, *[np.zeros(0)] * 3)  # type: ignore[arg-type]
+        update = SparseUpdate(1, bytes(32), rung, place + 1, *[np.zeros(0)] * 4)  # type: ignore[arg-type]
         upload = new_upload(self.view, update, words, Prg.AES_256_CTR)
         contribution = Contribution(device, upload.upload_id, rung)
         self.words[contribution] = words

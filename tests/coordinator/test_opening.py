@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from builders import AGGREGATORS, DEVICES, directory
 from onnx_models import TABLE, arrays, template
+from simulators.whole_shares import split_upload
 
 from aggregator.summing import sum_shares
 from coordinator.evaluation import Evaluator
 from coordinator.ledger import RoundLedger
 from coordinator.opening import Opening, Round, open_and_apply
-from coordinator.planning import TaskFacts, plan_round, publish_model
+from coordinator.planning import TaskFacts, plan_round
 from coordinator.settings import CodingSettings, CoordinatorSettings, PruningSettings, RoundSettings
+from coordinator.supports import publish_model
 from coordinator.workbench import Workbench
 from edge_client.local_round import encode_words, new_upload
-from edge_client.uploading import split_upload
 from fedpruneshare.bundle import Bundle, Manifest
 from fedpruneshare.errors import InconsistentSharesError, PeerError, SharingError
 from fedpruneshare.messages import Attendance, Contribution, Freeze, digest, encode
@@ -47,8 +48,8 @@ class Scene:
         )
         self.bench = make_bench(folder, self.settings.coding)
         self.state = self.bench.first_model()
-        self.published = publish_model(self.state, 1, self.settings)
-        facts = TaskFacts("tiny", bytes(32), TABLE.digest())
+        facts = TaskFacts("tiny", bytes(32), TABLE)
+        self.published = publish_model(self.state, 1, self.settings, facts)
         plan = plan_round(1, self.state, self.published, facts, (RUNGS, self.settings, directory()))
         self.view = check_plan(plan, digest(encode(plan)), directory())
         self.updates = {device: self.make_update(device) for device in DEVICES}
@@ -58,7 +59,8 @@ class Scene:
         positions = self.published.support.prefix(RUNGS[device])
         values = RNG.normal(scale=0.1, size=positions.size).astype(np.float32).clip(-0.5, 0.5)
         vectors = RNG.normal(scale=0.1, size=TABLE.vector_count).astype(np.float32).clip(-0.5, 0.5)
-        return SparseUpdate(1, TABLE.digest(), RUNGS[device], WEIGHTS[device], positions, values, vectors)
+        facts = (1, TABLE.digest(), RUNGS[device], WEIGHTS[device])
+        return SparseUpdate(*facts, positions, values, np.arange(vectors.size), vectors)
 
     def share(self, segments: tuple[int, ...] = (0, 1, 2)) -> tuple[Freeze, dict[str, bytes]]:
         contributors, held = [], {name: [] for name in AGGREGATORS}

@@ -12,6 +12,7 @@ import pytest
 from builders import directory, identity, view
 
 from edge_client.outbox import Upload
+from edge_client.share_chunks import WholeShare
 from edge_client.uploading import Courier, Parcel, is_accepted
 from fedpruneshare.link.chunks import Bitmap
 from fedpruneshare.link.retry import Backoff
@@ -22,7 +23,7 @@ from fedpruneshare.topics import Role
 
 CHUNKS = 12
 VIEW = view()
-SHARE = bytes(1024 * CHUNKS)
+SHARE = WholeShare(bytes(1024 * CHUNKS), VIEW.plan.chunk_bytes)
 WORDS = np.zeros(1, np.uint32)
 UPLOAD = Upload(VIEW.digest, 1, b"u" * 16, 2, 9, Prg.CHACHA20, {}, WORDS[:0], b"", WORDS)
 

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import AGGREGATORS, DEVICES, directory, identity, plan
+from simulators.whole_shares import split_upload
 
 from edge_client.local_round import new_upload
-from edge_client.uploading import Courier, Parcel, split_upload
+from edge_client.share_chunks import open_shares
+from edge_client.uploading import Courier, Parcel
 from fedpruneshare.errors import DisconnectedError
 from fedpruneshare.link.retry import Backoff
 from fedpruneshare.messages import Coding, Receipt, Reveal, Segment, ShareUpload, Sharing, Verdict, digest, encode
@@ -48,7 +50,7 @@ def view_of(sharing: Sharing, bits: int, devices: int, values: int, chunk_bytes:
 def upload_of(view: PlanView, values: int, bits: int) -> Any:
     draw = np.random.default_rng(1).integers(0, 2**bits, values, np.uint32)
     words = view.layout.pack(SegmentWords(7, draw[:0], draw))
-    update = SparseUpdate(1, bytes(32), 0, 7, np.arange(values), np.zeros(values), np.zeros(0))  # type: ignore[arg-type]
+    update = SparseUpdate(1, bytes(32), 0, 7, np.arange(values), np.zeros(values), np.zeros(0), np.zeros(0))  # type: ignore[arg-type]
     return new_upload(view, update, words, Prg.CHACHA20)
 
 
@@ -77,7 +79,7 @@ class Wire:
 
 async def send(view: PlanView, upload: Any, x: int, wire: Wire) -> list[bytes]:
     """What one aggregator is sent. (All are sealed to the same one here: lengths do not depend on it.)"""
-    share = split_upload(view, DEVICE, upload)[x]
+    share = open_shares(view, DEVICE, upload)[x]
     ends_at = asyncio.get_running_loop().time() + 60
     parcel = Parcel(view, upload, "aggregator-1", x, share, ends_at)
     wire.courier = Courier(party(), wire, parcel, Backoff(random.Random(1), cap_s=0.02), 4)  # type: ignore[arg-type]

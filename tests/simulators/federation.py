@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from builders import AGGREGATORS, DEVICES, directory, identity
 from onnx_models import TABLE, arrays, template
+from simulators.whole_shares import split_upload
 
 import coordinator.service as coordinator_service
 from aggregator.service import Aggregator
@@ -34,7 +35,8 @@ from coordinator.workbench import Workbench
 from edge_client.local_round import new_upload
 from edge_client.outbox import Upload
 from edge_client.receiving import decode_model, receive_model
-from edge_client.uploading import Courier, Parcel, split_upload
+from edge_client.share_chunks import WholeShare
+from edge_client.uploading import Courier, Parcel
 from fedpruneshare.bundle import Bundle, Manifest
 from fedpruneshare.link import Delivery, LinkLimits
 from fedpruneshare.link.memory import MemoryBroker, MemoryLink, Weather
@@ -175,14 +177,14 @@ class Federation:
         shares = self.tamper(party.ident, split_upload(view, party.ident, upload))
         ends_at = asyncio.get_running_loop().time() + 60
         for aggregator, x in view.plan.points.items():
-            parcel = Parcel(view, upload, aggregator, x, shares[x], ends_at)
+            parcel = Parcel(view, upload, aggregator, x, WholeShare(shares[x], view.plan.chunk_bytes), ends_at)
             backoff = Backoff(random.Random(0), cap_s=0.3)
             couriers[aggregator] = Courier(party, uplinks[aggregator], parcel, backoff, 2)
         await asyncio.gather(*(courier.deliver(lambda size, first: None) for courier in list(couriers.values())))
 
     def _upload(self, view: PlanView, upload_id: bytes, rung: int, words: np.ndarray) -> Upload:
         """As `new_upload` makes it, with the keystream algorithm drawn."""
-        update = SparseUpdate(view.plan.round_id, b"", rung, int(words[0]), *[np.empty(0)] * 3)  # type: ignore[arg-type]
+        update = SparseUpdate(view.plan.round_id, b"", rung, int(words[0]), *[np.empty(0)] * 4)  # type: ignore[arg-type]
         made = new_upload(view, update, words, self.rng.choice(list(Prg)))
         return replace(made, upload_id=upload_id)
 
