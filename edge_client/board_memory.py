@@ -61,7 +61,10 @@ def _kibibytes(meminfo: str, key: str) -> int | None:
 def _groups(files: BoardFiles) -> Iterator[tuple[int, int]]:
     """Free bytes and the limit of every control group this process is in, from its own up to the root."""
     for line in (files.text(FIELD, "proc/self/cgroup") or "").splitlines():
-        number, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if line.count(":") < 2:
+            files.note(FIELD, f"proc/self/cgroup: {line[:40]!r}, expected number:controllers:path")
+            continue
+        number, controllers, path = line.split(":", 2)
         if "memory" in controllers.split(","):
             yield from _upwards(files, _ONE, path)
         elif number == "0" and not controllers:
@@ -90,8 +93,17 @@ def _group(files: BoardFiles, version: _Version, folder: str) -> tuple[int, int]
         if not files.is_noted(FIELD):
             files.note(FIELD, f"{folder}/{version.used}: absent, expected what the group of {version.limit} uses")
         return None
-    found = re.search(
-        rf"^{version.cache} (\d{{1,19}})$", files.text(FIELD, f"{folder}/memory.stat") or "", re.MULTILINE
-    )
-    cache = int(found[1]) if found else 0
-    return max(0, limit - max(0, used - cache)), limit
+    cache = _cache(files, version, folder)
+    return None if cache is None else (max(0, limit - max(0, used - cache)), limit)
+
+
+def _cache(files: BoardFiles, version: _Version, folder: str) -> int | None:
+    """Bytes of files read and not in use, which the kernel gives back before it runs out; 0 where it does not tell."""
+    text = files.text(FIELD, f"{folder}/memory.stat")
+    if text is None:
+        return 0
+    found = re.search(rf"^{version.cache} (\d{{1,19}})$", text, re.MULTILINE)
+    if not found:
+        files.note(FIELD, f"{folder}/memory.stat: no {version.cache}, expected one")
+        return None
+    return int(found[1])

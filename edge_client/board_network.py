@@ -49,4 +49,6 @@ def _kind(files: BoardFiles, folder: Path, family: int) -> Kind:
     found = re.search(r"^DEVTYPE=(\w+)$", files.text("links", folder / "uevent") or "", re.MULTILINE)
     if found:
         return _DEVICE_KINDS.get(found[1], "other")
+    if os.path.exists(folder / "wireless") or os.path.exists(folder / "phy80211"):
+        return "wifi"
     return "ethernet" if family == _ETHERNET and os.path.exists(folder / "device") else "other"

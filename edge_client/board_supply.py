@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,13 +31,25 @@ def supply(files: BoardFiles) -> tuple[float | None, str | None, bool | None]:
     chargers: list[int | None] = []
     for folder in files.find("sys/class/power_supply/*"):
         kind = files.text("on_mains", folder / "type") or ""
-        if files.text("on_mains", folder / "scope") == "Device" or files.text("on_mains", folder / "present") == "0":
+        if not _is_the_boards(files, folder):
             continue
         if kind in _BATTERIES:
             batteries.append(_battery(files, folder))
         elif kind.startswith(_CHARGERS):
             chargers.append(files.whole("on_mains", folder / "online", 0, 2))
     return _charge(batteries), _status(batteries), _outside(batteries, chargers)
+
+
+def _is_the_boards(files: BoardFiles, folder: Path) -> bool:
+    if files.text("on_mains", folder / "present") == "0":
+        return False
+    if not os.path.exists(folder / "scope"):  # drivers of fixed supplies leave it out
+        return True
+    scope = files.text("on_mains", folder / "scope")
+    if scope not in ("System", "Unknown", "Device", None):
+        name = (folder / "scope").relative_to(files.root)
+        files.note("on_mains", f"{name}: {scope[:40]!r}, expected System or Device")
+    return scope in ("System", "Unknown")
 
 
 def _battery(files: BoardFiles, folder: Path) -> _Battery:
