@@ -45,7 +45,7 @@ def apply_update(
     result is not finite as float32.
     """
     old_weights, old_vectors = model
-    _check_sizes(support, opened, table)
+    _check_sizes(support, opened)
     weights = np.zeros(old_weights.size, dtype=np.float64)
     vectors = old_vectors.astype(np.float64)
     for index, positions in enumerate(support.segments):
@@ -56,7 +56,7 @@ def apply_update(
         _check_weight(index, segment, max_weight)
         weights[positions] += segment.values * max_weight / segment.weight
         if segment.vectors.size:
-            vectors += segment.vectors * max_weight / segment.weight
+            vectors[support.vectors[index]] += segment.vectors * max_weight / segment.weight
     with np.errstate(over="ignore"):  # what overflows is named below
         new = weights.astype(np.float32), _floor_variances(vectors, table).astype(np.float32)
     if not all(np.isfinite(part).all() for part in new):
@@ -96,7 +96,6 @@ def server_step(
         size = table.weight_count + table.vector_count
         old = moments or ServerMoments(np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32))
         first, second = old.first.astype(np.float64), old.second.astype(np.float64)
-    vectors = table.weight_count + np.arange(table.vector_count)
     trained = _is_trained(table)
     stepped = {}
     for index, segment in opened.items():
@@ -104,11 +103,12 @@ def server_step(
         values = _step(segment.values * scale, support.segments[index], first, second, settings)
         means = segment.vectors * scale
         if means.size:
-            means = np.where(trained, _step(means, vectors, first, second, settings), means)
+            own = support.vectors[index]
+            means = np.where(trained[own], _step(means, table.weight_count + own, first, second, settings), means)
         stepped[index] = replace(segment, values=values / scale, vectors=means / scale)
     if first is None or second is None:
         return stepped, None
-    kept = np.concatenate([*support.segments, vectors])
+    kept = np.concatenate([*support.segments, table.weight_count + np.arange(table.vector_count)])
     return stepped, ServerMoments(_only(first, kept), _only(second, kept))
 
 
@@ -146,13 +146,13 @@ def _only(values: NDArray[np.float64], places: NDArray[np.int64]) -> NDArray[np.
 # --------------------------------------------------------------------------- checks
 
 
-def _check_sizes(support: Support, opened: Mapping[int, SegmentSum], table: ParameterTable) -> None:
+def _check_sizes(support: Support, opened: Mapping[int, SegmentSum]) -> None:
     """A sum of length one would be stretched over a whole segment without a word."""
     for index, segment in opened.items():
         if index not in range(len(support.segments)):
             raise ProtocolError(f"sum of segment {index}, expected 0 to {len(support.segments) - 1}")
         found = segment.values.size, segment.vectors.size
-        expected = support.segments[index].size, table.vector_count if index == 0 else 0
+        expected = support.segments[index].size, support.vectors[index].size
         if found != expected:
             raise ProtocolError(f"segment {index}: {found} values and vector elements, expected {expected}")
 

@@ -56,19 +56,21 @@ def decode_sums(current: Round, bench: Workbench, opened: Opened) -> dict[int, S
     """Opened words -> Σw and folded sums by segment."""
     view, coding = current.ledger.view, current.ledger.view.plan.coding
     counts = contributor_counts([c.rung for c in opened.contributors], view.rungs)
-    vector_clips = _vector_clips(bench, coding.vector_clips)
+    vector_bounds = bench.table.vector_bounds()
     sums = {}
     for index, words in opened.words.items():
         segment = view.plan.segments[index]
         part = view.layout.unpack(words, segment.vectors, segment.weights)
         positions = current.published.support.segments[index]
+        elements = current.published.support.vectors[index]
         clips = per_element_clips(bench.table.weight_bounds(), positions, coding.weight_clips)
+        vector_clips = per_element_clips(vector_bounds, elements, coding.vector_clips)
         count = counts[index]
         sums[index] = SegmentSum(
             weight=part.weight,
             contributors=count,
             values=_folded_sums(part.values, clips, coding.value_bits, count),
-            vectors=_folded_sums(part.vectors, vector_clips[: segment.vectors], coding.vector_bits, count),
+            vectors=_folded_sums(part.vectors, vector_clips, coding.vector_bits, count),
         )
     return sums
 
@@ -82,54 +84,46 @@ def next_model(
 ) -> ModelState:
     """Average, code and set the next clips."""
     state, max_weight = current.state, current.ledger.view.plan.coding.max_weight
-    before = (decode_values(state.coded), state.vectors)
-    support = current.published.support
+    published = current.published
+    before, support = (decode_values(published.coded), state.vectors), published.support
     stepped, moments = server_step(opened, support, bench.table, max_weight, state.moments, settings.averaging)
     weights, vectors = apply_update(before, support, stepped, bench.table, max_weight)
-    rule = ClipRule(settings.coding.clip_factor)
+    rule, coding = ClipRule(settings.coding.clip_factor), current.ledger.view.plan.coding
+    values = {index: (part.values, part.contributors) for index, part in opened.items()}
+    vectors_of = {index: (part.vectors, part.contributors) for index, part in opened.items()}
     return ModelState(
         coded=code_values(weights),
         vectors=vectors,
-        weight_clips=_next_weight_clips(current, bench, rule, opened),
-        vector_clips=_next_vector_clips(current, bench, rule, opened),
+        weight_clips=_next_clips(coding.weight_clips, bench.table.weight_bounds(), support.segments, values, rule),
+        vector_clips=_next_clips(coding.vector_clips, bench.table.vector_bounds(), support.vectors, vectors_of, rule),
         applied=state.applied + 1,
         moments=moments,
+        last_rungs=support.rung_of(),
+        last_channels=published.channels,
     )
 
 
-def _vector_clips(bench: Workbench, clips: tuple[float, ...]) -> NDArray[np.float32]:
-    everything = np.arange(bench.table.vector_count, dtype=np.int64)
-    return per_element_clips(bench.table.vector_bounds(), everything, clips)
-
-
-def _next_weight_clips(
-    current: Round, bench: Workbench, rule: ClipRule, opened: dict[int, SegmentSum]
+def _next_clips(
+    clips: tuple[float, ...],
+    bounds: NDArray[np.int64],
+    places: tuple[NDArray[np.int64], ...],
+    opened: dict[int, tuple[NDArray[np.float64], int]],
+    rule: ClipRule,
 ) -> tuple[float, ...]:
-    """By tensor, over all its opened coordinates; N is the number of contributors most of them had."""
-    clips = current.ledger.view.plan.coding.weight_clips
+    """By tensor, over all its opened elements; N is the number of contributors most of them had.
+
+    `places`: elements of each segment; `opened`: by segment its folded sums and the number of contributors.
+    """
     if not opened:
         return clips
-    positions = np.concatenate([current.published.support.segments[index] for index in opened])
-    means = np.concatenate([segment.values / segment.contributors for segment in opened.values()])
-    counts = np.concatenate([np.full(s.values.size, s.contributors) for s in opened.values()])
-    tensors = np.searchsorted(bench.table.weight_bounds(), positions, side="right") - 1
+    elements = np.concatenate([places[index] for index in opened])
+    means = np.concatenate([sums / count for sums, count in opened.values()])
+    counts = np.concatenate([np.full(sums.size, count) for sums, count in opened.values()])
+    tensors = np.searchsorted(bounds, elements, side="right") - 1
     order = np.argsort(tensors, kind="stable")
-    bounds = np.searchsorted(tensors[order], np.arange(len(clips) + 1))
-    own = [order[start:end] for start, end in itertools.pairwise(bounds)]
+    starts = np.searchsorted(tensors[order], np.arange(len(clips) + 1))
+    own = [order[start:end] for start, end in itertools.pairwise(starts)]
     return tuple(
-        rule.next_clip(clip, means[places], int(np.median(counts[places])) if places.size else 1)
-        for clip, places in zip(clips, own, strict=True)
-    )
-
-
-def _next_vector_clips(
-    current: Round, bench: Workbench, rule: ClipRule, opened: dict[int, SegmentSum]
-) -> tuple[float, ...]:
-    clips, bounds = current.ledger.view.plan.coding.vector_clips, bench.table.vector_bounds()
-    if 0 not in opened:
-        return clips
-    count = opened[0].contributors
-    means = opened[0].vectors / count
-    return tuple(
-        rule.next_clip(clip, means[bounds[index] : bounds[index + 1]], count) for index, clip in enumerate(clips)
+        rule.next_clip(clip, means[found], int(np.median(counts[found])) if found.size else 1)
+        for clip, found in zip(clips, own, strict=True)
     )

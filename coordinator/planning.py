@@ -13,11 +13,12 @@ from coordinator.averaging import ServerMoments
 from coordinator.settings import CoordinatorSettings
 from fedpruneshare.directory import Directory
 from fedpruneshare.errors import PlanError
-from fedpruneshare.messages import Coding, Reveal, RoundPlan, Segment, Sharing, Training, digest
+from fedpruneshare.messages import Coding, Reveal, RoundPlan, Segment, Sharing, SupportRule, Training, digest
 from fedpruneshare.rng import stream
 from fedpruneshare.sharing.field import FIELDS
-from fedpruneshare.sparse.model_coding import encode_segment
-from fedpruneshare.sparse.support import DensitySchedule, Support, derive_support, rung_counts
+from fedpruneshare.sparse.channels import Groups
+from fedpruneshare.sparse.parameters import ParameterTable
+from fedpruneshare.sparse.support import Support
 from fedpruneshare.words import WordLayout
 
 
@@ -33,45 +34,36 @@ class ModelState:
     """Rounds applied so far: the clock of the density schedule."""
     moments: ServerMoments | None = field(default=None, repr=False)
     """What a server optimiser remembers; None for plain averaging."""
+    last_rungs: NDArray[np.uint8] | None = field(default=None, repr=False)
+    """Segment of every coordinate in the last applied round (uint8[d]), for the churn tolerance."""
+    last_channels: tuple[bytes, ...] = field(default=(), repr=False)
+    """Channel bitmaps of that round's rungs, from narrow to wide; empty for rungs of full width."""
 
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """The model as a round publishes it: the supports and one coded blob per segment."""
+    """The model as a round publishes it: the supports and one coded blob per segment.
+
+    `coded` uint16[d]: the values that were published, and that updates are differences to.
+    """
 
     support: Support
     densities: tuple[float, ...]
+    widths: tuple[float, ...]
+    rule: SupportRule
     blobs: tuple[bytes, ...] = field(repr=False)
+    coded: NDArray[np.uint16] = field(repr=False)
+    channels: tuple[bytes, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """What the plan says of the task: name, digests of bundle and parameter table."""
+    """What the plan says of the task: name, digest of the bundle; and what a model of it consists of."""
 
     name: str
     bundle: bytes
-    table: bytes
-
-
-def density_of(settings: CoordinatorSettings, applied: int) -> float:
-    """Density of the round after so many applied ones."""
-    p = settings.pruning
-    schedule = DensitySchedule(p.start_density, p.target_density, p.dense_rounds, p.final_round)
-    return schedule.density(applied)
-
-
-def publish_model(state: ModelState, round_id: int, settings: CoordinatorSettings) -> PublishedModel:
-    """Derive the supports of a round and code the model along them. Deterministic: a restart gets the same blobs."""
-    d = state.coded.size
-    density = density_of(settings, state.applied)
-    counts = rung_counts(d, settings.pruning.rungs, density)
-    support = derive_support(state.coded, round_id, counts)
-    blobs, taken = [], np.empty(0, dtype=np.int64)
-    for index, positions in enumerate(support.segments):
-        vectors = state.vectors if index == 0 else None
-        blobs.append(encode_segment(positions, state.coded[positions], d, taken, vectors))
-        taken = np.concatenate([taken, positions])
-    return PublishedModel(support, tuple(count / d for count in counts), tuple(blobs))
+    table: ParameterTable
+    groups: Groups = ()
 
 
 # --------------------------------------------------------------------------- rungs and cohort
@@ -167,11 +159,11 @@ def plan_round(
         directory_version=directory.version,
         task=facts.name,
         bundle=facts.bundle,
-        table=facts.table,
+        table=facts.table.digest(),
         sharing=_sharing(settings, len(directory.aggregators)),
         points=_points(sorted(directory.aggregators), round_id),
         coding=coding,
-        segments=_segments(round_id, state, published, WordLayout(coding, FIELDS[settings.sharing.field])),
+        segments=_segments(round_id, published, WordLayout(coding, FIELDS[settings.sharing.field])),
         rungs=allowed,
         training=_training(settings),
         cohort=cohort,
@@ -179,6 +171,7 @@ def plan_round(
         min_devices_segment=rounds.min_devices_segment,
         deadline_s=rounds.deadline_s,
         chunk_bytes=settings.coding.chunk_bytes,
+        support=published.rule,
     )
 
 
@@ -207,14 +200,17 @@ def _coding(settings: CoordinatorSettings, state: ModelState, devices: int) -> C
 
 def _training(settings: CoordinatorSettings) -> Training:
     t = settings.training
-    return Training(t.local_epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay, t.proximal_mu)
+    return Training(
+        t.local_epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay, t.proximal_mu, t.least_work
+    )
 
 
-def _segments(round_id: int, state: ModelState, published: PublishedModel, layout: WordLayout) -> tuple[Segment, ...]:
+def _segments(round_id: int, published: PublishedModel, layout: WordLayout) -> tuple[Segment, ...]:
     segments = []
-    supports = published.support.digests(round_id)
-    for index, (positions, blob) in enumerate(zip(published.support.segments, published.blobs, strict=True)):
-        vectors = state.vectors.size if index == 0 else 0
+    support = published.support
+    supports = support.digests(round_id)
+    for index, (positions, blob) in enumerate(zip(support.segments, published.blobs, strict=True)):
+        vectors = support.vectors[index].size
         segments.append(
             Segment(
                 weights=positions.size,
@@ -224,6 +220,7 @@ def _segments(round_id: int, state: ModelState, published: PublishedModel, layou
                 blob=digest(blob),
                 blob_bytes=len(blob),
                 support=supports[index],
+                width=published.widths[index],
             )
         )
     return tuple(segments)

@@ -19,10 +19,11 @@ import structlog
 from coordinator.ledger import Failure, RoundLedger
 from coordinator.opening import Opening, Round, open_and_apply
 from coordinator.outcomes import Seconds, outcome_line, round_facts
-from coordinator.planning import ModelState, PublishedModel, plan_round, publish_model
+from coordinator.planning import ModelState, PublishedModel, plan_round
 from coordinator.publishing import Publisher
 from coordinator.settings import CoordinatorSettings
 from coordinator.store import OpenRound, RoundStore
+from coordinator.supports import publish_model
 from coordinator.workbench import Workbench
 from fedpruneshare.errors import PeerError, PlanError, ProtocolError, SharingError, SupportMismatchError
 from fedpruneshare.link import Delivery, Link
@@ -112,7 +113,7 @@ class Coordinator:
         if begun is None:
             return
         state = self._model()
-        published = publish_model(state, begun.round_id, self._settings)
+        published = publish_model(state, begun.round_id, self._settings, self._bench.facts)
         self._ledger = RoundLedger(self._check_open_round(begun, published))
         remaining_s = self._remaining_s(begun)
         freeze: Freeze | Failure | None = self._frozen_before(begun)
@@ -134,7 +135,7 @@ class Coordinator:
         await self._await_devices()
         round_id = self._store.next_round_id()
         state = self._model()
-        published = publish_model(state, round_id, self._settings)
+        published = publish_model(state, round_id, self._settings, self._bench.facts)
         fleet = (self._fleet(), self._settings, self._party.directory)
         try:
             plan = plan_round(round_id, state, published, self._bench.facts, fleet)
@@ -297,7 +298,7 @@ class Coordinator:
         begun = self._store.open_round()
         if first or begun is None or self._ledger is None:
             return
-        published = publish_model(self._model(), begun.round_id, self._settings)
+        published = publish_model(self._model(), begun.round_id, self._settings, self._bench.facts)
         await self._publisher.announce(self._ledger.view, begun.plan, published, self._remaining_s(begun))
         await self._publisher.send(self._sent)
 
@@ -311,6 +312,8 @@ class Coordinator:
         opened = self._party.take("heartbeat", delivery)
         if opened and isinstance(opened.message, Heartbeat):
             beat = opened.message
+            is_held_back = beat.constraint not in ("", "plan", "rung_max")
+            self._store.note_rung(opened.sender, beat.rung if is_held_back else None)
             _log.debug("heartbeat", device=opened.sender, round_id=beat.round_id, sent_bytes=beat.sent_bytes)
 
     async def _on_attendance(self, delivery: Delivery) -> None:

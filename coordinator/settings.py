@@ -73,24 +73,48 @@ class SharingSettings(_Table, frozen=True):
 
 
 class PruningSettings(_Table, frozen=True):
-    """Nested supports: rung j of round r keeps `rungs[j]` times that round's density (docs/protocol.md §6.2, §6.3)."""
+    """Nested supports: rung j of round r keeps `rungs[j]` times that round's density (docs/protocol.md §6.2, §6.3).
 
-    rungs: Annotated[tuple[Density, ...], Meta(min_length=1, max_length=16)] = (0.5, 1.0)
+    `widths`: kept share of the channels at each rung (none: all of them everywhere), so that weak devices train a
+    physically smaller model (§6.7). `allocation`: one order of magnitudes over the whole model, or `erk` quotas by
+    layer. `churn_tolerance`: a weight or channel must be larger by this share to take another's place in a rung.
+    `probe`: share of all coordinates drawn anew every `probe_every` rounds and trained by the strongest devices, so
+    that pruned ones can come back; until `probe_until` rounds are applied (0: three quarters of them).
+    """
+
+    rungs: Annotated[tuple[Density, ...], Meta(min_length=1, max_length=15)] = (0.5, 1.0)
+    widths: Annotated[tuple[Density, ...], Meta(max_length=15)] = ()
     start_density: Density = 1.0
     target_density: Density = 0.1
     dense_rounds: Annotated[int, Meta(ge=0)] = 1
     final_round: Annotated[int, Meta(ge=1)] = 14
+    allocation: Literal["global", "erk"] = "global"
+    churn_tolerance: Annotated[float, Meta(ge=0, le=10)] = 0.0
+    probe: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
+    probe_every: Annotated[int, Meta(ge=1)] = 5
+    probe_until: Annotated[int, Meta(ge=0)] = 0
 
     def faults(self, path: str) -> Iterator[Fault]:
         """Cross-field checks."""
-        if list(self.rungs) != sorted(set(self.rungs)) or self.rungs[-1] != 1.0:
-            yield Fault(f"{path}.rungs", str(list(self.rungs)), "rising numbers that end with 1.0")
+        yield from self._rung_faults(path)
         if self.target_density > self.start_density:
             yield Fault(
                 f"{path}.target_density", str(self.target_density), f"at most start_density {self.start_density}"
             )
         if self.final_round <= self.dense_rounds:
             yield Fault(f"{path}.final_round", str(self.final_round), f"more than dense_rounds = {self.dense_rounds}")
+
+    def _rung_faults(self, path: str) -> Iterator[Fault]:
+        """Rungs rise in density or in width, and end with the whole model."""
+        widths = self.widths or (1.0,) * len(self.rungs)
+        if len(widths) != len(self.rungs):
+            yield Fault(f"{path}.widths", f"{len(widths)} numbers", f"none, or one for each of {len(self.rungs)} rungs")
+        elif list(widths) != sorted(widths) or widths[-1] != 1.0:
+            yield Fault(f"{path}.widths", str(list(widths)), "numbers that do not fall and end with 1.0")
+        pairs = list(zip(self.rungs, widths, strict=False))
+        if list(self.rungs) != sorted(self.rungs) or self.rungs[-1] != 1.0 or len(set(pairs)) != len(pairs):
+            expected = "numbers that end with 1.0 and rise wherever the width does not"
+            yield Fault(f"{path}.rungs", str(list(self.rungs)), expected)
 
 
 class CodingSettings(_Table, frozen=True):
@@ -106,7 +130,10 @@ class CodingSettings(_Table, frozen=True):
 
 
 class TrainingSettings(_Table, frozen=True):
-    """What devices do locally. `proximal_mu` above 0 is FedProx: it holds models of unlike data together."""
+    """What devices do locally. `proximal_mu` above 0 is FedProx: it holds models of unlike data together.
+
+    `least_work`: the least part of its steps that a device may do which has no time for all of them at the lowest rung.
+    """
 
     local_epochs: Annotated[int, Meta(ge=1)] = 2
     batch_size: Annotated[int, Meta(ge=1)] = 32
@@ -114,6 +141,7 @@ class TrainingSettings(_Table, frozen=True):
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
     proximal_mu: Annotated[float, Meta(ge=0)] = 0.0
+    least_work: Density = 0.5
 
 
 class AveragingSettings(_Table, frozen=True):

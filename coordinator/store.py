@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from coordinator.averaging import ServerMoments
@@ -25,8 +26,9 @@ CREATE TABLE IF NOT EXISTS rounds (
     outcome TEXT);
 CREATE TABLE IF NOT EXISTS models (
     applied INTEGER PRIMARY KEY, coded BLOB NOT NULL, vectors BLOB NOT NULL, clips TEXT NOT NULL,
-    first_moment BLOB, second_moment BLOB);
-CREATE TABLE IF NOT EXISTS devices (device_id TEXT PRIMARY KEY, rung_limit INTEGER NOT NULL, missed INTEGER NOT NULL);
+    first_moment BLOB, second_moment BLOB, last_rungs BLOB, last_channels BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS devices (
+    device_id TEXT PRIMARY KEY, rung_limit INTEGER NOT NULL, missed INTEGER NOT NULL, last_rung INTEGER);
 """
 _KEPT_MODELS = 3
 
@@ -128,14 +130,16 @@ class RoundStore:
         coded, vectors = model.coded.astype("<u2").tobytes(), model.vectors.astype("<f4").tobytes()
         own = [model.moments.first, model.moments.second] if model.moments is not None else []
         moments: list[bytes | None] = [part.astype("<f4").tobytes() for part in own]
-        row = (model.applied, coded, vectors, clips, *(moments or [None, None]))
-        self._db.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?, ?, ?)", row)
+        rungs = None if model.last_rungs is None else model.last_rungs.tobytes()
+        channels = msgspec.msgpack.encode(model.last_channels)
+        row = (model.applied, coded, vectors, clips, *(moments or [None, None]), rungs, channels)
+        self._db.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         self._db.execute("DELETE FROM models WHERE applied <= ?", (model.applied - _KEPT_MODELS,))
 
     def model(self) -> ModelState | None:
         """The newest model, if any."""
         row = self._db.execute(
-            "SELECT applied, coded, vectors, clips, first_moment, second_moment FROM models"
+            "SELECT applied, coded, vectors, clips, first_moment, second_moment, last_rungs, last_channels FROM models"
             " ORDER BY applied DESC LIMIT 1"
         ).fetchone()
         if row is None:
@@ -145,17 +149,24 @@ class RoundStore:
         vectors = np.frombuffer(row[2], dtype="<f4").astype(np.float32)
         moments = None
         if row[4] is not None:
-            moments = ServerMoments(*(np.frombuffer(part, dtype="<f4").astype(np.float32) for part in row[4:]))
-        return ModelState(coded, vectors, weight_clips, vector_clips, row[0], moments)
+            moments = ServerMoments(*(np.frombuffer(part, dtype="<f4").astype(np.float32) for part in row[4:6]))
+        last_rungs = None if row[6] is None else np.frombuffer(row[6], dtype=np.uint8)
+        last_channels = msgspec.msgpack.decode(row[7], type=tuple[bytes, ...])
+        return ModelState(coded, vectors, weight_clips, vector_clips, row[0], moments, last_rungs, last_channels)
 
     # ------------------------------------------------------------------ fleet
 
     def greet(self, device_id: str, rung_limit: int) -> None:
-        """Note that a device is there."""
+        """Note that a device is there. What it took before it went away is no guide any more."""
         self._db.execute(
-            "INSERT INTO devices VALUES (?, ?, 0) ON CONFLICT (device_id) DO UPDATE SET rung_limit = ?, missed = 0",
-            (device_id, rung_limit, rung_limit),
+            "INSERT INTO devices VALUES (?, ?, 0, NULL) ON CONFLICT (device_id)"
+            " DO UPDATE SET rung_limit = excluded.rung_limit, missed = 0, last_rung = NULL",
+            (device_id, rung_limit),
         )
+
+    def note_rung(self, device_id: str, rung: int | None) -> None:
+        """Note the rung that what it measured left a device in its last round; None where nothing held it back."""
+        self._db.execute("UPDATE devices SET last_rung = ? WHERE device_id = ?", (rung, device_id))
 
     def note_round(self, cohort: tuple[str, ...], present: set[str]) -> None:
         """Count a missed round for every cohort device that neither uploaded nor declined."""
@@ -166,8 +177,11 @@ class RoundStore:
         self._db.execute("COMMIT")
 
     def fleet(self, missed_below: int) -> dict[str, int]:
-        """Highest rung by device, of devices that missed fewer rounds in a row than that."""
-        rows = self._db.execute("SELECT device_id, rung_limit FROM devices WHERE missed < ?", (missed_below,))
+        """The highest rung each device will probably take, of devices that missed fewer rounds in a row than that."""
+        rows = self._db.execute(
+            "SELECT device_id, MIN(rung_limit, COALESCE(last_rung, rung_limit)) FROM devices WHERE missed < ?",
+            (missed_below,),
+        )
         return dict(rows.fetchall())
 
     def close(self) -> None:

@@ -43,7 +43,7 @@ class Workbench:
     @property
     def facts(self) -> TaskFacts:
         """What plans say of the task."""
-        return TaskFacts(self.bundle.manifest.task, self.bundle.digest, self.table.digest())
+        return TaskFacts(self.bundle.manifest.task, self.bundle.digest, self.table, self.bundle.manifest.channel_groups)
 
     def first_model(self) -> ModelState:
         """The bundle's initial weights, coded as they will be published."""

@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from edge_client.datasets import Dataset
+from edge_client.narrowing import narrow, narrow_masks, read_narrow, write_narrow
 from edge_client.outbox import Upload
 from edge_client.pruning import mask_from_positions
 from edge_client.receiving import ReceivedModel
@@ -23,7 +24,6 @@ from fedpruneshare.sharing.dispersal import KEY_BYTES
 from fedpruneshare.sharing.field import Words
 from fedpruneshare.sharing.prg import Prg, Seed, fill_elements
 from fedpruneshare.sparse.parameters import ParameterTable
-from fedpruneshare.sparse.support import decode_values
 from fedpruneshare.sparse.update import SparseUpdate, clamp_weight, per_element_clips, quantise
 from fedpruneshare.words import SegmentWords
 
@@ -47,55 +47,64 @@ class LocalResult:
     is_clamped: bool
 
 
-def train(work: Workplace, view: PlanView, received: ReceivedModel, rng: np.random.Generator) -> LocalResult:
-    """Load the public model, train under its support, return the difference on the support.
+def train(
+    work: Workplace, view: PlanView, received: ReceivedModel, rng: np.random.Generator, steps: int | None = None
+) -> LocalResult:
+    """Load the public model, train what this rung has of it, return the difference there.
 
-    Raises `TaskError` if training diverges.
+    `steps`: of the plan's local steps only so many (None: all). Raises `TaskError` if training diverges or the model
+    cannot be made as narrow as the rung is.
     """
-    table, plan = work.table, view.plan
     positions = np.concatenate(received.positions)
-    before = np.zeros(table.weight_count, dtype=np.float32)
-    before[positions] = decode_values(np.concatenate(received.coded))
-    write_state(work.model, table, before, received.vectors)
-    masks = mask_from_positions(table, positions)
-    result = fit(work.model, work.dataset, masks, _settings(work.task, view), rng, work.task.loss)
-    after, vectors = read_state(work.model, table)
-    weight, is_clamped = clamp_weight(result.examples, plan.coding.max_weight)
+    before, vectors_before = received.full_size(work.table)
+    settings = _settings(work.task, view, steps)
+    fitting = (settings, rng, work.task.loss)
+    if received.kept is None:
+        write_state(work.model, work.table, before, vectors_before)
+        result = fit(work.model, work.dataset, mask_from_positions(work.table, positions), *fitting)
+        after, vectors = read_state(work.model, work.table)
+    else:
+        channels = (work.table, received.groups, received.kept)
+        model = narrow(work.model, *channels)
+        write_narrow(model, *channels, before, vectors_before)
+        result = fit(model, work.dataset, narrow_masks(*channels, positions), *fitting)
+        after, vectors = read_narrow(model, *channels)
+    elements = received.vector_positions
+    weight, is_clamped = clamp_weight(result.examples, view.plan.coding.max_weight)
     update = SparseUpdate(
-        round_id=plan.round_id,
-        table=plan.table,
-        rung=len(received.positions) - 1,
+        round_id=view.plan.round_id,
+        table=view.plan.table,
+        rung=received.rung,
         weight=weight,
         positions=positions,
         values=after[positions] - before[positions],
-        vectors=vectors - received.vectors,
+        vector_positions=elements,
+        vectors=vectors[elements] - received.vectors,
     )
     return LocalResult(update, result, is_clamped)
 
 
-def _settings(task: Task, view: PlanView) -> TrainingSettings:
+def _settings(task: Task, view: PlanView, steps: int | None) -> TrainingSettings:
     t = view.plan.training
     return TrainingSettings(
-        t.local_epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay, task.optimiser, t.proximal_mu
-    )
+        t.local_epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay, task.optimiser, t.proximal_mu,
+        max_steps=steps,
+    )  # fmt: skip
 
 
 def encode_words(view: PlanView, table: ParameterTable, update: SparseUpdate, rng: np.random.Generator) -> Words:
     """Quantise an update and pack it, segment by segment: the words of the whole upload."""
     coding = view.plan.coding
     value_clips = per_element_clips(table.weight_bounds(), update.positions, coding.weight_clips)
-    everything = np.arange(table.vector_count, dtype=np.int64)
-    vector_clips = per_element_clips(table.vector_bounds(), everything, coding.vector_clips)
+    vector_clips = per_element_clips(table.vector_bounds(), update.vector_positions, coding.vector_clips)
     fold = (update.weight, coding.max_weight)
     value_bits, vector_bits = coding.value_bits, coding.vector_bits
     values = shift(quantise(update.values, value_clips, zero_point(value_bits), fold, rng), value_bits)
     vectors = shift(quantise(update.vectors, vector_clips, zero_point(vector_bits), fold, rng), vector_bits)
-    words, start = [], 0
-    for segment in view.plan.segments[: update.rung + 1]:
-        end = start + segment.weights
-        own_vectors = vectors[: segment.vectors]
-        words.append(view.layout.pack(SegmentWords(update.weight, own_vectors, values[start:end])))
-        start = end
+    segments = view.plan.segments[: update.rung + 1]
+    ends = np.cumsum([[segment.vectors, segment.weights] for segment in segments], axis=0)
+    parts = zip(np.split(vectors, ends[:-1, 0]), np.split(values, ends[:-1, 1]), strict=True)
+    words = [view.layout.pack(SegmentWords(update.weight, own_vectors, own)) for own_vectors, own in parts]
     return np.concatenate(words)
 
 

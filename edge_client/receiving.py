@@ -16,9 +16,10 @@ from fedpruneshare.link.chunks import Joiner
 from fedpruneshare.messages import ModelChunk, Segment, digest
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView
-from fedpruneshare.sparse.model_coding import decode_segment
+from fedpruneshare.sparse.channels import Groups, Kept
+from fedpruneshare.sparse.model_coding import SegmentReader
 from fedpruneshare.sparse.parameters import ParameterTable
-from fedpruneshare.sparse.support import check_prefix
+from fedpruneshare.sparse.support import Frame, check_prefix, decode_values
 
 _log = structlog.get_logger()
 #: A model segment larger than this is refused before anything is allocated.
@@ -27,11 +28,32 @@ _MAX_SEGMENT_BYTES = 512 * 1024 * 1024
 
 @dataclass(frozen=True)
 class ReceivedModel:
-    """The public model up to a rung: positions and float16 bits by segment, and the vectors float32[v]."""
+    """The public model up to a rung: positions and float16 bits by segment, and the vector elements it has.
+
+    `positions` int64 and `codes` uint16 by segment; `vectors` float32[u] at `vector_positions` int64[u], segment after
+    segment; `kept`: which channels exist at this width (None: all), of the model's channel `groups`.
+    """
 
     positions: tuple[NDArray[np.int64], ...]
-    coded: tuple[NDArray[np.uint16], ...]
+    codes: tuple[NDArray[np.uint16], ...] = field(repr=False)
+    vector_positions: NDArray[np.int64] = field(repr=False)
     vectors: NDArray[np.float32] = field(repr=False)
+    groups: Groups = field(repr=False)
+    kept: Kept | None = field(repr=False)
+
+    @property
+    def rung(self) -> int:
+        """The rung whose model this is."""
+        return len(self.positions) - 1
+
+    def full_size(self, table: ParameterTable) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Weights float32[d] and vectors float32[v]; zero where this rung has nothing."""
+        weights = np.zeros(table.weight_count, dtype=np.float32)
+        for positions, codes in zip(self.positions, self.codes, strict=True):
+            weights[positions] = decode_values(codes)
+        vectors = np.zeros(table.vector_count, dtype=np.float32)
+        vectors[self.vector_positions] = self.vectors
+        return weights, vectors
 
 
 async def receive_model(
@@ -92,15 +114,16 @@ def decode_model(view: PlanView, table: ParameterTable, blobs: list[bytes]) -> R
 
     Raises `PeerError` (its kinds for malformed blobs and for a support that differs).
     """
-    positions: list[NDArray[np.int64]] = []
-    coded: list[NDArray[np.uint16]] = []
-    vectors = np.empty(0, dtype=np.float32)
-    for index, (segment, blob) in enumerate(zip(view.plan.segments, blobs, strict=False)):
-        taken = np.concatenate([np.empty(0, dtype=np.int64), *positions])
-        places, values, found = decode_segment(blob, table.weight_count, segment.weights, segment.vectors, taken)
-        positions.append(places)
-        coded.append(values)
-        vectors = found if index == 0 else vectors
-    supports = [segment.support for segment in view.plan.segments[: len(blobs)]]
-    check_prefix(positions, coded, view.plan.round_id, table.weight_count, supports)
-    return ReceivedModel(tuple(positions), tuple(coded), vectors)
+    plan, reader = view.plan, SegmentReader(table)
+    parts = [reader.read(blob, segment) for blob, segment in zip(blobs, plan.segments, strict=False)]
+    positions, codes = tuple(part.positions for part in parts), tuple(part.codes for part in parts)
+    frame = Frame(table, plan.support, tuple(part.exists for part in parts) if reader.groups else ())
+    check_prefix(positions, codes, plan.round_id, frame, [segment.support for segment in plan.segments])
+    return ReceivedModel(
+        positions=positions,
+        codes=codes,
+        vector_positions=np.concatenate([part.vector_positions for part in parts]),
+        vectors=np.concatenate([part.vectors for part in parts]),
+        groups=reader.groups,
+        kept=parts[-1].kept,
+    )

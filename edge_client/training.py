@@ -6,6 +6,7 @@ and a second that a small board does not have. A task that brings its own `optim
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,8 @@ class TrainingSettings:
     optimiser: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] | None = None
     proximal_mu: float = 0.0
     """FedProx (Li et al., MLSys 2020): weight mu of mu/2·||w − w_received||², which holds local models together."""
+    max_steps: int | None = None
+    """Stop after so many steps, on a device that has no time for all epochs."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def fit(
         torch.manual_seed(int(rng.integers(2**63)))
         _apply(masked)
         pull = _proximal_term(model, settings.proximal_mu)
-        for batch in _batches(len(dataset), settings, rng):
+        for batch in itertools.islice(_batches(len(dataset), settings, rng), settings.max_steps):
             inputs, targets = torch.from_numpy(dataset.inputs[batch]), torch.from_numpy(dataset.targets[batch])
             model.zero_grad(set_to_none=True)
             value = loss(model(inputs), targets)

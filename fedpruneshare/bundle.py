@@ -29,7 +29,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpruneshare.errors import ModelFileError
+from fedpruneshare.errors import ModelFileError, PlanError
+from fedpruneshare.sparse.channels import Groups, check_groups
 from fedpruneshare.sparse.parameters import ParameterTable
 
 MEMBER_LIMITS_BYTES = MappingProxyType(
@@ -49,7 +50,11 @@ MAX_AXES, MAX_CLASSES = 8, 1 << 20
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the binary members are. `input_shape` is that of one example; `seed` drew the initial weights."""
+    """What the binary members are. `input_shape` is that of one example; `seed` drew the initial weights.
+
+    `channel_groups`: how the model may be cut to a width (docs/protocol.md §6.7); none if it cannot be, for the reason
+    in `uncut_reason`.
+    """
 
     task: str
     table: ParameterTable
@@ -59,7 +64,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int
     data_source: Literal["full", "fixture"]
     metric: Literal["accuracy"] = "accuracy"
-    schema: Literal[1] = 1
+    schema: Literal[2] = 2
+    channel_groups: Groups = ()
+    uncut_reason: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +174,10 @@ def _check_manifest(manifest: Manifest) -> None:
     _check_size("vectors.bin", 4 * sum(math.prod(p.shape) for p in manifest.table.vectors()))
     if not manifest.table.weights():
         raise ModelFileError("parameter table has no prunable weight, expected at least one")
+    try:
+        check_groups(manifest.channel_groups, manifest.table)
+    except PlanError as error:
+        raise ModelFileError(str(error)) from None
     inputs = (manifest.test_count, *manifest.input_shape)
     _check_shape("test inputs", inputs, MEMBER_LIMITS_BYTES["test_inputs.bin"] // 4)
     _check_size("test_targets.bin", 8 * manifest.test_count)

@@ -109,7 +109,7 @@ class SupportRule(_Message, frozen=True):
 
 
 class Training(_Message, frozen=True):
-    """SGD with momentum; FedProx where `proximal_mu` > 0. `least_work`: least part of its steps a slow device may do."""
+    """SGD with momentum; FedProx where `proximal_mu` > 0. `least_work`: least part of its steps a device may do."""
 
     local_epochs: Annotated[int, Meta(ge=1, le=1000)]
     batch_size: Annotated[int, Meta(ge=1, le=65_536)]
@@ -189,7 +189,7 @@ class ShareUpload(_Message, frozen=True):
     """One sealed chunk of one device's share for one aggregator (docs/protocol.md §4.2).
 
     `prg`: the keystream algorithm of this upload's seed shares, the device's choice. Everything but `sealed` is bound
-    into the seal. No digest of the plaintext is in the clear: with t shares known it would confirm a guess of the update.
+    into the seal. No digest of the plaintext is in the clear: with t shares known it would confirm a guess.
     """
 
     round_id: RoundId

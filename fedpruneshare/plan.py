@@ -185,9 +185,18 @@ def _check_segments(view: PlanView) -> None:
     plan = view.plan
     if plan.rungs[0] != 0 or list(plan.rungs) != sorted(set(plan.rungs)) or plan.rungs[-1] >= len(plan.segments):
         raise PlanError(f"rungs {plan.rungs}, expected rising numbers from 0 below {len(plan.segments)}")
-    if any(segment.vectors for segment in plan.segments[1:]):
-        raise PlanError("vectors outside segment 0")
+    _check_widths(plan)
     for index, segment in enumerate(plan.segments):
         expected = view.layout.words(segment.vectors, segment.weights)
         if segment.words != expected:
             raise PlanError(f"segment {index} of {segment.words} words, expected {expected}")
+
+
+def _check_widths(plan: RoundPlan) -> None:
+    """Widths do not fall, and only a wider segment brings vector elements of its own (docs/protocol.md §6.7)."""
+    widths = [segment.width for segment in plan.segments]
+    if widths != sorted(widths):
+        raise PlanError(f"widths {widths}, expected numbers that do not fall")
+    for index, segment in enumerate(plan.segments[1:], 1):
+        if segment.vectors and segment.width == widths[index - 1]:
+            raise PlanError(f"segment {index} has vector elements, expected none: it is no wider than the one before")

@@ -58,20 +58,24 @@ def build_model(template: bytes, arrays: Arrays, sparse_above: float = SPARSE_AB
 
 
 def encode_update(update: SparseUpdate, table: ParameterTable) -> bytes:
-    """An update as an ONNX file: one sparse tensor for the values, one dense for the vectors, facts as metadata.
+    """An update as an ONNX file: a sparse tensor for the values, another for the vector elements, facts as metadata.
 
     The linearised indices are the flat coordinates of the table (docs/protocol.md §6.1), sorted.
     """
-    order = np.argsort(update.positions)
-    values = _dense("values", update.values[order])
-    indices = helper.make_tensor("values_indices", onnx.TensorProto.INT64, [order.size], update.positions[order])
-    sparse = helper.make_sparse_tensor(values, indices, [table.weight_count])
-    graph = helper.make_graph([], "fedpruneshare-update", [], [], initializer=[_dense("vectors", update.vectors)])
-    graph.sparse_initializer.append(sparse)
+    graph = helper.make_graph([], "fedpruneshare-update", [], [])
+    values = _sparse("values", update.positions, update.values, table.weight_count)
+    vectors = _sparse("vectors", update.vector_positions, update.vectors, table.vector_count)
+    graph.sparse_initializer.extend([values, vectors])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _UPDATE_OPSET)], ir_version=_UPDATE_IR)
     facts = dict(zip(_FACTS, (update.round_id, update.table.hex(), update.rung, update.weight), strict=True))
     helper.set_model_props(model, {name: str(value) for name, value in facts.items()})
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _sparse(name: str, places: NDArray[np.int64], values: NDArray[np.float32], size: int) -> onnx.SparseTensorProto:
+    order = np.argsort(places)
+    indices = helper.make_tensor(f"{name}_indices", onnx.TensorProto.INT64, [order.size], places[order])
+    return helper.make_sparse_tensor(_dense(name, values[order]), indices, [size])
 
 
 def _names(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
@@ -133,18 +137,21 @@ def decode_update(data: bytes, table: ParameterTable, max_bytes: int = 1 << 30) 
     model = _parse_bounded(data, max_bytes)
     graph = model.graph
     names = [*(sparse.values.name for sparse in graph.sparse_initializer), *(dense.name for dense in graph.initializer)]
-    if names != ["values", "vectors"] or len(graph.sparse_initializer) != 1:
-        raise ModelFileError(f"update with tensors {names[:4]}, expected sparse 'values' and dense 'vectors'")
+    if names != ["values", "vectors"] or graph.initializer:
+        raise ModelFileError(f"update with tensors {names[:4]}, expected sparse 'values' and 'vectors'")
     if graph.node or graph.input or graph.output:
         raise ModelFileError("update with nodes, inputs or outputs, expected tensors only")
     round_id, rung, weight = _read_facts(model, table)
-    sparse = graph.sparse_initializer[0]
-    if tuple(sparse.dims) != (table.weight_count,):
-        raise ModelFileError(f"update of shape {tuple(sparse.dims)}, expected ({table.weight_count},)")
-    positions = _read_indices(sparse, table.weight_count)
-    values = _read_dense(sparse.values, (positions.size,))
-    vectors = _read_dense(graph.initializer[0], (table.vector_count,))
-    return SparseUpdate(round_id, table.digest(), rung, weight, positions, values, vectors)
+    positions, values = _read_places(graph.sparse_initializer[0], table.weight_count)
+    elements, vectors = _read_places(graph.sparse_initializer[1], table.vector_count)
+    return SparseUpdate(round_id, table.digest(), rung, weight, positions, values, elements, vectors)
+
+
+def _read_places(sparse: onnx.SparseTensorProto, size: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    if tuple(sparse.dims) != (size,):
+        raise ModelFileError(f"update of shape {tuple(sparse.dims)}, expected ({size},)")
+    places = _read_indices(sparse, size)
+    return places, _read_dense(sparse.values, (places.size,))
 
 
 def _read_facts(model: onnx.ModelProto, table: ParameterTable) -> tuple[int, int, int]:

@@ -16,7 +16,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SparseUpdate:
-    """What one device learnt: values float32[m] on positions int64[m], vectors float32[v], and its weight. Secret."""
+    """What one device learnt, and its weight. Secret.
+
+    Values float32[m] on positions int64[m], vector elements float32[u] on `vector_positions` int64[u].
+    """
 
     round_id: int
     table: bytes
@@ -24,6 +27,7 @@ class SparseUpdate:
     weight: int
     positions: Positions
     values: Floats
+    vector_positions: Positions
     vectors: Floats
 
     def __repr__(self) -> str:

@@ -11,7 +11,7 @@ from coordinator.settings import AveragingSettings
 from fedpruneshare.errors import ProtocolError
 from fedpruneshare.sharing.digits import zero_point
 from fedpruneshare.sparse.parameters import Role
-from fedpruneshare.sparse.support import code_values, derive_support
+from fedpruneshare.sparse.support import Support, code_values, derive_support
 from fedpruneshare.sparse.update import dequantise_sum, quantise
 
 MAX_WEIGHT = 512
@@ -30,6 +30,12 @@ def world(seed: int = 0, devices: int = 9) -> dict[str, np.ndarray]:
     }
 
 
+def supports(weights: np.ndarray, round_id: int, counts: tuple[int, ...]) -> Support:
+    made = derive_support(code_values(weights), round_id, counts)
+    none = np.empty(0, dtype=np.int64)
+    return Support(made.d, made.segments, (np.arange(V), *[none] * (len(counts) - 1)))
+
+
 def folded(w: dict[str, np.ndarray], support, index: int) -> SegmentSum:  # type: ignore[no-untyped-def]
     there = np.flatnonzero(w["rungs"] >= index)
     fold = (w["examples"][there] / MAX_WEIGHT)[:, None]
@@ -41,7 +47,7 @@ def folded(w: dict[str, np.ndarray], support, index: int) -> SegmentSum:  # type
 
 def test_mixed_rungs_and_unequal_weights_equal_masked_fedavg() -> None:
     w = world()
-    support = derive_support(code_values(w["weights"]), 1, (20, 50, 100))
+    support = supports(w["weights"], 1, (20, 50, 100))
     opened = {index: folded(w, support, index) for index in range(3)}
     weights, vectors = apply_update((w["weights"], w["vectors"]), support, opened, TABLE, MAX_WEIGHT)
     held = np.zeros((9, D), dtype=bool)
@@ -60,7 +66,7 @@ def test_mixed_rungs_and_unequal_weights_equal_masked_fedavg() -> None:
 
 def test_what_was_not_opened_keeps_its_value_and_the_rest_is_zero() -> None:
     w = world()
-    support = derive_support(code_values(w["weights"]), 1, (20, 50, 100))
+    support = supports(w["weights"], 1, (20, 50, 100))
     weights, _ = apply_update((w["weights"], w["vectors"]), support, {0: folded(w, support, 0)}, TABLE, MAX_WEIGHT)
     closed = np.concatenate(support.segments[1:])
     assert np.array_equal(weights[closed], w["weights"][closed])
@@ -71,7 +77,7 @@ def test_what_was_not_opened_keeps_its_value_and_the_rest_is_zero() -> None:
 
 def test_variances_stay_positive() -> None:
     w = world()
-    support = derive_support(code_values(w["weights"]), 1, (20,))
+    support = supports(w["weights"], 1, (20,))
     down = SegmentSum(9, 9, np.zeros(20), np.full(V, -1e6))
     _, vectors = apply_update((w["weights"], w["vectors"]), support, {0: down}, TABLE, MAX_WEIGHT)
     bounds = TABLE.vector_bounds()
@@ -82,7 +88,7 @@ def test_variances_stay_positive() -> None:
 @pytest.mark.parametrize("weight", [0, 8, 9 * MAX_WEIGHT + 1])
 def test_a_weight_sum_that_contradicts_its_contributors_is_refused(weight: int) -> None:
     w = world()
-    support = derive_support(code_values(w["weights"]), 1, (20,))
+    support = supports(w["weights"], 1, (20,))
     wrong = SegmentSum(weight, 9, np.zeros(20), np.zeros(V))
     with pytest.raises(ProtocolError, match=f"weight sum {weight}, expected 9 to {9 * MAX_WEIGHT}"):
         apply_update((w["weights"], w["vectors"]), support, {0: wrong}, TABLE, MAX_WEIGHT)
@@ -90,7 +96,7 @@ def test_a_weight_sum_that_contradicts_its_contributors_is_refused(weight: int) 
 
 def test_a_sum_of_nobody_is_refused() -> None:
     w = world()
-    support = derive_support(code_values(w["weights"]), 1, (20,))
+    support = supports(w["weights"], 1, (20,))
     with pytest.raises(ProtocolError, match="weight sum 0, expected 1"):
         nobody = SegmentSum(0, 0, np.zeros(20), np.zeros(V))
         apply_update((w["weights"], w["vectors"]), support, {0: nobody}, TABLE, MAX_WEIGHT)
@@ -99,7 +105,7 @@ def test_a_sum_of_nobody_is_refused() -> None:
 @pytest.mark.parametrize(("index", "values", "vectors"), [(0, 1, V), (0, 20, 1), (0, 20, 0), (1, 30, V), (2, 20, 0)])
 def test_a_sum_of_another_size_is_refused(index: int, values: int, vectors: int) -> None:
     w = world()
-    support = derive_support(code_values(w["weights"]), 1, (20, 50))
+    support = supports(w["weights"], 1, (20, 50))
     wrong = SegmentSum(9, 9, np.ones(values), np.ones(vectors))
     with pytest.raises(ProtocolError, match=f"segment {index}"):
         apply_update((w["weights"], w["vectors"]), support, {index: wrong}, TABLE, MAX_WEIGHT)
@@ -109,7 +115,7 @@ def test_a_sum_of_another_size_is_refused(index: int, values: int, vectors: int)
 def test_quantised_rounds_are_fedavg_within_the_rounding_error(bits: int) -> None:
     """Each device is off by less than one step of clip/Q, so Σ by less than N steps, the mean by N·max_weight/Σw."""
     w, clip, q = world(), 0.5, zero_point(bits)
-    support = derive_support(code_values(w["weights"]), 1, (20, 50, 100))
+    support = supports(w["weights"], 1, (20, 50, 100))
     exact = {index: folded(w, support, index) for index in range(3)}
     opened = {}
     for index, whole in exact.items():
@@ -138,7 +144,7 @@ def test_quantised_rounds_are_fedavg_within_the_rounding_error(bits: int) -> Non
 
 def test_a_model_that_is_not_finite_is_refused() -> None:
     w = world()
-    support = derive_support(code_values(w["weights"]), 1, (20,))
+    support = supports(w["weights"], 1, (20,))
     # Finite as float64, so the check must come after the cast.
     overflowing = SegmentSum(9, 9, np.zeros(20), np.full(V, 1e38))
     with pytest.raises(ProtocolError, match="not finite"):
@@ -154,7 +160,7 @@ def test_a_model_that_is_not_finite_is_refused() -> None:
 def rounds_of_means(count: int) -> list[dict[int, SegmentSum]]:
     """Opened sums of several rounds over the supports of `world`; segment 2 stays closed in every other one."""
     w = world()
-    support = derive_support(code_values(w["weights"]), 1, (20, 50, 100))
+    support = supports(w["weights"], 1, (20, 50, 100))
     made = []
     for place in range(count):
         draw = np.random.default_rng(place)
@@ -173,7 +179,7 @@ def rounds_of_means(count: int) -> list[dict[int, SegmentSum]]:
 def test_server_optimisers_are_their_formulas(name: str) -> None:
     """Against the textbook, coordinate by coordinate, over three rounds."""
     w = world()
-    support = derive_support(code_values(w["weights"]), 1, (20, 50, 100))
+    support = supports(w["weights"], 1, (20, 50, 100))
     settings = AveragingSettings(name, server_learning_rate=0.5, beta_1=0.8, beta_2=0.9, tau=0.01)  # type: ignore[arg-type]
     moments, m, v = None, dict[tuple[int, int], float](), dict[tuple[int, int], float]()
     trained = np.concatenate([np.full(p.size, p.role is Role.VECTOR) for p in TABLE.vectors()])
@@ -204,7 +210,7 @@ def test_server_optimisers_are_their_formulas(name: str) -> None:
 
 def test_plain_averaging_leaves_the_sums_to_the_last_bit() -> None:
     w = world()
-    support = derive_support(code_values(w["weights"]), 1, (20, 50, 100))
+    support = supports(w["weights"], 1, (20, 50, 100))
     (opened,) = rounds_of_means(1)
     stepped, moments = server_step(opened, support, TABLE, MAX_WEIGHT, None, AveragingSettings())
     assert moments is None
@@ -213,7 +219,7 @@ def test_plain_averaging_leaves_the_sums_to_the_last_bit() -> None:
 
 def test_moments_are_kept_where_nothing_was_opened_and_lost_with_the_coordinate() -> None:
     w = world()
-    wide = derive_support(code_values(w["weights"]), 1, (20, 50, 100))
+    wide = supports(w["weights"], 1, (20, 50, 100))
     first, second = rounds_of_means(2)
     settings = AveragingSettings("fedavgm")
     _, before = server_step(first, wide, TABLE, MAX_WEIGHT, None, settings)
@@ -224,7 +230,7 @@ def test_moments_are_kept_where_nothing_was_opened_and_lost_with_the_coordinate(
     assert np.array_equal(after.first[closed], before.first[closed])
     assert np.abs(before.first[closed]).min() > 0
     assert not np.array_equal(after.first[opened], before.first[opened])
-    narrow = derive_support(code_values(w["weights"]), 2, (20, 50))
+    narrow = supports(w["weights"], 2, (20, 50))
     _, pruned = server_step(
         {0: SegmentSum(9, 3, np.ones(20), np.ones(TABLE.vector_count))}, narrow, TABLE, MAX_WEIGHT, after, settings
     )

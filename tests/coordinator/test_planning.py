@@ -11,21 +11,24 @@ from hypothesis import strategies as st
 from coordinator.planning import (
     ModelState,
     TaskFacts,
-    density_of,
     draw_cohort,
     merge_rungs,
     plan_round,
-    publish_model,
 )
 from coordinator.settings import CoordinatorSettings, PruningSettings, RoundSettings
+from coordinator.supports import density_of, publish_model
 from fedpruneshare.errors import PlanError
 from fedpruneshare.floors import open_segments
 from fedpruneshare.messages import digest, encode
 from fedpruneshare.party import PartySettings
 from fedpruneshare.plan import check_plan
+from fedpruneshare.sparse.parameters import Parameter, ParameterTable, Role
 from fedpruneshare.sparse.support import code_values
 
-FACTS = TaskFacts("hapt", bytes(32), bytes(32))
+TABLE = ParameterTable(
+    (Parameter("a", (40, 50), Role.WEIGHT), Parameter("b", (2000,), Role.WEIGHT), Parameter("c", (30,), Role.VECTOR))
+)
+FACTS = TaskFacts("hapt", bytes(32), TABLE)
 
 
 def settings(**rounds: int) -> CoordinatorSettings:
@@ -87,12 +90,12 @@ def test_strata_get_their_proportional_part(limits: list[int], seed: int) -> Non
 def test_plans_pass_their_own_check(applied: int) -> None:
     limits = {device: place % 3 for place, device in enumerate(DEVICES)}
     used, model = settings(cohort=10), state(applied)
-    published = publish_model(model, 7, used)
+    published = publish_model(model, 7, used, FACTS)
     plan = plan_round(7, model, published, FACTS, (limits, used, directory()))
     view = check_plan(plan, digest(encode(plan)), directory())
     assert view.rungs == 3
     assert plan.segments[-1].density == pytest.approx(density_of(used, applied), abs=1e-3)
-    again = plan_round(7, model, publish_model(model, 7, used), FACTS, (limits, used, directory()))
+    again = plan_round(7, model, publish_model(model, 7, used, FACTS), FACTS, (limits, used, directory()))
     assert encode(again) == encode(plan)
 
 
@@ -100,7 +103,8 @@ def test_points_rotate_so_that_seeds_go_round() -> None:
     limits, used, model = dict.fromkeys(DEVICES, 2), settings(cohort=10), state()
     at_one = []
     for round_id in range(1, 7):
-        plan = plan_round(round_id, model, publish_model(model, round_id, used), FACTS, (limits, used, directory()))
+        published = publish_model(model, round_id, used, FACTS)
+        plan = plan_round(round_id, model, published, FACTS, (limits, used, directory()))
         assert sorted(plan.points.values()) == [1, 2, 3]
         at_one.append(next(name for name, x in plan.points.items() if x == 1))
     assert sorted(at_one) == sorted(AGGREGATORS * 2)
@@ -110,4 +114,4 @@ def test_too_few_devices_are_a_reason() -> None:
     used, model = settings(cohort=5, min_devices=4), state()
     limits = dict.fromkeys(DEVICES[:3], 0)
     with pytest.raises(PlanError, match="3 devices are there, expected at least min_devices = 4"):
-        plan_round(1, model, publish_model(model, 1, used), FACTS, (limits, used, directory()))
+        plan_round(1, model, publish_model(model, 1, used, FACTS), FACTS, (limits, used, directory()))

@@ -22,10 +22,12 @@ from aggregator.service import Aggregator
 from aggregator.settings import AggregatorSettings
 from coordinator.answers import sum_vectors
 from coordinator.ledger import RoundLedger
-from coordinator.planning import ModelState, TaskFacts, plan_round, publish_model
+from coordinator.planning import ModelState, TaskFacts, plan_round
 from coordinator.settings import CodingSettings, CoordinatorSettings, PruningSettings, RoundSettings, SharingSettings
+from coordinator.supports import publish_model
 from edge_client.outbox import Upload
-from edge_client.uploading import Courier, Parcel, split_upload
+from edge_client.share_chunks import open_shares
+from edge_client.uploading import Courier, Parcel
 from fedpruneshare.directory import Directory, Service
 from fedpruneshare.directory import Party as PartyKeys
 from fedpruneshare.link import Delivery
@@ -36,6 +38,7 @@ from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.process import open_link
 from fedpruneshare.sealing import Identity, sum_context
 from fedpruneshare.sharing.prg import Prg
+from fedpruneshare.sparse import parameters
 from fedpruneshare.sparse.support import code_values
 from fedpruneshare.topics import Role
 from fedpruneshare.words import SegmentWords
@@ -104,8 +107,14 @@ def make_world(brokers: dict[str, Broker], k: int) -> World:
         pruning=PruningSettings(rungs=(0.25, 0.5, 1.0), start_density=0.5),
         coding=CodingSettings(chunk_bytes=1024),
     )
-    facts = TaskFacts("known-words", bytes(32), bytes(32))
-    plan = plan_round(1, state, publish_model(state, 1, settings), facts, (RUNGS, settings, directory))
+    table = parameters.ParameterTable(
+        (
+            parameters.Parameter("w", (50, 100), parameters.Role.WEIGHT),
+            parameters.Parameter("b", (40,), parameters.Role.VECTOR),
+        )
+    )
+    facts = TaskFacts("known-words", bytes(32), table)
+    plan = plan_round(1, state, publish_model(state, 1, settings, facts), facts, (RUNGS, settings, directory))
     return World(directory, identities, check_plan(plan, digest(encode(plan)), directory))
 
 
@@ -146,7 +155,7 @@ async def upload_all(world: World, device: str, words: np.ndarray) -> list[Recei
     upload = Upload(
         view.digest, 1, os.urandom(16), RUNGS[device], WEIGHTS[device], Prg.CHACHA20, seeds, words[:0], b"", words
     )
-    shares = split_upload(view, device, upload)
+    shares = open_shares(view, device, upload)
     async with AsyncExitStack() as stack:
         deliveries = []
         for name, x in view.plan.points.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -361,7 +362,8 @@ def update(seed: int = 0) -> SparseUpdate:
     rng = np.random.default_rng(seed)
     positions = rng.permutation(TABLE.weight_count)[:30].astype(np.int64)
     values = rng.normal(size=30).astype(np.float32)
-    return SparseUpdate(7, TABLE.digest(), 1, 320, positions, values, rng.normal(size=28).astype(np.float32))
+    elements, vectors = np.arange(28), rng.normal(size=28).astype(np.float32)
+    return SparseUpdate(7, TABLE.digest(), 1, 320, positions, values, elements, vectors)
 
 
 def test_an_update_there_and_back() -> None:
@@ -374,6 +376,15 @@ def test_an_update_there_and_back() -> None:
     assert np.array_equal(back.positions, made.positions[order])
     assert np.array_equal(back.values, made.values[order])
     assert np.array_equal(back.vectors, made.vectors)
+    assert np.array_equal(back.vector_positions, made.vector_positions)
+
+
+def test_an_update_of_a_narrow_model_has_part_of_the_vectors() -> None:
+    made = update()
+    part = replace(made, vector_positions=np.array([3, 7, 20]), vectors=made.vectors[:3])
+    back = decode_update(encode_update(part, TABLE), TABLE)
+    assert back.vector_positions.tolist() == [3, 7, 20]
+    assert np.array_equal(back.vectors, made.vectors[:3])
 
 
 def drop_fact(model: onnx.ModelProto) -> None:
@@ -407,11 +418,24 @@ def fact_twice(model: onnx.ModelProto) -> None:
 
 
 def renamed(model: onnx.ModelProto) -> None:
-    model.graph.initializer[0].name = "values"
+    model.graph.sparse_initializer[1].values.name = "values"
 
 
 def with_node(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Relu", ["vectors"], ["y"]))
+
+
+def cut(model: onnx.ModelProto) -> None:
+    values = model.graph.sparse_initializer[1].values
+    values.raw_data = values.raw_data[:-1]
+
+
+def elsewhere(model: onnx.ModelProto) -> None:
+    model.graph.sparse_initializer[0].values.external_data.add(key="location", value="/etc/passwd")
+
+
+def dense(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(model.graph.sparse_initializer[1].values)
 
 
 def folded(model: onnx.ModelProto) -> None:
@@ -420,7 +444,18 @@ def folded(model: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize(
     "edit",
-    [drop_fact, other_table, short, external, indices_of(set_at(0, 5000)), fact_twice, renamed, with_node, folded],
+    [
+        drop_fact,
+        other_table,
+        cut,
+        elsewhere,
+        indices_of(set_at(0, 5000)),
+        fact_twice,
+        renamed,
+        with_node,
+        folded,
+        dense,
+    ],
 )
 def test_what_is_no_update_is_refused(edit: Callable[[onnx.ModelProto], None]) -> None:
     with pytest.raises(ModelFileError):

@@ -174,6 +174,6 @@ def test_integers_on_the_grid_come_back_exactly() -> None:
 
 def test_an_update_shows_no_value() -> None:
     values = full(0.123456, 3)
-    update = SparseUpdate(1, bytes(32), 0, 5, np.arange(3), values, values)
+    update = SparseUpdate(1, bytes(32), 0, 5, np.arange(3), values, np.arange(3), values)
     assert "0.123" not in repr(update)
     assert "values=3" in repr(update)
