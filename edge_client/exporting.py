@@ -14,11 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edge_client.channel_groups import examine
 from edge_client.tasks import Task
 from edge_client.tasks.model import parameter_table, read_state
 from fedpruneshare.bundle import Bundle, Manifest
@@ -52,6 +54,10 @@ def export_bundle(task: Task, path: Path, seed: int, start_from: Path | None = N
     if start_from is not None:
         weights, vectors = _weights_of(start_from, table, table.unflatten(weights, vectors))
     manifest = Manifest(task.name, table, tuple(shape), len(test), classes, seed, task.data_source)
+    cuts = examine(model, table, torch.from_numpy(test.inputs[:2]))
+    manifest = msgspec.structs.replace(
+        manifest, channel_groups=cuts.groups, uncut_reason="" if cuts.groups else "; ".join(cuts.reasons)
+    )
     template = export_template(model, table, tuple(shape))
     bundle = Bundle(manifest, template, weights, vectors, test.inputs, test.targets)
     bundle.save(path)
