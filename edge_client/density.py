@@ -123,7 +123,7 @@ def _time(resolved: Resolved, limits: DeviceLimits, predicted: Prediction, margi
     left_s = resolved.offer.remaining_s
     allowed_s = left_s * (1 - limits.deadline_safety) / (1 + margin)
     if not predicted.total_s <= allowed_s:
-        text = f"{predicted.total_s:.4g} s, at most {_down(allowed_s)} s of the {left_s:.4g} s left may be used"
+        text = f"{predicted.total_s:.4g} s, at most {_down(allowed_s)} s of the {left_s:.4g} s left"
         yield _Excess(Constraint.DEADLINE, _factor(predicted.total_s, allowed_s), text + _for(margin))
 
 
@@ -182,7 +182,7 @@ def _down(value: float) -> str:
 
 
 def _for(margin: float) -> str:
-    return f" (with {margin:.0%} in hand for going up)" if margin else ""
+    return f" (with {100 * margin:.3g} % in hand for going up)" if margin else ""
 
 
 # --------------------------------------------------------------------------- what is said

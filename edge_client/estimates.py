@@ -245,16 +245,11 @@ def _link_inputs(links: _Links) -> dict[str, Any]:
 
 
 def _state_inputs(offer: Offer, state: DeviceState) -> dict[str, Any]:
-    health = state.health
+    names = ("temperature_c", "is_throttled", "free_mib", "load_1min", "battery_percent", "on_mains")
     return {
         "board": state.profile.name,
-        "temperature_c": _said(health and health.temperature_c),
+        **{name: _said(getattr(state.health, name, None)) for name in names},
         "coolest_c": _said(state.coolest_c),
-        "is_throttled": UNMEASURED if health is None or health.is_throttled is None else health.is_throttled,
-        "free_mib": _said(health and health.free_mib),
-        "load_1min": _said(health and health.load_1min),
-        "battery_percent": _said(health and health.battery_percent),
-        "on_mains": UNMEASURED if health is None or health.on_mains is None else health.on_mains,
         "energy_left_j": "no budget" if state.energy_left_j is None else state.energy_left_j,
         "remaining_s": offer.remaining_s,
         "steps": [offer.least_steps, offer.steps],
@@ -327,7 +322,7 @@ def _peak_c(state: DeviceState, busy_s: float) -> float | None:
     to_go_c = max(0.0, thermal.busy_rise_c - (now_c - cool_c))
     # Rounded: differences of the last bit must not decide.
     peak_c: float = now_c - to_go_c * math.expm1(-busy_s / thermal.time_constant_s)
-    return round(peak_c, 3)
+    return max(now_c, round(peak_c, 3))
 
 
 def _buffers_mib(parameters: int, cost: RungCost) -> float:
