@@ -8,6 +8,7 @@ import click
 
 from coordinator.service import Coordinator
 from coordinator.settings import CoordinatorSettings
+from coordinator.supports import check_widths
 from coordinator.workbench import Workbench
 from fedpruneshare import logs
 from fedpruneshare.party import Party
@@ -33,6 +34,7 @@ def main(settings: CoordinatorSettings) -> int:
     party = Party.load(settings.party, Role.COORDINATOR)
     logs.rename("coordinator", party.ident)
     bench = Workbench.open(Path(settings.bundle), Path(settings.store), settings.coding)
+    check_widths(settings, bench.facts.groups, bench.bundle.manifest.uncut_reason)
 
     async def work() -> int:
         link = open_link(party.directory.coordinator.address, party.ident, settings.link)

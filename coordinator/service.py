@@ -19,13 +19,13 @@ import structlog
 from coordinator.ledger import Failure, RoundLedger
 from coordinator.opening import Opening, Round, open_and_apply
 from coordinator.outcomes import Seconds, outcome_line, round_facts
-from coordinator.planning import ModelState, PublishedModel, plan_round
+from coordinator.planning import ModelState, plan_round
 from coordinator.publishing import Publisher
 from coordinator.settings import CoordinatorSettings
 from coordinator.store import OpenRound, RoundStore
 from coordinator.supports import publish_model
 from coordinator.workbench import Workbench
-from fedpruneshare.errors import PeerError, PlanError, ProtocolError, SharingError, SupportMismatchError
+from fedpruneshare.errors import PeerError, PlanError, ProtocolError, SharingError
 from fedpruneshare.link import Delivery, Link
 from fedpruneshare.link.retry import Backoff
 from fedpruneshare.messages import (
@@ -114,7 +114,12 @@ class Coordinator:
             return
         state = self._model()
         published = publish_model(state, begun.round_id, self._settings, self._bench.facts)
-        self._ledger = RoundLedger(self._check_open_round(begun, published))
+        view = self._check_open_round(begun)
+        if [digest(blob) for blob in published.blobs] != [segment.blob for segment in view.plan.segments]:
+            # Packed by another version of the software, or of its compressor: what was announced cannot be said again.
+            await self._give_up(begun.round_id, "the stored model is not coded as its plan says", seconds)
+            return
+        self._ledger = RoundLedger(view)
         remaining_s = self._remaining_s(begun)
         freeze: Freeze | Failure | None = self._frozen_before(begun)
         await self._publisher.announce(self._ledger.view, begun.plan, published, remaining_s)
@@ -142,10 +147,7 @@ class Coordinator:
             body = encode(plan)
             check_plan(plan, digest(body), self._party.directory)
         except PlanError as error:
-            _log.error("round-not-planned", round_id=round_id, reason=str(error))
-            outcome = outcome_line(round_id, RoundPhase.FAILED, seconds, {"reason": str(error)})
-            self._store.finish(round_id, outcome, None)
-            await self._publisher.close(Outcome(round_id, RoundPhase.FAILED, str(error)[:500]))
+            await self._give_up(round_id, str(error), seconds)
             return None
         started_at = time.time()
         self._store.begin(round_id, body, started_at)
@@ -162,17 +164,19 @@ class Coordinator:
         await self._wait_until(lambda: len(self._fleet()) >= enough, rounds.wait_for_devices_s)
 
     def _fleet(self) -> dict[str, int]:
-        known = self._store.fleet(_MISSED_LIMIT)
-        return {device: rung for device, rung in known.items() if device in self._party.directory.devices}
+        roster = self._party.directory.devices
+        return {device: rung for device, rung in self._store.fleet(_MISSED_LIMIT).items() if device in roster}
 
-    def _check_open_round(self, begun: OpenRound, published: PublishedModel) -> PlanView:
+    async def _give_up(self, round_id: int, reason: str, seconds: Seconds) -> None:
+        """Fail a round that cannot go on before it has a ledger."""
+        _log.error("round-given-up", round_id=round_id, reason=reason)
+        self._store.finish(round_id, outcome_line(round_id, RoundPhase.FAILED, seconds, {"reason": reason}), None)
+        await self._publisher.close(Outcome(round_id, RoundPhase.FAILED, reason[:500]))
+
+    def _check_open_round(self, begun: OpenRound) -> PlanView:
         plan = decode("round-plan", begun.plan)
         assert isinstance(plan, RoundPlan)
-        view = check_plan(plan, digest(begun.plan), self._party.directory)
-        found = [digest(blob) for blob in published.blobs]
-        if found != [segment.blob for segment in plan.segments]:
-            raise SupportMismatchError(f"round {begun.round_id}: the stored model is not the one its plan names")
-        return view
+        return check_plan(plan, digest(begun.plan), self._party.directory)
 
     def _remaining_s(self, begun: OpenRound) -> float:
         deadline_s = self._settings.rounds.deadline_s
@@ -311,10 +315,8 @@ class Coordinator:
     async def _on_heartbeat(self, delivery: Delivery) -> None:
         opened = self._party.take("heartbeat", delivery)
         if opened and isinstance(opened.message, Heartbeat):
-            beat = opened.message
-            is_held_back = beat.constraint not in ("", "plan", "rung_max")
-            self._store.note_rung(opened.sender, beat.rung if is_held_back else None)
-            _log.debug("heartbeat", device=opened.sender, round_id=beat.round_id, sent_bytes=beat.sent_bytes)
+            is_held_back = opened.message.constraint not in ("", "plan", "rung_max")
+            self._store.note_rung(opened.sender, opened.message.rung if is_held_back else None)
 
     async def _on_attendance(self, delivery: Delivery) -> None:
         opened = self._party.take("attendance", delivery)
@@ -390,8 +392,7 @@ class Coordinator:
         return state
 
     def _open_ledger(self) -> RoundLedger:
-        if self._ledger is None:
-            raise RuntimeError("no round is open")
+        assert self._ledger is not None
         return self._ledger
 
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from coordinator.planning import ModelState, PublishedModel, TaskFacts
 from coordinator.settings import CoordinatorSettings
-from fedpruneshare.errors import PlanError
+from fedpruneshare.errors import Fault, SettingsError
 from fedpruneshare.messages import SupportRule
 from fedpruneshare.sparse.channels import (
+    Groups,
     Kept,
     coordinates,
     nested_channels,
@@ -43,15 +44,18 @@ def probe_count(settings: CoordinatorSettings, applied: int, d: int) -> int:
     return math.floor(p.probe * d + 0.5) if applied < end else 0
 
 
-def publish_model(state: ModelState, round_id: int, settings: CoordinatorSettings, facts: TaskFacts) -> PublishedModel:
-    """Derive the supports of a round and code the model along them.
+def check_widths(settings: CoordinatorSettings, groups: Groups, why_not: str) -> None:
+    """Raise `SettingsError` where narrower rungs are wanted of a model without channel groups, for a reason."""
+    widths = settings.pruning.widths
+    if widths and widths[0] < 1.0 and not groups:
+        fault = Fault("pruning.widths", str(list(widths)), "none: this model cannot be cut", why_not)
+        raise SettingsError("settings do not fit the task", (fault,))
 
-    Raises `PlanError` where narrower rungs are wanted of a model that cannot be cut.
-    """
+
+def publish_model(state: ModelState, round_id: int, settings: CoordinatorSettings, facts: TaskFacts) -> PublishedModel:
+    """Derive the supports of a round and code the model along them. Widths need channel groups (`check_widths`)."""
     pruning, table, d = settings.pruning, facts.table, state.coded.size
     widths = pruning.widths or (1.0,) * len(pruning.rungs)
-    if widths[0] < 1.0 and not facts.groups:
-        raise PlanError(f"pruning.widths = {list(widths)}, but the model of task {facts.name!r} cannot be cut")
     kept = _channels(state, widths, facts, pruning.churn_tolerance)
     counts = rung_counts(d, pruning.rungs, density_of(settings, state.applied))
     probes = min(probe_count(settings, state.applied, d), d - counts[-1])

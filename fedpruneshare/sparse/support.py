@@ -201,7 +201,8 @@ def plain_frame(d: int) -> Frame:
 def _boosted(keys: NDArray[np.uint64], frame: Frame) -> NDArray[np.uint64]:
     """Keys of coordinates whose magnitude counts as so many code steps larger."""
     codes = np.minimum((keys >> _SHIFT) + np.uint64(frame.rule.churn_codes), np.uint64(_MAGNITUDE))
-    return (codes << _SHIFT) | (keys & _HASH)
+    boosted: NDArray[np.uint64] = (codes << _SHIFT) | (keys & _HASH)
+    return boosted
 
 
 def _chosen(keys: NDArray[np.uint64], tensors: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
