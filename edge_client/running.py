@@ -10,7 +10,7 @@ import torch
 
 from edge_client.local_round import Workplace
 from edge_client.service import Device
-from edge_client.settings import DeviceSettings
+from edge_client.settings import DeviceSettings, DeviceTask
 from edge_client.tasks import Task, load_task, parameter_table
 from edge_client.training import TrainingSettings, fit
 from fedpruneshare import logs
@@ -45,8 +45,12 @@ _WARM_DEVICES = 2
 
 def workplace(settings: DeviceSettings) -> Workplace:
     """The task, its model and this device's part of the data. Raises `TaskError` or `DataError`."""
-    torch.set_num_threads(settings.limits.torch_threads)
-    where = settings.task
+    return workplace_of(settings.task, settings.limits.torch_threads)
+
+
+def workplace_of(where: DeviceTask, torch_threads: int) -> Workplace:
+    """As `workplace`, of a task alone."""
+    torch.set_num_threads(torch_threads)
     task = _task(where.name, where.data_dir)
     model = task.seeded_model(where.seed)
     dataset = task.load_train(where.index, where.devices, stream(where.seed, "split"))
