@@ -66,10 +66,10 @@ def examine(model: nn.Module, table: ParameterTable, example_inputs: torch.Tenso
     """As `find_groups`, with the reasons for what stays whole; nothing is raised for a model that cannot be cut."""
     try:
         trial = _Trial(model, table, example_inputs)
-        ties = trace_ties(trial.model, trial.inputs)
+        ties = trace_ties(copy.deepcopy(trial.model).float(), example_inputs)
     except TaskError as error:
         return Examined((), (str(error),))
-    reasons = [f"layer {path!r} ({kind}) stays whole" for path, kind in ties.frozen.items()]
+    reasons = [f"layer {path!r} stays whole: {reason}" for path, reason in ties.frozen.items()]
     level = _level(_regular(ties, table, reasons), ties, table, reasons)
     groups = _proven([_groups(linked, table) for linked in _linked(level, ties)], trial, table, reasons)
     if len(groups) > MAX_GROUPS or any(len(group.cuts) > MAX_CUTS for group in groups):

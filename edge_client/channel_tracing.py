@@ -36,7 +36,7 @@ class Ties:
     limits: dict[Key, tuple[int, int]] = field(default_factory=dict)
     """Of an axis: its length and into how many equal runs it is divided."""
     frozen: dict[str, str] = field(default_factory=dict)
-    """Layers whose channels cannot be cut, and what they are."""
+    """Layers whose channels cannot be cut, and why."""
 
 
 def trace_ties(model: nn.Module, inputs: torch.Tensor) -> Ties:
@@ -65,7 +65,10 @@ def trace_ties(model: nn.Module, inputs: torch.Tensor) -> Ties:
             reader = _Reader(model, joined, (ends[0].grad_fn, ends[1].grad_fn))
             for layer in list(graph.module2node):
                 if isinstance(layer, (*_CONVOLUTIONS, nn.Linear, nn.Embedding)):
-                    reader.read(f"\0root {id(layer)}", _pruning_groups(graph, layer))
+                    try:
+                        reader.read(f"\0root {id(layer)}", _pruning_groups(graph, layer))
+                    except (IndexError, TypeError, ValueError) as error:  # the library lost its way behind this layer
+                        reader.freeze(graph, layer, f"outputs cannot be followed: {error}")
     except Exception as error:  # the user's forward(), or a graph the library was not made for
         text = next(iter(str(error).strip().splitlines()), "no message")
         raise TaskError(f"model cannot be traced: {type(error).__name__}: {text}") from error
@@ -135,6 +138,13 @@ class _Reader:
                 if is_end:
                     self._joined.join(_FROZEN, (root, channel))
 
+    def freeze(self, graph: Any, layer: nn.Module, reason: str) -> None:
+        """Leave the outputs of a layer as they are."""
+        self.frozen[self._modules[id(layer)]] = reason
+        for index in range(graph.get_pruner_of_module(layer).get_out_channels(layer)):
+            for element in self._elements(graph.module2node[layer], True, index):
+                self._joined.join(_FROZEN, element)
+
     def _is_end(self, node: Any, is_output: bool) -> bool:
         """Whether this side of a node carries the model's inputs or its class scores."""
         if node.grad_fn is self._input:
@@ -178,7 +188,7 @@ class _Reader:
                 yield f"{own}weight", 0, index, 1
                 yield f"{own}bias", 0, index, 1
         else:
-            self.frozen[path] = type(layer).__name__
+            self.frozen[path] = f"the make of {type(layer).__name__} is not known"
             yield _FROZEN[0][0], _FROZEN[0][1], _FROZEN[1], 1
 
     def _norm_places(self, layer: Any, own: str, index: int) -> Iterator[tuple[str, int, int, int]]:
