@@ -10,6 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from fedpruneshare.errors import ModelFileError
+from fedpruneshare.metrics import METRICS, Targets, evaluation_loss
 from fedpruneshare.sparse.onnx_codec import build_model
 
 _BATCH = 256
@@ -17,26 +18,33 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The metric (accuracy, 0..1) and the mean cross entropy in nats."""
+    """The bundle's metric, and the loss: mean cross entropy in nats for classes, mean squared error for values."""
 
     metric: float
     loss: float
 
 
 class Evaluator:
-    """Scores named arrays on a test set: inputs float32[N, ...], targets int64[N], outputs logits [N, classes].
+    """Scores named arrays on a test set of inputs float32[N, ...].
 
-    Raises `ModelFileError` on construction for an unknown metric or a test set without pairs.
+    Targets are int64[N] with outputs [N, classes], or float32[N] or [N, m] with outputs of that shape.
+    Raises `ModelFileError` on construction for an unknown metric, targets of another kind than the metric's, or a test
+    set without pairs.
     """
 
     def __init__(
-        self, template: bytes, inputs: NDArray[np.float32], targets: NDArray[np.int64], metric: str = "accuracy"
+        self, template: bytes, inputs: NDArray[np.float32], targets: Targets, metric: str = "accuracy"
     ) -> None:
-        if metric != "accuracy":
-            raise ModelFileError(f"metric {metric!r}, expected 'accuracy'")
+        if metric not in METRICS:
+            raise ModelFileError(f"metric {metric!r}, expected one of {list(METRICS)}")
         if not 0 < len(targets) == len(inputs):
             raise ModelFileError(
                 f"{len(inputs)} test inputs and {len(targets)} targets, expected as many, at least one"
+            )
+        self._metric = METRICS[metric]
+        if np.issubdtype(targets.dtype, np.integer) != (self._metric.targets == "classes"):
+            raise ModelFileError(
+                f"test targets are {targets.dtype}, but metric {metric!r} is one of {self._metric.targets}"
             )
         self._template, self._inputs, self._targets = template, inputs, targets
 
@@ -46,17 +54,11 @@ class Evaluator:
 
     def score_file(self, model: bytes) -> Evaluation:
         """As `score`, for the bytes of a whole ONNX file."""
-        logits = self._logits(model)
-        wanted = int(self._targets.max()) + 1
-        if logits.ndim != 2 or len(logits) != len(self._targets) or logits.shape[1] < wanted:
-            expected = f"{len(self._targets)} rows of at least {wanted} classes"
-            raise ModelFileError(f"the model's output is of shape {logits.shape}, expected {expected}")
-        if not np.isfinite(logits).all():
-            raise ModelFileError("the model's output is not finite, expected finite numbers")
-        right = logits.argmax(axis=1) == self._targets
-        return Evaluation(float(right.mean()), _cross_entropy(logits, self._targets))
+        outputs = self._outputs(model)
+        loss = evaluation_loss(outputs, self._targets)
+        return Evaluation(self._metric.score(outputs, self._targets), loss)
 
-    def _logits(self, model: bytes) -> NDArray[np.float64]:
+    def _outputs(self, model: bytes) -> NDArray[np.float64]:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -68,9 +70,3 @@ class Evaluator:
             return np.concatenate(batches).astype(np.float64)
         except Exception as error:  # onnxruntime's exceptions share no public base class
             raise ModelFileError(f"the model does not run: {type(error).__name__}: {str(error)[:200]}") from None
-
-
-def _cross_entropy(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> float:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_sums = np.log(np.exp(shifted).sum(axis=1))
-    return float((log_sums - shifted[np.arange(targets.size), targets]).mean())

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edge_client.channel_groups import examine
+from edge_client.datasets import Dataset
 from edge_client.tasks import Task
 from edge_client.tasks.model import parameter_table, read_state
 from fedpruneshare.bundle import Bundle, Manifest
@@ -41,22 +42,26 @@ def export_bundle(task: Task, path: Path, seed: int, start_from: Path | None = N
 
     `start_from` is a `model.onnx` of the same task: its weights then take the place of the drawn ones.
     Raises `ModelFileError` where that is not such a model, and `TaskError` where the model cannot be exported, loses or
-    renames a weight on the way, gives other outputs as a graph than in torch, or does not return one score per class.
+    renames a weight on the way, gives other outputs as a graph than in torch, or returns neither one score per class
+    nor values of the targets' shape, whichever the task's metric compares.
     """
     model = task.seeded_model(seed)
     table = parameter_table(model)
     test = task.load_test()
     shape = test.inputs.shape[1:]
-    classes = _count_classes(model, torch.from_numpy(test.inputs[:2]))
-    if int(test.targets.max()) >= classes:
-        raise TaskError(f"model gives {classes} scores, but a test target is {int(test.targets.max())}")
+    classes = _count_classes(model, test)
     weights, vectors = read_state(model, table)
     if start_from is not None:
         weights, vectors = _weights_of(start_from, table, table.unflatten(weights, vectors))
     manifest = Manifest(task.name, table, tuple(shape), len(test), classes, seed, task.data_source)
     cuts = examine(model, table, torch.from_numpy(test.inputs[:2]))
     manifest = msgspec.structs.replace(
-        manifest, channel_groups=cuts.groups, uncut_reason="" if cuts.groups else "; ".join(cuts.reasons)
+        manifest,
+        metric=task.metric,
+        channel_groups=cuts.groups,
+        uncut_reason="" if cuts.groups else "; ".join(cuts.reasons),
+        target_shape=test.targets.shape[1:],
+        is_transformed=task.is_transforming,
     )
     template = export_template(model, table, tuple(shape))
     bundle = Bundle(manifest, template, weights, vectors, test.inputs, test.targets)
@@ -235,14 +240,26 @@ def _with_inputs(graph: Any, table: ParameterTable) -> Any:
     return complete
 
 
-def _count_classes(model: nn.Module, inputs: torch.Tensor) -> int:
+def _count_classes(model: nn.Module, test: Dataset) -> int:
+    """How many scores the model gives for an example; 0 where its outputs are values, as the targets are."""
+    inputs = torch.from_numpy(test.inputs[:2])
     model.eval()
     try:
         with torch.no_grad():
             outputs = model(inputs)
     except Exception as error:  # the user's forward()
         raise TaskError(f"model fails on the test inputs: {type(error).__name__}: {error}") from error
-    if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
-        found = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-        raise TaskError(f"model returns {found} for {len(inputs)} examples, expected scores [batch, classes]")
+    expected = "scores [batch, classes]" if test.has_classes else f"values {['batch', *test.targets.shape[1:]]}"
+    found = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+    fault = TaskError(f"model returns {found} for {len(inputs)} examples, expected {expected}")
+    if not isinstance(outputs, torch.Tensor) or not outputs.ndim or len(outputs) != len(inputs):
+        raise fault
+    if not test.has_classes:
+        if outputs.shape[1:] not in (test.targets.shape[1:], test.targets.shape[1:] or (1,)):
+            raise fault
+        return 0
+    if outputs.ndim != 2:
+        raise fault
+    if int(test.targets.max()) >= outputs.shape[1]:
+        raise TaskError(f"model gives {outputs.shape[1]} scores, but a test target is {int(test.targets.max())}")
     return int(outputs.shape[1])

@@ -9,7 +9,7 @@ always give the same bytes and `digest` names them in a plan. Reading is strict:
     weights.bin        float32[d], little-endian: initial prunable weights (docs/protocol.md §6.1)
     vectors.bin        float32[v]: initial biases, norms and float buffers
     test_inputs.bin    float32[N, *input_shape]
-    test_targets.bin   int64[N]
+    test_targets.bin   int64[N] (classes), or float32[N, *target_shape] (values)
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpruneshare.errors import ModelFileError, PlanError
+from fedpruneshare.metrics import METRICS, MetricName, Targets
 from fedpruneshare.sparse.channels import Groups, check_groups
 from fedpruneshare.sparse.parameters import ParameterTable
 
@@ -52,6 +53,8 @@ MAX_AXES, MAX_CLASSES = 8, 1 << 20
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the binary members are. `input_shape` is that of one example; `seed` drew the initial weights.
 
+    `classes`: how many scores the model gives, 0 where it gives values; `target_shape`: that of one example's values,
+    () or (m,). `is_transformed`: the test inputs went through the task's transform(), as all inputs must.
     `channel_groups`: how the model may be cut to a width (docs/protocol.md §6.7); none if it cannot be, for the reason
     in `uncut_reason`.
     """
@@ -63,10 +66,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     classes: int
     seed: int
     data_source: Literal["full", "fixture"]
-    metric: Literal["accuracy"] = "accuracy"
+    metric: MetricName = "accuracy"
     schema: Literal[2] = 2
     channel_groups: Groups = ()
     uncut_reason: str = ""
+    target_shape: tuple[int, ...] = ()
+    is_transformed: bool = False
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the targets are class numbers (int64), and not values (float32)."""
+        return METRICS[self.metric].targets == "classes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +84,8 @@ class Bundle:
     """A checked bundle.
 
     `weights` float32[d], `vectors` float32[v], `test_inputs` float32[N, *input_shape], `test_targets` int64[N] in
-    0..classes-1. Raises `ModelFileError` where a part contradicts the manifest or is not finite.
+    0..classes-1 or float32[N, *target_shape]. Raises `ModelFileError` where a part contradicts the manifest or is not
+    finite.
     """
 
     manifest: Manifest
@@ -82,7 +93,7 @@ class Bundle:
     weights: NDArray[np.float32]
     vectors: NDArray[np.float32]
     test_inputs: NDArray[np.float32]
-    test_targets: NDArray[np.int64]
+    test_targets: Targets
 
     def __post_init__(self) -> None:
         _check_manifest(self.manifest)
@@ -90,9 +101,10 @@ class Bundle:
         _check_array("weights", self.weights, "float32", (table.weight_count,))
         _check_array("vectors", self.vectors, "float32", (table.vector_count,))
         _check_array("test_inputs", self.test_inputs, "float32", (count, *self.manifest.input_shape))
-        _check_array("test_targets", self.test_targets, "int64", (count,))
-        low, high = int(self.test_targets.min()), int(self.test_targets.max())
-        if low < 0 or high >= self.manifest.classes:
+        kind = "int64" if self.manifest.has_classes else "float32"
+        _check_array("test_targets", self.test_targets, kind, (count, *self.manifest.target_shape))
+        low, high = self.test_targets.min(), self.test_targets.max()
+        if self.manifest.has_classes and (low < 0 or high >= self.manifest.classes):
             raise ModelFileError(f"test targets reach from {low} to {high}, expected 0 to {self.manifest.classes - 1}")
         if not self.template:
             raise ModelFileError("template.onnx is empty, expected an ONNX graph")
@@ -110,7 +122,7 @@ class Bundle:
             "weights.bin": self.weights.astype("<f4").tobytes(),
             "vectors.bin": self.vectors.astype("<f4").tobytes(),
             "test_inputs.bin": self.test_inputs.astype("<f4").tobytes(),
-            "test_targets.bin": self.test_targets.astype("<i8").tobytes(),
+            "test_targets.bin": self.test_targets.astype(_target_type(self.manifest)).tobytes(),
         }
         for name, data in members.items():
             _check_size(name, len(data))
@@ -152,7 +164,7 @@ class Bundle:
             _array("weights.bin", members, "<f4", (table.weight_count,)),
             _array("vectors.bin", members, "<f4", (table.vector_count,)),
             _array("test_inputs.bin", members, "<f4", (count, *shape)),
-            _array("test_targets.bin", members, "<i8", (count,)),
+            _array("test_targets.bin", members, _target_type(manifest), (count, *manifest.target_shape)),
         )
         if bundle.encode() != data:
             raise ModelFileError("bytes differ from the one encoding of these contents: trailing or extra data")
@@ -180,9 +192,24 @@ def _check_manifest(manifest: Manifest) -> None:
         raise ModelFileError(str(error)) from None
     inputs = (manifest.test_count, *manifest.input_shape)
     _check_shape("test inputs", inputs, MEMBER_LIMITS_BYTES["test_inputs.bin"] // 4)
-    _check_size("test_targets.bin", 8 * manifest.test_count)
-    if not 1 <= manifest.classes <= MAX_CLASSES or not 0 <= manifest.seed < 1 << 63:
-        raise ModelFileError(f"manifest has {manifest.classes} classes and seed {manifest.seed}, expected 1.. and 0..")
+    _check_targets(manifest)
+    if not 0 <= manifest.seed < 1 << 63:
+        raise ModelFileError(f"manifest has seed {manifest.seed}, expected 0 or more")
+
+
+def _check_targets(manifest: Manifest) -> None:
+    shape, classes = manifest.target_shape, manifest.classes
+    if manifest.has_classes and (shape or not 1 <= classes <= MAX_CLASSES):
+        raise ModelFileError(f"manifest has {classes} classes and targets of {shape}, expected 1 or more and ()")
+    if not manifest.has_classes and (len(shape) > 1 or classes):
+        found = f"{classes} classes and targets of {shape}"
+        raise ModelFileError(f"manifest has {found}, expected 0 and () or (m,): metric is {manifest.metric}")
+    size = 8 if manifest.has_classes else 4
+    _check_shape("test targets", (manifest.test_count, *shape), MEMBER_LIMITS_BYTES["test_targets.bin"] // size)
+
+
+def _target_type(manifest: Manifest) -> str:
+    return "<i8" if manifest.has_classes else "<f4"
 
 
 def _check_shape(name: str, shape: tuple[int, ...], limit: int) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpruneshare.errors import DataError
+from fedpruneshare.metrics import Targets
 
 DATA_VARIABLE = "FEDPRUNESHARE_DATA"
 """Environment variable that names the data folder where no `data_dir` is passed."""
@@ -30,24 +31,34 @@ DataSource = Literal["full", "fixture"]
 class Dataset:
     """Examples of one device, or the test set.
 
-    `inputs` float32[N, ...] is what the model takes, `targets` int64[N] the class of each example.
+    `inputs` float32[N, ...] is what the model takes; `targets` is the class of each example, int64[N], or the values
+    the model should give for it, float32[N] or float32[N, m].
     Raises `DataError` where they are not of these types, disagree in length, or hold a value that is not finite.
     """
 
     inputs: NDArray[np.float32]
-    targets: NDArray[np.int64]
+    targets: Targets
 
     def __post_init__(self) -> None:
         if self.inputs.dtype != np.float32 or self.inputs.ndim < 2:
             raise DataError(f"inputs are {_describe(self.inputs)}, expected float32[N, ...]")
-        if self.targets.dtype != np.int64 or self.targets.ndim != 1:
-            raise DataError(f"targets are {_describe(self.targets)}, expected int64[N]")
+        if not (self.targets.ndim == 1 and self.targets.dtype == np.int64) and not (
+            self.targets.ndim in (1, 2) and self.targets.dtype == np.float32
+        ):
+            raise DataError(f"targets are {_describe(self.targets)}, expected int64[N] or float32[N] or [N, m]")
         if len(self.inputs) != len(self.targets) or not len(self.targets):
             raise DataError(f"found {len(self.inputs)} inputs and {len(self.targets)} targets, expected as many, not 0")
         if not np.isfinite(self.inputs).all():
             raise DataError("inputs hold a value that is not finite")
-        if int(self.targets.min()) < 0:
+        if not np.isfinite(self.targets).all():
+            raise DataError("targets hold a value that is not finite")
+        if self.has_classes and int(self.targets.min()) < 0:
             raise DataError(f"targets hold {int(self.targets.min())}, expected class numbers from 0 up")
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the targets are class numbers, and not values."""
+        return self.targets.dtype == np.int64
 
     def __len__(self) -> int:
         """Number of examples."""

@@ -32,7 +32,8 @@ from torch import nn
 from edge_client.datasets import Dataset, DataSource
 from edge_client.tasks.conversion import as_dataset
 from edge_client.tasks.model import parameter_table, read_state, write_state
-from fedpruneshare.errors import FedPruneShareError, TaskError
+from fedpruneshare.errors import FedPruneShareError, SettingsError, TaskError
+from fedpruneshare.metrics import METRICS, MetricName, metric
 
 __all__ = ["BUILT_IN", "Dataset", "Task", "load_task", "parameter_table", "read_state", "write_state"]
 
@@ -56,6 +57,12 @@ class Task:
     optimiser: Optimiser | None
     module: ModuleType
     data_dir: Path | None
+    metric: MetricName = "accuracy"
+
+    @property
+    def is_transforming(self) -> bool:
+        """Whether the task brings a `transform()`, through which every input must go."""
+        return hasattr(self.module, "transform")
 
     def build_model(self) -> nn.Module:
         """A fresh model, initialised from torch's generator; refused where it cannot be handled."""
@@ -83,12 +90,22 @@ class Task:
 
     def _load(self, function: str, *arguments: Any) -> Dataset:
         load = getattr(self.module, function)
-        dataset = as_dataset(_call(_with_data_dir(load, self.data_dir), *arguments), f"{function}()")
-        transform = getattr(self.module, "transform", None)
-        if transform is None:
+        loaded = _call(_with_data_dir(load, self.data_dir), *arguments)
+        dataset = as_dataset(loaded, f"{function}()", METRICS[self.metric])
+        if not self.is_transforming:
             return dataset
-        inputs: NDArray[np.float32] = np.asarray(_call(transform, dataset.inputs))
-        return as_dataset((inputs, dataset.targets), f"transform() of {function}()")
+        transformed = (self.transform(dataset.inputs), dataset.targets)
+        return as_dataset(transformed, f"transform() of {function}()", METRICS[self.metric])
+
+    def transform(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Raw inputs float32[N, ...] -> those the model takes. Raises `TaskError` for other than as many examples."""
+        if not self.is_transforming:
+            return inputs
+        outputs = np.asarray(_call(self.module.transform, inputs))
+        if outputs.ndim < 2 or len(outputs) != len(inputs) or outputs.dtype.kind not in "fiub":
+            found = f"{outputs.dtype}{list(outputs.shape)}"
+            raise TaskError(f"transform() returned {found} for {len(inputs)} examples, expected float32[N, ...]")
+        return outputs.astype(np.float32, copy=False)
 
 
 def load_task(name_or_path: str | Path, data_dir: Path | None = None) -> Task:
@@ -105,14 +122,33 @@ def load_task(name_or_path: str | Path, data_dir: Path | None = None) -> Task:
             faults.append(f"{name} is {type(getattr(module, name)).__name__}, expected a function")
     if faults:
         raise TaskError(f"task {text!r} cannot be used: " + "; ".join(faults))
+    name = _metric(module, text)
     return Task(
         name=str(getattr(module, "name", Path(text).stem if text.endswith(".py") else text)),
         data_source=_data_source(module, data_dir),
-        loss=getattr(module, "loss", nn.functional.cross_entropy),
+        loss=getattr(module, "loss", default_loss(METRICS[name].targets == "classes")),
         optimiser=getattr(module, "optimiser", None),
         module=module,
         data_dir=data_dir,
+        metric=name,
     )
+
+
+def default_loss(has_classes: bool) -> Loss:
+    """Cross entropy for classes, mean squared error for values."""
+    return nn.functional.cross_entropy if has_classes else mean_squared_error
+
+
+def mean_squared_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Over float32[B] or [B, m]; outputs [B, 1] fit targets [B], where torch's own would pair all with all."""
+    return nn.functional.mse_loss(outputs.reshape(targets.shape), targets)
+
+
+def _metric(module: ModuleType, text: str) -> MetricName:
+    try:
+        return metric(getattr(module, "metric", "accuracy")).name
+    except SettingsError as error:
+        raise TaskError(f"task {text!r}: {error}") from None
 
 
 def _import_name(name: str) -> ModuleType:

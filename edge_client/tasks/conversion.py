@@ -11,16 +11,18 @@ from torch.utils.data import TensorDataset
 
 from edge_client.datasets import Dataset
 from fedpruneshare.errors import DataError, TaskError
+from fedpruneshare.metrics import METRICS, Metric, Targets
 
 
-def as_dataset(value: Any, where: str) -> Dataset:
+def as_dataset(value: Any, where: str, metric: Metric = METRICS["accuracy"]) -> Dataset:
     """Convert a `Dataset`, a pair (inputs, targets) of arrays or tensors, or a torch data set of such pairs.
 
-    `where` names the function it came from, for the message. Raises `TaskError` for anything else, for float targets
-    (only classification is measured), for wrong shapes and for values that are not finite.
+    `where` names the function it came from, for the message. Targets are what `metric` compares: class numbers, or
+    values (whole numbers are values, too). Raises `TaskError` for anything else, for class numbers that are not whole,
+    for wrong shapes and for values that are not finite.
     """
     if isinstance(value, Dataset):
-        return value
+        value = (value.inputs, value.targets)
     if isinstance(value, TensorDataset):
         value = value.tensors
     elif isinstance(value, TorchDataset):
@@ -29,10 +31,14 @@ def as_dataset(value: Any, where: str) -> Dataset:
         found = f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__
         raise TaskError(f"{where} returned {found}, expected a Dataset, a pair (inputs, targets) or a torch data set")
     inputs, targets = (_array(part, where) for part in value)
-    if not np.issubdtype(targets.dtype, np.integer):
-        raise TaskError(f"{where} returned {targets.dtype} targets, expected class numbers (int64): metric is accuracy")
+    if metric.targets == "classes" and not np.issubdtype(targets.dtype, np.integer):
+        raise TaskError(
+            f"{where} returned {targets.dtype} targets, expected class numbers (int64): metric is {metric.name}"
+        )
+    kind = "int64" if metric.targets == "classes" else "float32"
+    as_kind: Targets = np.ascontiguousarray(targets).astype(kind, copy=False)
     try:
-        return Dataset(np.ascontiguousarray(inputs, dtype=np.float32), targets.astype(np.int64))
+        return Dataset(np.ascontiguousarray(inputs, dtype=np.float32), as_kind)
     except DataError as error:
         raise TaskError(f"{where}: {error}") from error
 
@@ -48,7 +54,10 @@ def _stack(examples: TorchDataset[Any], where: str) -> tuple[Any, Any]:
     shapes = {array.shape for array in inputs}
     if len(shapes) > 1:
         raise TaskError(f"{where} returned inputs of shapes {sorted(shapes)}, expected one shape")
-    return np.stack(inputs), np.asarray([int(pair[1]) for pair in pairs])
+    targets = [np.asarray(pair[1]) for pair in pairs]
+    if len({target.shape for target in targets}) > 1:
+        raise TaskError(f"{where} returned targets of several shapes, expected one")
+    return np.stack(inputs), np.stack(targets)
 
 
 def _array(part: Any, where: str) -> Any:
