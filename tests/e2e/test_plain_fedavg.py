@@ -28,9 +28,22 @@ from testbed.fleet import Fleet
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 
-def test_the_next_model_is_that_of_plain_masked_fedavg(tmp_path: Path) -> None:
+#: Two rungs of the full width, and three of rising width and density: all devices of a rung above one that is missing.
+RUNGS = {
+    "densities": (),
+    "widths and densities": (
+        "fleet.devices=9", "rounds.cohort=9",
+        "fleet.groups=[{rung_max=0}, {rung_max=1}, {rung_max=2}]",
+        "pruning.rungs=[0.5, 0.75, 1.0]", "pruning.widths=[0.25, 0.5, 1.0]",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rungs", RUNGS)
+def test_the_next_model_is_that_of_plain_masked_fedavg(tmp_path: Path, rungs: str) -> None:
     # A task whose examples are dealt unevenly; half the weights, so that some coordinates are outside every rung.
     task = ('task.name="fashion-mnist"', "pruning.dense_rounds=0", "pruning.start_density=0.5", "coding.value_bits=8")
+    task += RUNGS[rungs]
     with small_fleet(tmp_path / "run", *task, "rounds.count=1", "rounds.deadline_s=90", "rounds.grace_s=60") as fleet:
         pids = start(fleet)
         with paused(pids["aggregator-3"]):  # so that every upload is still in its outbox
@@ -43,7 +56,7 @@ def test_the_next_model_is_that_of_plain_masked_fedavg(tmp_path: Path) -> None:
         before, after = (model(fleet, applied) for applied in (0, 1))
     held_back = {ident: (upload.rung, upload.upload_id) for ident, upload in uploads.items()}
     assert {c.device_id: (c.rung, c.upload_id) for c in freeze.contributors} == held_back
-    assert {update.rung for update in updates} == {0, 1}
+    assert {update.rung for update in updates} == set(range(len(view.plan.segments)))
     assert len({update.weight for update in updates}) > 1
     facts = Facts(view, table, before, after, list(uploads.values()), updates)
     check_against_integers(facts)
@@ -89,10 +102,22 @@ def model(fleet: Fleet, applied: int) -> Model:
 
 
 def segments_of(updates: Iterable[SparseUpdate]) -> list[Positions]:
-    """Positions of segments 0 and 1, ascending, as the devices' updates show them: a longer rung holds the shorter."""
-    by_rung = {update.rung: update.positions for update in updates}
-    assert np.isin(by_rung[0], by_rung[1]).all()
-    return [by_rung[0], np.setdiff1d(by_rung[1], by_rung[0])]
+    """Positions of every segment, ascending, as the devices' updates show them: a longer rung holds the shorter."""
+    return added({update.rung: update.positions for update in updates})
+
+
+def vector_segments_of(updates: Iterable[SparseUpdate]) -> list[Positions]:
+    """Vector elements of every segment in the same way: those of the channels that its width adds."""
+    return added({update.rung: update.vector_positions for update in updates})
+
+
+def added(by_rung: dict[int, Positions]) -> list[Positions]:
+    segments, before = [], np.empty(0, dtype=np.int64)
+    for _, held in sorted(by_rung.items()):
+        assert np.isin(before, held).all()
+        segments.append(np.setdiff1d(held, before))
+        before = held
+    return segments
 
 
 def tensor_clips(bounds: NDArray[np.int64], clips: tuple[float, ...]) -> NDArray[np.float64]:
@@ -113,17 +138,18 @@ def check_against_integers(facts: Facts) -> None:
     weights, vectors = np.zeros(facts.before.codes.size), facts.before.vectors.astype(np.float64)
     clips = tensor_clips(facts.table.weight_bounds(), coding.weight_clips)
     vector_clips = tensor_clips(facts.table.vector_bounds(), coding.vector_clips)
-    for index, positions in enumerate(segments_of(facts.updates)):
+    segments = zip(segments_of(facts.updates), vector_segments_of(facts.updates), strict=True)
+    for index, (positions, elements) in enumerate(segments):
         parts = [upload.words for upload in facts.uploads if upload.rung >= index]
         start = sum(n_words[:index])
         total = np.sum([part[start : start + n_words[index]] for part in parts], axis=0, dtype=np.uint64)
         weight, count = int(total[0]), len(parts)
         assert weight == sum(upload.weight for upload in facts.uploads if upload.rung >= index)
-        middle = 1
-        if index == 0:
-            middle += facts.view.layout.words(vectors.size, 0) - 1
-            sums = digits(total[1:middle], coding.vector_bits, coding.max_devices, vectors.size)
-            vectors += decoded(sums, coding.vector_bits, count, vector_clips) * coding.max_weight / weight
+        middle = facts.view.layout.words(elements.size, 0)
+        if elements.size:
+            sums = digits(total[1:middle], coding.vector_bits, coding.max_devices, elements.size)
+            mean = decoded(sums, coding.vector_bits, count, vector_clips[elements]) * coding.max_weight / weight
+            vectors[elements] += mean
         sums = digits(total[middle:], coding.value_bits, coding.max_devices, positions.size)
         mean = decoded(sums, coding.value_bits, count, clips[positions]) * coding.max_weight / weight
         weights[positions] = facts.before.codes[positions].astype(np.float64) + mean
@@ -150,11 +176,13 @@ def check_against_floats(facts: Facts) -> None:
         found = facts.after.codes[positions].astype(np.float64) - facts.before.codes[positions]
         coding_error = np.abs(facts.after.codes[positions].astype(np.float64)) * 2.0**-11 + 2.0**-24
         assert (np.abs(found - mean) < len(there) * step * scale + coding_error).all()
-    scale = coding.max_weight / sum(update.weight for update in facts.updates)
-    step = vector_clips / (2 ** (coding.vector_bits - 1) - 1)
-    mean = fedavg([update.vectors for update in facts.updates], facts.updates)
-    error = np.abs(facts.after.vectors.astype(np.float64) - facts.before.vectors - mean)
-    assert (error < len(facts.updates) * step * scale + 1e-6).all()
+    for index, elements in enumerate(vector_segments_of(facts.updates)):
+        there = [update for update in facts.updates if update.rung >= index]
+        scale = coding.max_weight / sum(update.weight for update in there)
+        step = vector_clips[elements] / (2 ** (coding.vector_bits - 1) - 1)
+        mean = fedavg([update.vectors[np.isin(update.vector_positions, elements)] for update in there], there)
+        error = np.abs(facts.after.vectors[elements].astype(np.float64) - facts.before.vectors[elements] - mean)
+        assert (error < len(there) * step * scale + 1e-6).all()
     outside = np.setdiff1d(np.arange(facts.after.codes.size), np.concatenate(segments_of(facts.updates)))
     assert outside.size > 0
     assert not facts.after.codes[outside].any()
