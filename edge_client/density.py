@@ -20,6 +20,8 @@ from edge_client.settings import DeviceLimits
 DECLINED: Final = -1
 #: Part of the free memory that a round may take.
 _FREE_SHARE: Final = 0.9
+#: A board that hardly warms up still has a sensor that jumps by some degrees.
+_LEAST_RISE_C: Final = 20.0
 
 
 class Constraint(StrEnum):
@@ -154,7 +156,7 @@ def _temperature(resolved: Resolved, limits: DeviceLimits, predicted: Prediction
     """Going up needs a part of the board's whole rise as slack: degrees have no zero to take a part of."""
     thermal = resolved.state.profile.thermal
     limit_c = min(thermal.limit_c, limits.temperature_c or thermal.limit_c)
-    allowed_c = limit_c - margin * thermal.busy_rise_c
+    allowed_c = limit_c - margin * max(thermal.busy_rise_c, _LEAST_RISE_C)
     if predicted.peak_c is not None and not predicted.peak_c <= allowed_c:
         text = f"{predicted.peak_c:.1f} °C at its end, at most {allowed_c:.1f} °C" + _for(margin)
         yield _Excess(Constraint.TEMPERATURE, _factor(predicted.peak_c, allowed_c), text)

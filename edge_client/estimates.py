@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edge_client.boards import BoardProfile, PowerStates
     from edge_client.calibration import Calibration, LinkRate
     from edge_client.device import Health
+    from edge_client.watches import LinkEstimate
 
 UNMEASURED: Final = "unmeasured"
 #: The phases that are predicted. `share` is all from the trained model to sealed chunks: encode, split, seal, sign.
@@ -68,8 +69,9 @@ class Offer:
 class DeviceState:
     """What the device knows of itself now. None, or a missing key, is not known and blocks nothing.
 
-    step_s: seconds of a training step by width, timed by this process; these override the calibrated ones.
-    links: by aggregator, measured by this process. uplink_bytes_s: what all links together carried at once.
+    step_s: seconds of a training step by width (a number or text), timed by this process; these override the
+    calibrated ones. links: by aggregator, timed by this process. uplink_bytes_s: what all links together carried at
+    once, all share bytes of the last upload over the seconds it took.
     energy_left_j: what this round may use; None is no budget. coolest_c: the coolest this process has seen the chip.
     last_rung: the rung last taken, `density.DECLINED` after a decline, None without history.
     corrections: actual over predicted by phase (`PHASES`, "energy", "memory"); see `edge_client.predictions`.
@@ -78,8 +80,8 @@ class DeviceState:
     profile: BoardProfile
     health: Health | None = None
     calibration: Calibration | None = None
-    step_s: Mapping[float, float] = field(default_factory=dict)
-    links: Mapping[str, LinkRate] = field(default_factory=dict)
+    step_s: Mapping[float, float] | Mapping[str, float] = field(default_factory=dict)
+    links: Mapping[str, LinkRate | LinkEstimate] = field(default_factory=dict)
     uplink_bytes_s: float | None = None
     receive_bytes_s: float | None = None
     energy_left_j: float | None = None
@@ -177,8 +179,8 @@ def _costs(offer: Offer, state: DeviceState, calibration: Calibration | None, us
     elif calibration is not None:
         # A larger batch costs in proportion; a smaller one is not taken to cost less.
         batches = max(1.0, offer.batch_size / max(calibration.batch_size, 1))
-        timed = {float(width): seconds * batches for width, seconds in calibration.step_s.items()}
-        mib = {float(width): size * batches for width, size in calibration.step_mib.items()}
+        timed = {width: seconds * batches for width, seconds in calibration.step_s.items()}
+        mib = {width: size * batches for width, size in calibration.step_mib.items()}
         source = "measured and calibrated" if state.step_s else "calibrated"
         step_s = _all_known(timed) | _all_known(state.step_s)
         return _Costs(step_s, source, _all_known(mib), calibration.base_mib, share_bytes_s, used)
@@ -193,25 +195,26 @@ def _links(offer: Offer, state: DeviceState, calibration: Calibration | None) ->
     was timed alone says what the uplink carries, and the profile's default says only what the board could.
     """
     profile, calibrated = state.profile.link, calibration.links if calibration else {}
-    default = _Figure(profile.up_mbit_s * 125_000, "profile")
-    by_aggregator, rtts = {}, []
+    up, by_aggregator = _Figure(profile.up_mbit_s * 125_000, "profile"), {}
+    rtt = _Figure(profile.rtt_ms / 1000, "profile")
+    rtts = []
     for name in sorted({name for cost in offer.rungs for name in cost.up_bytes_each}):
-        link, source = (
-            (state.links.get(name), "measured") if name in state.links else (calibrated.get(name), "calibrated")
-        )
-        rate = _known(link.up_bytes_s) if link else None
-        by_aggregator[name] = default if rate is None else _Figure(rate, source)
-        rtts.append((_known(link.rtt_s) if link else None) or profile.rtt_ms / 1000)
-    found = [figure.value for figure in by_aggregator.values() if figure is not default]
-    uplink = _Figure(max(found), "fastest link") if found else default
-    if (rate := _known(state.uplink_bytes_s)) is not None:
-        uplink = _Figure(rate, "measured")
-    receive = _Figure(profile.down_mbit_s * 125_000, "profile")
-    if calibration and (rate := _known(calibration.receive_bytes_s)) is not None:
-        receive = _Figure(rate, "calibrated")
-    if (rate := _known(state.receive_bytes_s)) is not None:
-        receive = _Figure(rate, "measured")
-    return _Links(by_aggregator, uplink, receive, max(rtts, default=profile.rtt_ms / 1000))
+        own, before = state.links.get(name), calibrated.get(name)
+        rates = (own.up_bytes_s if own else None, before.up_bytes_s if before else None)
+        by_aggregator[name] = _best(up, *rates)
+        rtts.append(_best(rtt, own.rtt_s if own else None, before.rtt_s if before else None).value)
+    found = [figure.value for figure in by_aggregator.values() if figure is not up]
+    uplink = _best(_Figure(max(found), "fastest link") if found else up, state.uplink_bytes_s)
+    down = _Figure(profile.down_mbit_s * 125_000, "profile")
+    receive = _best(down, state.receive_bytes_s, calibration.receive_bytes_s if calibration else None)
+    return _Links(by_aggregator, uplink, receive, max(rtts, default=rtt.value))
+
+
+def _best(otherwise: _Figure, measured: float | None, calibrated: float | None = None) -> _Figure:
+    for value, source in ((_known(measured), "measured"), (_known(calibrated), "calibrated")):
+        if value is not None:
+            return _Figure(value, source)
+    return otherwise
 
 
 def _watts(profile: PowerStates, calibration: Calibration | None) -> _Watts:
@@ -263,8 +266,8 @@ def _known(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) and value >= 0 else None
 
 
-def _all_known(by_width: Mapping[float, float]) -> dict[float, float]:
-    return {width: value for width, value in by_width.items() if _known(value) is not None}
+def _all_known(by_width: Mapping[float, float] | Mapping[str, float]) -> dict[float, float]:
+    return {float(width): value for width, value in by_width.items() if _known(value) is not None}
 
 
 def _said(value: float | None) -> float | str:
@@ -319,8 +322,8 @@ def _peak_c(state: DeviceState, busy_s: float) -> float | None:
         return None
     thermal = state.profile.thermal
     cool_c = now_c if state.coolest_c is None else min(now_c, state.coolest_c)
-    to_go_c = max(0.0, thermal.busy_rise_c - (now_c - cool_c))
-    # Rounded: differences of the last bit must not decide.
+    to_go_c = thermal.busy_rise_c - (now_c - cool_c)
+    # Rounded: differences of the last bit must not decide. What is below zero to go would only cool down.
     peak_c: float = now_c - to_go_c * math.expm1(-busy_s / thermal.time_constant_s)
     return max(now_c, round(peak_c, 3))
 
