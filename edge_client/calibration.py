@@ -12,13 +12,14 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from edge_client.watches import width_key
 from fedpruneshare.settings import load_settings, render_toml
 from fedpruneshare.storage import write_atomically
 
 _Positive = Annotated[float, Meta(gt=0)]
 _NotNegative = Annotated[float, Meta(ge=0)]
 #: A width as text, as `width_key` writes it.
-_Width = Annotated[str, Meta(pattern=r"^(1|0\.\d{1,6})$")]
+_Width = Annotated[str, Meta(pattern=r"^(1\.0|0\.\d{1,20})$")]
 
 _HEAD: Final = "# Measured by `fedpruneshare device calibrate`; again after a change of board, task or network.\n\n"
 
@@ -55,11 +56,6 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def step_of(self, width: float) -> float | None:
         """Seconds of one step at a width; None where it was not measured."""
         return self.step_s.get(width_key(width))
-
-
-def width_key(width: float) -> str:
-    """A width in (0, 1] as it names a row: "1", "0.5", "0.25"."""
-    return f"{width:.6f}".rstrip("0").rstrip(".")
 
 
 def load_calibration(path: Path) -> Calibration:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from edge_client.cli_calibrate import calibrate
 from edge_client.energy.meters import Source, find_meter
 from edge_client.energy.recorder import Energy, EnergyRecorder
 from edge_client.energy.trace import PowerTrace
@@ -63,3 +64,6 @@ def _recorded(path: Path) -> tuple[Energy, Source]:
     trace = PowerTrace.read(path)
     start_s, end_s = trace.seconds[0], trace.seconds[-1]
     return Energy(trace.joules(start_s, end_s), end_s - start_s, len(trace.seconds)), trace.source
+
+
+device.add_command(calibrate)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from edge_client.calibration import Calibration, LinkRate, load_calibration, save_calibration, width_key
+from edge_client.calibration import Calibration, LinkRate, load_calibration, save_calibration
 from fedpruneshare.errors import SettingsError
 
 WHOLE = Calibration(
     "raspberry-pi-4b", "lenet5", 32,
-    step_s={"1": 0.02, "0.5": 0.008}, share_bytes_s=3e7, receive_bytes_s=1e6,
+    step_s={"1.0": 0.02, "0.5": 0.008}, share_bytes_s=3e7, receive_bytes_s=1e6,
     links={"aggregator-1": LinkRate(1.5e6, 0.012), "aggregator.2": LinkRate(1e5, 0.0)},
-    idle_w=2.7, busy_w=4.5, power_source="ina3221", base_mib=210.5, step_mib={"1": 12.0, "0.5": 7.5},
+    idle_w=2.7, busy_w=4.5, power_source="ina3221", base_mib=210.5, step_mib={"1.0": 12.0, "0.5": 7.5},
 )  # fmt: skip
 
 
@@ -25,11 +25,10 @@ def test_it_comes_back(tmp_path: Path, calibration: Calibration) -> None:
     assert "device calibrate" in path.read_text().splitlines()[0]
 
 
-@pytest.mark.parametrize(("width", "key"), [(1.0, "1"), (0.5, "0.5"), (0.25, "0.25"), (1 / 3, "0.333333")])
-def test_widths_are_named(width: float, key: str) -> None:
-    assert width_key(width) == key
-    step_s = {key: 2.0}
-    assert Calibration("b", "t", 1, step_s).step_of(width) == 2.0
+@pytest.mark.parametrize(("width", "key"), [(1.0, "1.0"), (0.5, "0.5"), (0.25, "0.25"), (1 / 3, "0.3333333333333333")])
+def test_a_step_is_found_by_its_width(tmp_path: Path, width: float, key: str) -> None:
+    save_calibration(tmp_path / "calibration.toml", Calibration("b", "t", 1, {key: 2.0}))
+    assert load_calibration(tmp_path / "calibration.toml").step_of(width) == 2.0
 
 
 def test_a_width_that_was_not_measured_has_no_time() -> None:
@@ -40,7 +39,7 @@ def test_a_width_that_was_not_measured_has_no_time() -> None:
     "text",
     [
         'board = "b"\ntask = "t"\nbatch_size = 0\n',
-        'board = "b"\ntask = "t"\nbatch_size = 1\n[step_s]\n1 = 0.0\n',
+        'board = "b"\ntask = "t"\nbatch_size = 1\n[step_s]\n"1.0" = 0.0\n',
         'board = "b"\ntask = "t"\nbatch_size = 1\n[step_s]\n"1.50" = 0.1\n',
         'board = "b"\ntask = "t"\nbatch_size = 1\nstep_sec = 1\n',
         'board = "b"\ntask = "t"\nbatch_size = 1\n[links.a]\nup_bytes_s = -1.0\nrtt_s = 0.1\n',
