@@ -34,6 +34,33 @@ def test_what_a_server_optimiser_remembers_outlives_a_restart(tmp_path: Path) ->
     assert np.array_equal(found.moments.second, moments.second)
 
 
+def test_supports_of_the_last_round_outlive_a_restart(tmp_path: Path) -> None:
+    store = RoundStore(tmp_path, BUNDLE)
+    store.save_first_model(model(0))
+    found = store.model()
+    assert found is not None
+    assert found.last_rungs is None
+    store.finish(1, {}, replace(model(1), last_rungs=np.array([0, 1, 255, 1, 0], np.uint8), last_channels=(b"ab", b"")))
+    found = reopened(store).model()
+    assert found is not None
+    assert found.last_rungs is not None
+    assert found.last_rungs.tolist() == [0, 1, 255, 1, 0]
+    assert found.last_channels == (b"ab", b"")
+
+
+def test_the_rung_that_a_device_was_left_bounds_what_it_is_expected_to_take(tmp_path: Path) -> None:
+    store = RoundStore(tmp_path, BUNDLE)
+    store.greet("device-1", 3)
+    store.note_rung("device-1", 1)
+    store.note_rung("device-9", 1)  # never heard of
+    assert store.fleet(2) == {"device-1": 1}
+    store.note_rung("device-1", None)
+    assert store.fleet(2) == {"device-1": 3}
+    store.note_rung("device-1", 0)
+    store.greet("device-1", 3)
+    assert store.fleet(2) == {"device-1": 3}
+
+
 def reopened(store: RoundStore) -> RoundStore:
     store.close()
     return RoundStore(store.folder, BUNDLE)

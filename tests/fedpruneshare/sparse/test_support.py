@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,12 @@ from hypothesis import strategies as st
 
 import fedpruneshare.sparse.support as support_module
 from fedpruneshare.errors import PeerError, PlanError, SupportMismatchError
+from fedpruneshare.messages import SupportRule
+from fedpruneshare.sparse.parameters import Parameter, ParameterTable, Role
 from fedpruneshare.sparse.support import (
+    OUTSIDE,
     DensitySchedule,
+    Frame,
     Support,
     check_prefix,
     code_values,
@@ -21,6 +26,7 @@ from fedpruneshare.sparse.support import (
     order_keys,
     plain_frame,
     rung_counts,
+    support_digests,
 )
 
 MASK = 2**64 - 1
@@ -244,3 +250,119 @@ def test_rung_counts_rise(d: int, density: float, fractions: list[float]) -> Non
     assert list(counts) == sorted(counts)
     assert counts[0] >= 1
     assert abs(counts[-1] - density * d) <= 1
+
+
+# --------------------------------------------------------------------------- frames
+
+LAYERS = ParameterTable(
+    (Parameter("a", (8, 4), Role.WEIGHT), Parameter("b", (8, 8), Role.WEIGHT), Parameter("c", (3, 16), Role.WEIGHT))
+)
+D = LAYERS.weight_count
+
+
+def narrower(seed: int, counts: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Random nested sets of coordinates, the last of them all."""
+    mixed = np.random.default_rng(seed).permutation(D)
+    return tuple(np.isin(np.arange(D), mixed[:count]) for count in counts)
+
+
+@given(st.sampled_from(["global", "erk"]), st.integers(0, 300), st.booleans(), st.booleans(), st.integers(0, 50))
+def test_every_honest_support_passes_its_check(
+    allocation: str, churn: int, is_narrow: bool, is_probing: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    coded = model(D, seed)
+    exist = narrower(seed, (50, 100, D, D) if is_probing else (50, 100, D)) if is_narrow else ()
+    frame = Frame(LAYERS, SupportRule(allocation, churn, is_probing), exist)
+    last = rng.integers(0, 4, D).astype(np.uint8)
+    counts = (20, 45, 80, 90) if is_probing else (20, 45, 80)
+    support = derive_support(coded, 5, counts, frame, last)
+    assert [len(part) for part in support.segments] == list(np.diff([0, *counts]))
+    for rung in range(len(counts)):
+        held = support.segments[: rung + 1]
+        check_prefix(held, [coded[part] for part in held], 5, frame, support.digests(5))
+
+
+def test_a_rung_has_no_more_than_exists_at_its_width() -> None:
+    frame = Frame(LAYERS, SupportRule(), narrower(1, (30, 60, D)))
+    support = derive_support(model(D), 5, (50, 70, 100), frame)
+    assert [len(part) for part in support.segments] == [30, 30, 40]
+    assert np.array_equal(np.sort(support.prefix(1)), np.flatnonzero(frame.coordinates[1]))
+
+
+def test_each_tensor_keeps_its_quota_of_its_largest() -> None:
+    coded = model(D)
+    frame = Frame(LAYERS, SupportRule("erk"))
+    support = derive_support(coded, 5, (20, 60), frame)
+    bounds = LAYERS.weight_bounds()
+    magnitudes = (coded & 0x7FFF).astype(int)
+    for rung in range(2):
+        held = np.isin(np.arange(D), support.prefix(rung))
+        for start, end in itertools.pairwise(bounds):
+            own = held[start:end]
+            assert magnitudes[start:end][own].min(initial=1 << 15) >= magnitudes[start:end][~own].max(initial=0)
+    counts = [
+        np.count_nonzero((support.prefix(1) >= a) & (support.prefix(1) < b)) for a, b in itertools.pairwise(bounds)
+    ]
+    assert counts == frame.quotas(60, frame.blank, frame.exists(1)).tolist()
+
+
+def test_what_was_in_a_rung_stays_until_another_is_clearly_larger() -> None:
+    codes = np.array([0x3C00, 0x3C40, 0x3D00, 0x3A00], dtype=np.uint16)  # 1.0, 1.0625, 1.25, 0.75
+    last = np.array([0, OUTSIDE, OUTSIDE, OUTSIDE], dtype=np.uint8)
+    plain = Frame(ParameterTable((Parameter("w", (4,), Role.WEIGHT),)), SupportRule("global", 0x80))
+    assert derive_support(codes, 1, (2,), plain, last).segments[0].tolist() == [0, 2]
+    assert derive_support(codes, 1, (2,), plain, None).segments[0].tolist() == [1, 2]
+    wide = replace(plain, rule=SupportRule("global", 0x10))
+    assert derive_support(codes, 1, (2,), wide, last).segments[0].tolist() == [1, 2]
+
+
+def test_less_churn_with_a_tolerance() -> None:
+    """The same small noise on a model: with a tolerance, fewer coordinates change places at the boundary."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=20_000).astype(np.float32)
+    table = ParameterTable((Parameter("w", (20_000,), Role.WEIGHT),))
+
+    def changed(churn: int) -> int:
+        frame, last, total = Frame(table, SupportRule("global", churn)), None, 0
+        moved = np.random.default_rng(1)
+        for round_id in range(1, 6):
+            noise = moved.normal(scale=0.02, size=values.size).astype(np.float32)
+            found = derive_support(code_values(values + noise), round_id, (2000,), frame, last).rung_of()
+            total += 0 if last is None else int(np.count_nonzero(found != last))
+            last = found
+        return total
+
+    assert changed(100) < changed(0) / 3
+
+
+@pytest.mark.parametrize("allocation", ["global", "erk"])
+def test_a_support_of_another_rule_is_refused(allocation: str) -> None:
+    coded = model(D)
+    made = derive_support(coded, 5, (20, 60), Frame(LAYERS, SupportRule(allocation)))
+    other = Frame(LAYERS, SupportRule("erk" if allocation == "global" else "global"))
+    with pytest.raises(SupportMismatchError, match=r"larger weight than segment|coordinates of '"):
+        check_prefix(made.segments, [coded[part] for part in made.segments], 5, other, made.digests(5))
+
+
+def test_a_coordinate_outside_the_width_is_refused() -> None:
+    coded = model(D)
+    made = derive_support(coded, 5, (20, 60))
+    frame = Frame(LAYERS, SupportRule(), narrower(1, (30, D)))
+    with pytest.raises(SupportMismatchError, match="does not exist at its width"):
+        check_prefix(made.segments, [coded[part] for part in made.segments], 5, frame, made.digests(5))
+
+
+def test_a_swap_beyond_the_tolerance_is_refused() -> None:
+    coded = model(D)
+    honest = derive_support(coded, 5, (20, 60))
+    first, second = (part.copy() for part in honest.segments)
+    magnitudes = (coded & 0x7FFF).astype(int)
+    largest, smallest = first[magnitudes[first].argmax()], second[magnitudes[second].argmin()]
+    segments = (
+        np.sort(np.append(first[first != largest], smallest)),
+        np.sort(np.append(second[second != smallest], largest)),
+    )
+    frame = Frame(LAYERS, SupportRule("global", 50))
+    with pytest.raises(SupportMismatchError, match="segment 1 holds a larger weight"):
+        check_prefix(segments, [coded[part] for part in segments], 5, frame, support_digests(segments, 5, D))
