@@ -16,7 +16,7 @@ class BoardFiles:
     """Reads below `root` and collects in `unread` why a field has no value: "field: path: reason"."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.absolute()  # what `find` gives is joined to it again
         self.unread: list[str] = []
 
     def note(self, field: str, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Temperature, throttling and clock rate of the processor.
+"""Temperature, throttling, clock rate and cores of the processor.
 
 Thermal zones are found by their type: their numbers differ from board to board, and some of them (the PMIC's fixed
 100 degrees on a Jetson Nano) measure nothing.
@@ -6,6 +6,7 @@ Thermal zones are found by their type: their numbers differ from board to board,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -154,7 +155,7 @@ def _capped(files: BoardFiles) -> bool | None:
     return any(known) if known and len(known) == len(pairs) else None
 
 
-# --------------------------------------------------------------------------- clock rate
+# --------------------------------------------------------------------------- clock rate and cores
 
 
 def frequency(files: BoardFiles) -> tuple[float | None, float | None]:
@@ -167,3 +168,16 @@ def frequency(files: BoardFiles) -> tuple[float | None, float | None]:
 def _megahertz(readings: list[int | None]) -> float | None:
     known = [reading for reading in readings if reading is not None]
     return max(known) / 1000 if known else None
+
+
+def cores(files: BoardFiles) -> int | None:
+    """Number of cores that are switched on: a Jetson's power mode leaves some off."""
+    text = files.text("cores", "sys/devices/system/cpu/online")
+    if text is None:
+        return None
+    ranges = [re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part) for part in text.split(",")]
+    count = sum(int(found[2] or found[1]) - int(found[1]) + 1 if found else -(10**6) for found in ranges)
+    if count <= 0:
+        files.note("cores", f"sys/devices/system/cpu/online: {text[:40]!r}, expected ranges such as 0-3")
+        return None
+    return count

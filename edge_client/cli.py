@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from edge_client.cli_calibrate import calibrate
+from edge_client.cli_doctor import doctor
 from edge_client.energy.meters import Source, find_meter
 from edge_client.energy.recorder import Energy, EnergyRecorder
 from edge_client.energy.trace import PowerTrace
@@ -67,3 +68,4 @@ def _recorded(path: Path) -> tuple[Energy, Source]:
 
 
 device.add_command(calibrate)
+device.add_command(doctor)

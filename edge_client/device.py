@@ -15,7 +15,7 @@ from typing import Final
 
 from edge_client.board_clock import Clock, clock
 from edge_client.board_files import BoardFiles
-from edge_client.board_heat import frequency, temperature, throttling
+from edge_client.board_heat import cores, frequency, temperature, throttling
 from edge_client.board_memory import memory
 from edge_client.board_network import LinkState, links
 from edge_client.board_supply import supply
@@ -30,7 +30,7 @@ class Health:
 
     `board`: name of the profile, empty where none fits. `zone`: the sensor of `temperature_c`. `alarms`: what the
     firmware or the kernel complains of, now or since boot. `free_mib`: what can still be taken, the smaller of the
-    system's and the control group's. `battery_*` are None on a board without a battery.
+    system's and the control group's. `battery_*` are None on a board without a battery. `cores`: those switched on.
     """
 
     board: str
@@ -51,6 +51,7 @@ class Health:
     clock: Clock | None
     links: tuple[LinkState, ...]
     unread: tuple[str, ...]
+    cores: int | None = None
 
 
 #: Fields whose absence always has a reason, and where a value would have come from.
@@ -98,6 +99,7 @@ def measure(
         clock=clock(files, time.time() if unix_s is None else unix_s),
         links=links(files),
         unread=(),
+        cores=cores(files),
     )
     for field, expected in _EXPECTED.items():
         if getattr(health, field) is None and not files.is_noted(field):
