@@ -95,7 +95,7 @@ def _options_as_overrides(task: str | None, seed: int | None) -> list[str]:
 def _conclude(finished: Finished) -> None:
     for name, arm in finished.summary.arms.items():
         click.echo(
-            f"{name}: final accuracy {arm.final_accuracy:.3f} at density {arm.density_final:.3f}, "
+            f"{name}: final {finished.summary.metric} {arm.final_accuracy:.3f} at density {arm.density_final:.3f}, "
             f"{arm.rounds_applied} rounds applied, {arm.rounds_failed} failed, {arm.wall_s:.0f} s"
         )
         click.echo(

@@ -80,7 +80,8 @@ class Fleet:
         self.directory = Federation(self.scenario, self.seed, self.folder, data_dir, addresses).write()
         self._devices.wait_ready()
         self._devices.export(self.seed, self.folder.bundle)
-        self.data = Bundle.open(self.folder.bundle).manifest.data_source
+        manifest = Bundle.open(self.folder.bundle).manifest
+        self.data, self.metric = manifest.data_source, manifest.metric
         wanted = self.scenario.task.data
         if wanted not in ("any", self.data):
             raise SettingsError(f"task.data: found the {self.data} data in {data_dir}, expected the {wanted} data")

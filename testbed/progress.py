@@ -1,4 +1,4 @@
-"""How a run shows that it moves: a bar with accuracy and bytes on a terminal, one line a round elsewhere."""
+"""How a run shows that it moves: a bar with metric and bytes on a terminal, one line a round elsewhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from fedpruneshare.metrics import METRICS, MetricName
 from testbed.ledger import CoordinatorRound
 from testbed.report.page import size
 
@@ -23,6 +24,7 @@ class Progress:
         self._task = TaskID(0)
         self._count = 0
         self._accuracy: float | None = None
+        self._metric = METRICS["accuracy"]
 
     def say(self, text: str) -> None:
         """A line of text, above the bar where there is one."""
@@ -31,9 +33,9 @@ class Progress:
         else:
             self._echo(text)
 
-    def begin(self, rounds: int) -> None:
-        """A run of so many rounds begins."""
-        self._count, self._accuracy = rounds, None
+    def begin(self, rounds: int, metric: MetricName = "accuracy") -> None:
+        """A run of so many rounds begins, whose models are measured by `metric`."""
+        self._count, self._accuracy, self._metric = rounds, None, METRICS[metric]
         if self._console.is_terminal:
             columns = (
                 TextColumn("rounds"),
@@ -54,7 +56,7 @@ class Progress:
         if self._bars is None or failed:
             self.say(self._sentence(line, uplink_bytes))
         if self._bars is not None:
-            facts = f"accuracy {_percent(self._accuracy)}  uplink {size(uplink_bytes)}"
+            facts = f"{self._measured(self._accuracy)}  uplink {size(uplink_bytes)}"
             self._bars.update(self._task, advance=1, facts=facts, refresh=True)
 
     def end(self) -> None:
@@ -67,12 +69,15 @@ class Progress:
         outcome = f"{line.phase} ({line.reason})" if line.reason else line.phase
         facts = [
             f"round {line.round} of {self._count}: {outcome}",
-            f"accuracy {_percent(line.accuracy)}",
+            self._measured(line.accuracy),
             f"density {_percent(line.density)}",
             f"{line.contributors} devices",
             f"uplink so far {size(uplink_bytes)}",
         ]
         return ", ".join(facts)
+
+    def _measured(self, score: float | None) -> str:
+        return f"{self._metric.name} {self._metric.show(score) or '–'}"
 
 
 def _percent(share: float | None) -> str:

@@ -107,11 +107,11 @@ def _run_seed(scenario: Scenario, folder: RunFolder, progress: Progress) -> _See
     with Fleet(scenario, folder.root, seed) as fleet:
         if fleet.data == "fixture":
             progress.say(FIXTURE_NOTICE)
-        progress.begin(scenario.rounds.count)
+        progress.begin(scenario.rounds.count, fleet.metric)
         fleet.start()
         code = _watch(fleet, progress)
         rounds = fleet.rounds()
-        data = fleet.data
+        data, metric = fleet.data, fleet.metric
     wall_s = time.monotonic() - started
     progress.end()
     failed = sum(line.phase == "FAILED" for line in rounds)
@@ -120,7 +120,7 @@ def _run_seed(scenario: Scenario, folder: RunFolder, progress: Progress) -> _See
             f"the coordinator ended with code {code} after {len(rounds)} rounds:\n{fleet.log_tail(COORDINATOR)}"
         )
     merged = merge(seed, rounds, read_ledgers({ident: folder.ledger(ident) for ident in fleet.devices}))
-    run = SeedRun(merged, wall_s, _sharing(scenario), _initial_accuracy(scenario, folder, rounds))
+    run = SeedRun(merged, wall_s, _sharing(scenario), _initial_accuracy(scenario, folder, rounds), metric)
     return _SeedResult(run, data, succeeded=code == 0)
 
 
@@ -180,6 +180,7 @@ def _summarise(scenario: Scenario, results: list[_SeedResult]) -> Summary:
         scenario=scenario.name,
         seeds=scenario.seeds,
         task=scenario.task.name,
+        metric=results[0].run.metric,
         devices=scenario.fleet.devices,
         emulated=True,
         arms={ARM: arm_figures([result.run for result in results])},

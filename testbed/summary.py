@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from fedpruneshare.errors import PeerError, RunError
+from fedpruneshare.metrics import METRICS, MetricName
 from fedpruneshare.storage import write_atomically
 from testbed.ledger import RunRound
 
@@ -58,12 +59,16 @@ class Energy(_Closed, frozen=True):
 
 
 class Figures(_Closed, frozen=True, kw_only=True):
-    """The figures of one arm. Bytes are MQTT payload bytes of all devices; `final_accuracy_sd` is over the seeds."""
+    """The figures of one arm. Bytes are MQTT payload bytes of all devices; `final_accuracy_sd` is over the seeds.
 
-    final_accuracy: Share
+    What is called accuracy is the metric of the summary: in 0..1 where that is a share, else any number. The best of it
+    is the highest or the lowest, whichever way the metric is better.
+    """
+
+    final_accuracy: float
     final_accuracy_sd: float
-    last_accuracy: Share
-    best_accuracy: Share
+    last_accuracy: float
+    best_accuracy: float
     rounds_applied: Count
     rounds_failed: Count
     verified: bool
@@ -92,23 +97,37 @@ class Summary(_Closed, frozen=True, kw_only=True):
     scenario: str
     seeds: tuple[int, ...]
     task: str
-    metric: Literal["accuracy"] = "accuracy"
+    metric: MetricName = "accuracy"
     devices: Count
     emulated: bool
     arms: dict[str, Arm]
+
+    def __post_init__(self) -> None:
+        if METRICS[self.metric].is_share:
+            for name, arm in self.arms.items():
+                _check_shares(name, (arm, *arm.by_seed))
+
+
+def _check_shares(name: str, figures: Sequence[Figures]) -> None:
+    for one in figures:
+        for found in (one.final_accuracy, one.last_accuracy, one.best_accuracy):
+            if not 0 <= found <= 1:
+                raise ValueError(f"arm {name!r} has an accuracy of {found}, expected 0 to 1")
 
 
 @dataclass(frozen=True)
 class SeedRun:
     """What one seed's run left: its merged rounds, how long it took, and who shared among whom.
 
-    `initial_accuracy` is that of the model before the first round; it stands in where no round was evaluated.
+    `metric` is what the rounds' `accuracy` is of. `initial_accuracy` is that of the model before the first round; it
+    stands in where no round was evaluated.
     """
 
     rounds: Sequence[RunRound]
     wall_s: float
     sharing: Sharing | None
     initial_accuracy: float | None = None
+    metric: MetricName = "accuracy"
 
 
 def seed_figures(run: SeedRun) -> Figures:
@@ -123,7 +142,7 @@ def seed_figures(run: SeedRun) -> Figures:
         final_accuracy=statistics.fmean(accuracies[-LAST_EVALUATIONS:]),
         final_accuracy_sd=0.0,
         last_accuracy=accuracies[-1],
-        best_accuracy=max(accuracies),
+        best_accuracy=METRICS[run.metric].best(accuracies),
         rounds_applied=len(applied),
         rounds_failed=len(rounds) - len(applied),
         verified=bool(applied) and all(line.verified for line in applied),

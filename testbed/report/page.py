@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from fedpruneshare.errors import SettingsError
+from fedpruneshare.metrics import METRICS, Metric
 from fedpruneshare.settings import load_settings
 from testbed.ledger import RunRound, read_rounds
 from testbed.report import plots
@@ -52,7 +53,7 @@ def render_page(run: RunFiles) -> str:
     """The whole page."""
     scenario = run.summary.scenario
     parts = [
-        _header(run), _tiles(run), _plots(run.rounds), _rounds_table(run), _found_out(run), _figures_table(run),
+        _header(run), _tiles(run), _plots(run), _rounds_table(run), _found_out(run), _figures_table(run),
         _emulation(run),
     ]  # fmt: skip
     settings = f"<section><h2>Settings used</h2><pre>{escape(run.settings_text)}</pre></section>"
@@ -88,15 +89,16 @@ def _shared(run: RunFiles) -> Sharing | None:
 
 def _tiles(run: RunFiles) -> str:
     tiles = []
+    metric = METRICS[run.summary.metric]
     for name, arm in run.summary.arms.items():
         prefix = f"{name}: " if len(run.summary.arms) > 1 else ""
         rounds = arm.rounds_applied + arm.rounds_failed
-        spread = f" ± {100 * arm.final_accuracy_sd:.1f}" if len(arm.by_seed) > 1 else ""
+        spread = f" ± {metric.show(arm.final_accuracy_sd)}" if len(arm.by_seed) > 1 else ""
         tiles += [
             (
-                f"{prefix}final accuracy",
-                f"{100 * arm.final_accuracy:.1f}{spread} %",
-                f"best {_percent(arm.best_accuracy)}",
+                f"{prefix}final {metric.name}",
+                f"{metric.show(arm.final_accuracy)}{spread}",
+                f"best {metric.show(arm.best_accuracy)}",
             ),
             (f"{prefix}weights kept", _percent(arm.density_final), _model_note(run.model_bytes)),
             (
@@ -162,10 +164,12 @@ def _found_out(run: RunFiles) -> str:
     return f"<section><h2>Found out</h2><ul>{items}</ul></section>"
 
 
-def _plots(rounds: Sequence[RunRound]) -> str:
+def _plots(run: RunFiles) -> str:
+    rounds, metric = run.rounds, run.summary.metric
+    named = metric[0].upper() + metric[1:]
     figures = (
-        ("Accuracy by round", plots.accuracy_by_round(rounds)),
-        ("Accuracy by uplink bytes", plots.accuracy_by_uplink(rounds)),
+        (f"{named} by round", plots.accuracy_by_round(rounds, metric)),
+        (f"{named} by uplink bytes", plots.accuracy_by_uplink(rounds, metric)),
         ("Density by round", plots.density_by_round(rounds)),
         ("Bytes by cause", plots.bytes_by_cause(rounds)),
     )
@@ -178,10 +182,11 @@ def _plots(rounds: Sequence[RunRound]) -> str:
 
 def _rounds_table(run: RunFiles) -> str:
     seeds = len(run.summary.seeds) > 1
-    head = ["round", "outcome", "devices", "by rung", "density", "accuracy", "summed by", "checked", "uplink", "time"]
+    metric = METRICS[run.summary.metric]
+    head = ["round", "outcome", "devices", "by rung", "density", metric.name, "summed by", "checked", "uplink", "time"]
     shared = _shared(run)
     n = shared.n if shared else 0
-    rows = [_round_row(line, seeds, n) for line in run.rounds if line.phase != "OUTSIDE"]
+    rows = [_round_row(line, seeds, n, metric) for line in run.rounds if line.phase != "OUTSIDE"]
     outside = [line for line in run.rounds if line.phase == "OUTSIDE"]
     sent, received = sum(line.up.total for line in outside), sum(line.down.total for line in outside)
     note = (
@@ -192,7 +197,7 @@ def _rounds_table(run: RunFiles) -> str:
     return f'<section><h2>Rounds</h2><div class="wide">{table}</div><p class="small">{escape(note)}</p></section>'
 
 
-def _round_row(line: RunRound, seeds: bool, n: int) -> list[str]:
+def _round_row(line: RunRound, seeds: bool, n: int, metric: Metric) -> list[str]:
     endings = Counter(line.devices)
     missing = ", ".join(f"{count} {name or 'unknown'}" for name, count in endings.items() if name != "uploaded")
     outcome = f"{line.phase}: {line.reason}" if line.reason else line.phase
@@ -202,7 +207,7 @@ def _round_row(line: RunRound, seeds: bool, n: int) -> list[str]:
         f"{line.contributors} summed" + (f" ({missing})" if missing else ""),
         " + ".join(str(count) for count in line.rungs),
         _percent(line.density),
-        _percent(line.accuracy),
+        metric.show(line.accuracy),
         f"all {n}" if len(line.aggregators) == n else ", ".join(line.aggregators),
         "yes" if line.verified else "no",
         size(line.up.total),
@@ -219,16 +224,23 @@ def _figures_table(run: RunFiles) -> str:
         if len(arm.by_seed) > 1:
             seeds = zip(run.summary.seeds, arm.by_seed, strict=True)
             columns += [(f"{name}, seed {seed}", figures) for seed, figures in seeds]
-    rows = [[label, *(value(figures) for _, figures in columns)] for label, value in _FIGURES]
+    metric = METRICS[run.summary.metric]
+    scored = [
+        [label.format(metric.name), *(metric.show(score(figures), 2) for _, figures in columns)]
+        for label, score in _SCORES
+    ]
+    rows = scored + [[label, *(value(figures) for _, figures in columns)] for label, value in _FIGURES]
     table = _table(["", *(name for name, _ in columns)], rows)
     return f'<section><h2>Figures</h2><div class="wide">{table}</div></section>'
 
 
 _SEEN: Final = {"sum": "sums only", "each": "every single update"}
+_SCORES: Final[tuple[tuple[str, Callable[[Figures], float]], ...]] = (
+    ("final {} (mean of the last five evaluations)", lambda f: f.final_accuracy),
+    ("last {}", lambda f: f.last_accuracy),
+    ("best {}", lambda f: f.best_accuracy),
+)
 _FIGURES: Final[tuple[tuple[str, Callable[[Figures], str]], ...]] = (
-    ("final accuracy (mean of the last five evaluations)", lambda f: _percent(f.final_accuracy, 2)),
-    ("last accuracy", lambda f: _percent(f.last_accuracy, 2)),
-    ("best accuracy", lambda f: _percent(f.best_accuracy, 2)),
     ("rounds applied / failed", lambda f: f"{f.rounds_applied} / {f.rounds_failed}"),
     ("every applied sum checked with a spare share", lambda f: "yes" if f.verified else "no"),
     ("final density", lambda f: _percent(f.density_final, 2)),

@@ -33,8 +33,8 @@ _STYLE: Final = {
 }
 
 
-def accuracy_by_round(rounds: Sequence[RunRound]) -> str:
-    """Accuracy of the global model after each round; failed rounds are crosses at the foot."""
+def accuracy_by_round(rounds: Sequence[RunRound], metric: str = "accuracy") -> str:
+    """The metric of the global model after each round; failed rounds are crosses at the foot."""
     with _plot() as (axes, image):
         for colour, seed, lines in _by_seed(rounds):
             known = [(line.round, line.accuracy) for line in lines if line.accuracy is not None]
@@ -43,19 +43,19 @@ def accuracy_by_round(rounds: Sequence[RunRound]) -> str:
         if failed:
             foot = axes.get_ylim()[0]
             axes.plot(failed, [foot] * len(failed), "x", color=FAILED_COLOUR, label="failed round", clip_on=False)
-        _finish(axes, "round", "accuracy on the test set", rounds)
+        _finish(axes, "round", f"{metric} on the test set", rounds)
         _whole_rounds(axes)
     return image[0]
 
 
-def accuracy_by_uplink(rounds: Sequence[RunRound]) -> str:
-    """Accuracy against all bytes the devices had sent by then."""
+def accuracy_by_uplink(rounds: Sequence[RunRound], metric: str = "accuracy") -> str:
+    """The metric against all bytes the devices had sent by then."""
     with _plot() as (axes, image):
         for colour, seed, lines in _by_seed(rounds):
             known = [(line.uplink_bytes_so_far / 1e6, line.accuracy) for line in lines if line.accuracy is not None]
             axes.plot(*_columns(known), marker="o", markersize=3.5, color=colour, label=f"seed {seed}")
         axes.set_xlim(left=0)
-        _finish(axes, "uplink of all devices so far (MB of MQTT payload)", "accuracy on the test set", rounds)
+        _finish(axes, "uplink of all devices so far (MB of MQTT payload)", f"{metric} on the test set", rounds)
     return image[0]
 
 

@@ -40,6 +40,31 @@ def test_output_that_is_not_finite_is_named() -> None:
         Evaluator(template(), INPUTS, TARGETS).score(named)
 
 
+@pytest.mark.parametrize("metric", ["mse", "rmse", "mae", "r2"])
+def test_values_are_compared_with_values(metric: str) -> None:
+    named, wanted = arrays(), RNG.normal(size=(700, 4)).astype(np.float32)
+    found = Evaluator(template(), INPUTS, wanted, metric).score(named)
+    missed = forward(named, INPUTS).astype(np.float64) - wanted
+    spread = ((wanted - wanted.mean(axis=0)) ** 2).sum(axis=0)
+    expected = {
+        "mse": np.mean(missed**2),
+        "rmse": np.mean(missed**2) ** 0.5,
+        "mae": np.mean(np.abs(missed)),
+        "r2": np.mean(1 - (missed**2).sum(axis=0) / spread),
+    }
+    assert found.metric == pytest.approx(expected[metric], rel=1e-5)
+    assert found.loss == pytest.approx(expected["mse"], rel=1e-5)
+
+
+def test_targets_of_the_other_kind_are_named() -> None:
+    with pytest.raises(ModelFileError, match="int64, but metric 'mae' is one of values"):
+        Evaluator(template(), INPUTS, TARGETS, "mae")
+    with pytest.raises(ModelFileError, match="float32, but metric 'accuracy' is one of classes"):
+        Evaluator(template(), INPUTS, TARGETS.astype(np.float32))
+    with pytest.raises(ModelFileError, match=r"\(700, 4\), expected \(700,\) as the targets"):
+        Evaluator(template(), INPUTS, TARGETS.astype(np.float32), "mae").score(arrays())
+
+
 def test_an_unknown_metric_is_named() -> None:
     with pytest.raises(ModelFileError, match="metric 'f1'"):
         Evaluator(template(), INPUTS, TARGETS, "f1")

@@ -189,6 +189,29 @@ def test_bundles_are_reproducible_and_hold_the_seeded_model(name, tmp_path, pyte
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
 
 
+def test_a_bundle_of_values_says_so(tmp_path, pytestconfig):
+    task = load_task(pytestconfig.rootpath / "examples" / "battery_temperature.py")
+    manifest = export_bundle(task, tmp_path / "a.bundle", 1).manifest
+    assert (manifest.metric, manifest.classes, manifest.target_shape) == ("rmse", 0, ())
+    assert not manifest.is_transformed
+    found = Bundle.open(tmp_path / "a.bundle")
+    np.testing.assert_array_equal(found.test_targets, task.load_test().targets)
+
+
+@pytest.mark.parametrize(
+    ("model", "targets"), [("nn.Linear(4, 2)", "np.ones(3)"), ("nn.Linear(4, 1)", "np.ones((3, 2))")]
+)
+def test_values_of_another_shape_than_the_targets_are_named(model, targets, tmp_path):
+    (tmp_path / "t.py").write_text(
+        "import numpy as np\nfrom torch import nn\nmetric = 'mse'\n"
+        f"def build_model(): return {model}\n"
+        "def load_train(device, devices, rng): return load_test()\n"
+        f"def load_test(): return np.zeros((3, 4), np.float32), {targets}\n"
+    )
+    with pytest.raises(TaskError, match=r"model returns \(2, .*expected values \['batch'"):
+        export_bundle(load_task(tmp_path / "t.py"), tmp_path / "b", 0)
+
+
 def test_a_bundle_may_start_from_a_model_file(tmp_path: Path) -> None:
     task = load_task("hapt", tmp_path / "no-data")
     first = export_bundle(task, tmp_path / "first.bundle", seed=1)

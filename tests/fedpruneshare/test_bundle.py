@@ -70,6 +70,18 @@ def test_round_trip(tmp_path):
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["t.bundle"]
 
 
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_round_trip_of_values(shape):
+    manifest = Manifest("t", TABLE, (2, 2), 5, 0, 1, "full", metric="rmse", target_shape=shape, is_transformed=True)
+    targets = RNG.standard_normal((5, *shape)).astype(np.float32)
+    found = Bundle.decode(make(manifest, test_targets=targets).encode())
+    assert found.manifest == manifest and found.test_targets.dtype == np.float32
+    np.testing.assert_array_equal(found.test_targets, targets)
+    for wrong in (targets.astype(np.float64), targets[:4], PARTS["test_targets"], np.full_like(targets, np.inf)):
+        with pytest.raises(ModelFileError, match="test_targets"):
+            make(manifest, test_targets=wrong)
+
+
 def test_bytes_are_fixed():
     # A change here changes the digest of every bundle: a new schema, not an accident.
     assert hashlib.sha256(
@@ -126,6 +138,11 @@ ENTRIES = list(members(make().encode()))
         (with_manifest(input_shape=[2**40, 2**40]), "elements"),
         (with_manifest(classes=0), "classes"),
         (with_manifest(seed=-1), "seed"),
+        (with_manifest(metric="rmse"), "3 classes .* metric is rmse"),
+        (with_manifest(metric="rmse", classes=0, target_shape=[2, 2]), r"targets of \(2, 2\)"),
+        (with_manifest(metric="rmse", classes=0, target_shape=[3]), "test_targets.bin has 40 bytes, expected 60"),
+        (with_manifest(metric="rmse", classes=0, target_shape=[2**40]), "elements"),
+        (with_manifest(metric="macro_f1", target_shape=[1]), r"targets of \(1,\)"),
         (with_members({"manifest.json": members(make().encode())["manifest.json"] + b" "}), "one encoding"),
         (make().encode() + b"x", "one encoding|not a readable"),
         (b"x" + make().encode(), "one encoding|not a readable"),

@@ -103,6 +103,14 @@ def test_progress_is_a_line_a_round_where_there_is_no_terminal() -> None:
     ]
 
 
+def test_progress_names_the_metric_and_shows_errors_as_numbers() -> None:
+    lines: list[str] = []
+    progress = Progress(Console(file=io.StringIO()), lines.append)
+    progress.begin(1, "rmse")
+    progress.round_done(CoordinatorRound(1, "APPLIED", accuracy=1.23456), 0)
+    assert "rmse 1.235," in lines[0]
+
+
 def test_progress_is_a_bar_on_a_terminal() -> None:
     screen = io.StringIO()
     progress = Progress(Console(file=screen, force_terminal=True, width=120), pytest.fail)

@@ -129,3 +129,23 @@ def test_a_summary_that_breaks_the_contract_is_refused(tmp_path: Path, key: str,
     path.write_text(json.dumps({**body, key: value}))
     with pytest.raises(PeerError, match="expected a summary of schema 1"):
         read_summary(path)
+
+
+def of_values() -> SeedRun:
+    rounds = [CoordinatorRound(number, "APPLIED", accuracy=8.0 / number) for number in (1, 4, 2)]
+    return SeedRun(merge(1, rounds, {}), 1.0, SHARING, metric="rmse")
+
+
+def test_the_best_of_an_error_is_the_lowest_and_may_exceed_one(tmp_path: Path) -> None:
+    arm = arm_figures([of_values()])
+    assert (arm.best_accuracy, arm.last_accuracy) == (2.0, 4.0)
+    facts = {"scenario": "demo", "seeds": (1,), "task": "t", "devices": 2, "emulated": True, "arms": {ARM: arm}}
+    summary = Summary(metric="rmse", **facts)  # type: ignore[arg-type]
+    write_summary(tmp_path / "summary.json", summary)
+    assert read_summary(tmp_path / "summary.json") == summary
+    with pytest.raises(ValueError, match="accuracy of 4"):
+        Summary(metric="accuracy", **facts)  # type: ignore[arg-type]
+    body = json.loads((tmp_path / "summary.json").read_text())
+    (tmp_path / "summary.json").write_text(json.dumps({**body, "metric": "macro_f1"}))
+    with pytest.raises(PeerError, match="expected 0 to 1"):
+        read_summary(tmp_path / "summary.json")

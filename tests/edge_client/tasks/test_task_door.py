@@ -232,3 +232,42 @@ def test_nothing_is_left_of_a_module_that_fails(write_task):
     with pytest.raises(TaskError, match="RuntimeError: no"):
         load_task(write_task("raise RuntimeError('no')"))
     assert set(sys.modules) == before
+
+
+VALUES = """
+import numpy as np
+import torch
+from torch import nn
+metric = "mae"
+def build_model(): return nn.Linear(4, 1)
+def load_train(device, devices, rng): return rng.standard_normal((6, 4)), np.arange(6)
+def load_test():
+    return torch.utils.data.TensorDataset(torch.zeros(3, 4), torch.rand(3))
+"""
+
+
+def test_a_task_of_values_gets_float_targets_and_a_loss_that_fits(write_task):
+    task = load_task(write_task(VALUES))
+    assert task.metric == "mae"
+    assert task.load_train(0, 1, rng()).targets.dtype == task.load_test().targets.dtype == np.float32
+    column, flat = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([1.0, 2.0, 2.0])
+    assert float(task.loss(column, flat)) == pytest.approx(4 / 3)  # not all against all
+
+
+def test_a_map_style_set_may_give_several_values(write_task):
+    pairs = "Subset([(torch.ones(4), [1.5, 2])] * 3, [0, 1, 2])"
+    text = VALUES.replace("TensorDataset(torch.zeros(3, 4), torch.rand(3))", pairs)
+    np.testing.assert_array_equal(load_task(write_task(text)).load_test().targets, [[1.5, 2]] * 3)
+
+
+def test_a_metric_that_does_not_exist_or_fit_is_named(write_task):
+    with pytest.raises(TaskError, match=r"metric is 'rsme', expected one of .*did you mean 'rmse'"):
+        load_task(write_task(VALUES.replace('"mae"', '"rsme"')))
+    with pytest.raises(TaskError, match=r"float32 targets, expected class numbers .*: metric is macro_f1"):
+        load_task(write_task(VALUES.replace('"mae"', '"macro_f1"'))).load_test()
+
+
+def test_a_transform_may_not_lose_examples(write_task):
+    task = load_task(write_task(VALUES + "\ndef transform(inputs): return inputs[1:]\n"))
+    with pytest.raises(TaskError, match=r"transform\(\) returned float32\[2, 4\] for 3 examples"):
+        task.load_test()

@@ -91,6 +91,16 @@ def test_it_says_the_figures_the_rounds_and_their_reasons(tmp_path: Path) -> Non
     assert 'class="failed"' in page
 
 
+def test_an_error_is_shown_as_a_number_under_its_name(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    summary = (folder / "summary.json").read_text().replace('"metric": "accuracy"', '"metric": "rmse"')
+    (folder / "summary.json").write_text(summary)
+    text = re.sub(r"<[^>]+>", " ", write_report(folder).read_text())
+    for words in ("final rmse", "last rmse", "0.75", "Rmse by round", "25.0 %"):
+        assert words in text, words
+    assert "ccuracy" not in text and "75.0 %" not in text
+
+
 def test_sample_data_is_said_aloud(tmp_path: Path) -> None:
     assert "Sample data." in write_report(run_folder(tmp_path, data="fixture")).read_text()
     assert "Sample data." not in write_report(run_folder(tmp_path, data="full")).read_text()
