@@ -66,7 +66,7 @@ def trace_ties(model: nn.Module, inputs: torch.Tensor) -> Ties:
             for layer in list(graph.module2node):
                 if isinstance(layer, (*_CONVOLUTIONS, nn.Linear, nn.Embedding)):
                     try:
-                        reader.read(f"\0root {id(layer)}", _pruning_groups(graph, layer))
+                        reader.read(layer, _pruning_groups(graph, layer))
                     except (IndexError, TypeError, ValueError) as error:  # the library lost its way behind this layer
                         reader.freeze(graph, layer, f"outputs cannot be followed: {error}")
     except Exception as error:  # the user's forward(), or a graph the library was not made for
@@ -126,9 +126,9 @@ class _Reader:
         self.limits: dict[Key, tuple[int, int]] = {}
         self.frozen: dict[str, str] = {}
 
-    def read(self, name: str, groups: list[Any]) -> None:
-        """Join everything that hangs on each channel of one layer, which `name` marks."""
-        root = name, 0
+    def read(self, layer: nn.Module, groups: list[Any]) -> None:
+        """Join everything that hangs on each output of one layer."""
+        root = f"\0root {self._modules[id(layer)]}", 0
         for item in (item for group in groups for item in group):
             is_output = item.dep.handler.__name__ == "prune_out_channels"
             is_end = self._is_end(item.dep.target, is_output)

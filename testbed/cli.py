@@ -12,6 +12,7 @@ import msgspec
 
 from fedpruneshare import logs
 from testbed.benchmarks.rounds import measure_rounds, write_measurements
+from testbed.cli_width import width
 from testbed.progress import Progress
 from testbed.report.page import size, write_report
 from testbed.run import FIXTURE_NOTICE, Finished, RunOptions, run_scenario
@@ -178,3 +179,6 @@ def sharing(target: Path, markdown: Path | None, plot: Path | None, quick: bool,
     click.echo(sharing_report.conclusion(report))
     click.echo(f"figures: {target}")
     return 0
+
+
+bench.add_command(width)

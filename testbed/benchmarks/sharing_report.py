@@ -21,6 +21,7 @@ from fedpruneshare.errors import SettingsError
 from fedpruneshare.sharing.prg import BACKENDS, quickest_prg
 from fedpruneshare.storage import write_atomically
 from testbed.benchmarks.packages import installed_version
+from testbed.benchmarks.pages import check_page, markers, write_page
 from testbed.benchmarks.peers import OFFERS, Offer, available
 from testbed.benchmarks.sharing import FULL, QUICK, SCHEMES, Effort, SharingBench
 from testbed.benchmarks.sharing_alone import AloneBench, extra_memory, wire_bytes
@@ -29,8 +30,8 @@ from testbed.benchmarks.sharing_plot import ratio_plot
 from testbed.benchmarks.sharing_tables import ratio_table, tables
 from testbed.benchmarks.timing import Clock
 
-BEGIN: Final = "<!-- bench sharing: begin -->"
-END: Final = "<!-- bench sharing: end -->"
+PAGE_NAME: Final = "sharing"
+BEGIN, END = markers(PAGE_NAME)
 _THREADS: Final = (
     "one for every side (libraries are told to start no other, and the clock counts the CPU time of all threads)"
 )
@@ -169,19 +170,9 @@ def read_json(path: Path) -> SharingReport:
 
 def check_markdown(path: Path) -> str:
     """The text of a page that has the two markers, in order. Raises `SettingsError` otherwise, saying what to add."""
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise SettingsError(
-            f"{path}: {error.strerror}, expected a page with a line {BEGIN} and below it {END}"
-        ) from None
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise SettingsError(f"{path}: no place for the tables, expected one line {BEGIN} and below it {END}")
-    return text
+    return check_page(path, PAGE_NAME)
 
 
 def write_markdown(path: Path, report: SharingReport) -> None:
     """Replace what stands between the markers. Raises `SettingsError` as `check_markdown`."""
-    text = check_markdown(path)
-    head, _, rest = text.partition(BEGIN)
-    write_atomically(path, f"{head}{BEGIN}\n\n{tables(report)}\n{END}{rest.partition(END)[2]}".encode())
+    write_page(path, PAGE_NAME, tables(report))

@@ -1,0 +1,34 @@
+"""Tables that a benchmark writes into a page, between two markers of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedpruneshare.errors import SettingsError
+from fedpruneshare.storage import write_atomically
+
+
+def markers(bench: str) -> tuple[str, str]:
+    """The lines between which `bench` writes."""
+    return f"<!-- bench {bench}: begin -->", f"<!-- bench {bench}: end -->"
+
+
+def check_page(path: Path, bench: str) -> str:
+    """The text of a page that has the two markers, in order. Raises `SettingsError` otherwise, saying what to add."""
+    begin, end = markers(bench)
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: {error.strerror}, expected a page with a line {begin} and below it {end}"
+        ) from None
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise SettingsError(f"{path}: no place for the tables, expected one line {begin} and below it {end}")
+    return text
+
+
+def write_page(path: Path, bench: str, tables: str) -> None:
+    """Replace what stands between the markers. Raises `SettingsError` as `check_page`."""
+    begin, end = markers(bench)
+    head, _, rest = check_page(path, bench).partition(begin)
+    write_atomically(path, f"{head}{begin}\n\n{tables}\n{end}{rest.partition(end)[2]}".encode())
