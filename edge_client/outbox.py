@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from fedpruneshare.sharing.field import FIELDS, Words
+from fedpruneshare.sharing.field import FIELDS, Words, to_bytes
 from fedpruneshare.sharing.prg import Prg
 from fedpruneshare.storage import write_atomically
 
@@ -68,9 +68,10 @@ class Outbox:
     def put(self, upload: Upload) -> None:
         """Keep an upload durably, instead of any earlier one."""
         field = next(name for name, field in FIELDS.items() if field.word_type == upload.words.dtype)
-        stored = _Stored(
+        # As `_Stored`, but without copies of the words: an update can be large, and the board small.
+        stored = (
             upload.plan, upload.round_id, upload.upload_id, upload.rung, upload.weight, str(upload.prg), field,
-            upload.seeds, upload.masks.tobytes(), upload.key, upload.words.tobytes(),
+            upload.seeds, to_bytes(upload.masks, FIELDS[field]), upload.key, to_bytes(upload.words, FIELDS[field]),
         )  # fmt: skip
         write_atomically(self._path, msgspec.msgpack.encode(stored), mode=0o600)
 
