@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 import tempfile
 import time
 from contextlib import suppress
@@ -17,7 +18,6 @@ import msgspec
 from edge_client.findings import Check, Finding, Visit
 from fedpruneshare.errors import LinkError, RefusedError
 from fedpruneshare.link import BrokerAddress, Delivery, Link
-from fedpruneshare.link.tcp import connect_tcp
 from fedpruneshare.party import LinkSettings, Party
 from fedpruneshare.process import open_link
 
@@ -160,13 +160,19 @@ async def _broker(name: str, address: BrokerAddress, party: Party, settings: Lin
 
 
 async def _tcp(address: BrokerAddress, limit_s: float) -> float:
+    """Seconds of a TCP connection alone, which tells a broker that is not there from one that does not let us in."""
     started_s = time.perf_counter()
     try:
         async with asyncio.timeout(limit_s):
-            sock = await connect_tcp(address)
+            _, writer = await asyncio.open_connection(address.host, address.port)
     except TimeoutError:
         raise LinkError(f"no TCP connection within {limit_s:g} s") from None
-    sock.close()
+    except socket.gaierror as error:
+        raise LinkError(f"no such host ({error.strerror})") from None
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)  # asyncio's own text names its function
+        raise LinkError(f"no TCP connection: {reason.lower()}") from None
+    writer.close()
     return time.perf_counter() - started_s
 
 
