@@ -15,18 +15,23 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DeviceTask(_Table, frozen=True):
-    """What is trained, and which part of the data is this device's: part `index` of `devices`."""
+    """What is trained, and which part of the data is this device's: part `index` of `devices`.
+
+    `bundle`: path of the task's bundle, whose ONNX graph then serves `device predict`; empty: the device exports one.
+    """
 
     name: str
     index: Annotated[int, Meta(ge=0)]
     devices: Annotated[int, Meta(ge=1)]
     data_dir: str = "data"
     seed: Annotated[int, Meta(ge=0)] = 0
+    bundle: str = ""
 
 
 class DeviceLimits(_Table, frozen=True):
     """What this device may use. `rung_max` bounds the rung it trains (0 = the sparsest).
 
+    `torch_device`: where training computes; `auto` is a CUDA device that works, else the processor.
     `prg`: keystream algorithm of its seed shares; `auto` takes the one its processor is quicker at.
     `memory_mib` bounds the whole process, `temperature_c` the chip below what its board profile allows, and
     `battery_reserve_percent` stays in the battery. `deadline_safety` is the part of the remaining time left unused,
@@ -35,6 +40,7 @@ class DeviceLimits(_Table, frozen=True):
 
     rung_max: Annotated[int, Meta(ge=0, le=15)] = 15
     torch_threads: Annotated[int, Meta(ge=1, le=64)] = 1
+    torch_device: Literal["auto", "cpu", "cuda"] = "cpu"
     outstanding_chunks: Annotated[int, Meta(ge=1, le=16)] = 4
     prg: Literal["auto", "chacha20", "aes-256-ctr"] = "auto"
     memory_mib: Annotated[int, Meta(ge=16)] | None = None
@@ -45,10 +51,18 @@ class DeviceLimits(_Table, frozen=True):
 
 
 class DeviceSettings(_Table, frozen=True):
-    """The whole file. `store` is the folder of the outbox, the ledger and the exported updates."""
+    """The whole file. `store` is the folder of the outbox, the ledger and the exported updates.
+
+    `board`: name of the board profile; empty: the one that fits. `calibration`: path of calibration.toml; empty: the
+    one in `store`, if any. `adaptive = false` decides by the plan, `limits.rung_max` and the energy budget alone, so
+    that two runs are alike (docs/adaptation.md).
+    """
 
     party: PartySettings
     task: DeviceTask
     store: str
+    board: str = ""
+    calibration: str = ""
+    adaptive: bool = True
     limits: DeviceLimits = DeviceLimits()
     link: LinkSettings = LinkSettings()

@@ -6,6 +6,7 @@ and a second that a small board does not have. A task that brings its own `optim
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
@@ -13,13 +14,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from edge_client.datasets import Dataset
+from edge_client.tasks import default_loss
 from edge_client.tasks.model import parameter_table
+from edge_client.torch_device import Choice, TorchDevice, choose, first_line, release
 from fedpruneshare.errors import TaskError
+
+_log = structlog.get_logger()
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Masks = list[torch.Tensor]
@@ -28,7 +34,10 @@ Masks = list[torch.Tensor]
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What the round plan says about local training. `optimiser` is the task's own; if None, SGD as written here."""
+    """What the round plan says about local training, and what of this device is used for it.
+
+    `optimiser` is the task's own; if None, SGD as written here.
+    """
 
     local_epochs: int
     batch_size: int
@@ -40,19 +49,23 @@ class TrainingSettings:
     """FedProx (Li et al., MLSys 2020): weight mu of mu/2·||w − w_received||², which holds local models together."""
     max_steps: int | None = None
     """Stop after so many steps, on a device that has no time for all epochs."""
+    torch_device: TorchDevice = "cpu"
 
 
 @dataclass(frozen=True)
 class TrainingResult:
     """One local training. `examples` is the size of the data set (the weight of this device), each seen once an epoch.
 
-    `mean_loss` is the mean over all steps, `seconds` the wall time.
+    `mean_loss` is the mean over all steps, `seconds` the wall time. `device` is where torch computed, and
+    `fallback_reason` why that was the processor if something else was asked for.
     """
 
     steps: int
     examples: int
     mean_loss: float
     seconds: float
+    device: str = "cpu"
+    fallback_reason: str = ""
 
 
 def fit(
@@ -61,34 +74,84 @@ def fit(
     mask: Masks | None,
     settings: TrainingSettings,
     rng: np.random.Generator,
-    loss: Loss = nn.functional.cross_entropy,
+    loss: Loss | None = None,
 ) -> TrainingResult:
     """Train `model` in place for `local_epochs` epochs, keeping masked weights at exactly zero.
 
-    The mask is applied before the first step and after *every* step: momentum, weight decay and a task's own
-    optimiser would each revive a pruned weight. Batch order and dropout follow from `rng` alone; torch's generator is
-    left as it was. Raises `TaskError` as soon as the loss, or at the end a weight, is not finite.
+    `loss`: if None, cross entropy for targets that are classes, mean squared error for values. The mask is applied
+    before the first step and after *every* step: momentum, weight decay and a task's own optimiser would each revive a
+    pruned weight. Batch order and dropout follow from `rng` alone; torch's generator is left as it was.
+
+    On another device than the processor a copy is trained, so that after a failure there (no memory, no kernel) the
+    processor begins once more with the weights and the `rng` as they were given. Raises `TaskError` as soon as the
+    loss, or at the end a weight, is not finite.
     """
     started = time.perf_counter()
-    masked = _masked_weights(model, mask)
+    work = _Work(dataset, _named_masks(model, mask), settings, rng, loss or default_loss(dataset.has_classes))
+    losses, choice = _train_where_it_works(model, work)
+    if choice.reason:
+        report = _log.warning if settings.torch_device == "cuda" else _log.info
+        report("training-on-cpu", wanted=settings.torch_device, reason=choice.reason)
+    mean_loss, seconds = math.fsum(losses) / len(losses), time.perf_counter() - started
+    return TrainingResult(len(losses), len(dataset), mean_loss, seconds, choice.device.type, choice.reason)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What `fit` was asked to do."""
+
+    dataset: Dataset
+    masks: dict[str, torch.Tensor]
+    settings: TrainingSettings
+    rng: np.random.Generator
+    loss: Loss
+
+
+def _train_where_it_works(model: nn.Module, work: _Work) -> tuple[list[float], Choice]:
+    """The losses of all steps, and where they were computed: once elsewhere at most, else on the processor."""
+    choice, before = choose(work.settings.torch_device), work.rng.bit_generator.state
+    if choice.is_other:
+        try:
+            return _train_copy(model, work, choice.device), choice
+        except RuntimeError as error:  # what torch raises for a lack of memory, a missing kernel or a broken device
+            reason = f"training on {choice.device.type} failed: {first_line(error)}"
+        release(choice.device)
+        work.rng.bit_generator.state = before
+        choice = Choice(torch.device("cpu"), reason=reason)
+    return _train(model, work, choice.device), choice
+
+
+def _train_copy(model: nn.Module, work: _Work, device: torch.device) -> list[float]:
+    """Train a copy on `device`; `model` is only touched once that has gone well."""
+    model.zero_grad(set_to_none=True)
+    twin = copy.deepcopy(model).to(device)
+    losses = _train(twin, work, device)
+    model.train().load_state_dict(twin.state_dict())
+    return losses
+
+
+def _train(model: nn.Module, work: _Work, device: torch.device) -> list[float]:
+    settings, dataset = work.settings, work.dataset
+    parameters = dict(model.named_parameters())
+    masked = [(parameters[name], mask.to(device)) for name, mask in work.masks.items()]
     step = _stepper(model, settings)
     losses: list[float] = []
     model.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**63)))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(work.rng.integers(2**63)))
         _apply(masked)
         pull = _proximal_term(model, settings.proximal_mu)
-        for batch in itertools.islice(_batches(len(dataset), settings, rng), settings.max_steps):
-            inputs, targets = torch.from_numpy(dataset.inputs[batch]), torch.from_numpy(dataset.targets[batch])
+        for batch in itertools.islice(_batches(len(dataset), settings, work.rng), settings.max_steps):
+            inputs, targets = (torch.from_numpy(part[batch]).to(device) for part in (dataset.inputs, dataset.targets))
             model.zero_grad(set_to_none=True)
-            value = loss(model(inputs), targets)
+            value = work.loss(model(inputs), targets)
             losses.append(_finite(value.item(), len(losses), settings))
             value.backward()  # type: ignore[no-untyped-call]
             pull()
             step()
             _apply(masked)
     _refuse_non_finite(model, settings)
-    return TrainingResult(len(losses), len(dataset), math.fsum(losses) / len(losses), time.perf_counter() - started)
+    return losses
 
 
 def accuracy(model: nn.Module, dataset: Dataset, batch_size: int = 256) -> float:
@@ -102,15 +165,14 @@ def accuracy(model: nn.Module, dataset: Dataset, batch_size: int = 256) -> float
     return right / len(dataset)
 
 
-def _masked_weights(model: nn.Module, mask: Masks | None) -> list[tuple[nn.Parameter, torch.Tensor]]:
+def _named_masks(model: nn.Module, mask: Masks | None) -> dict[str, torch.Tensor]:
     if mask is None:
-        return []
+        return {}
     weights = parameter_table(model).weights()
     shapes, wanted = [tuple(m.shape) for m in mask], [w.shape for w in weights]
     if shapes != wanted:
         raise TaskError(f"mask has shapes {shapes}, expected those of the prunable weights {wanted}")
-    parameters = dict(model.named_parameters())
-    return [(parameters[w.name], m) for w, m in zip(weights, mask, strict=True)]
+    return {w.name: m for w, m in zip(weights, mask, strict=True)}
 
 
 def _apply(masked: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
@@ -119,13 +181,21 @@ def _apply(masked: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
             weight.mul_(mask)  # in place and outside the module: nothing leaks into state dict or export
 
 
+def count_steps(examples: int, batch_size: int) -> int:
+    """Steps of one local epoch."""
+    return len(_batch_starts(examples, batch_size))
+
+
+def _batch_starts(count: int, batch_size: int) -> list[int]:
+    starts = list(range(0, count, batch_size))
+    return starts[:-1] if len(starts) > 1 and count - starts[-1] == 1 else starts
+
+
 def _batches(count: int, settings: TrainingSettings, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
     """Index batches of every epoch. A last batch of one example joins the one before: norms need two."""
     for _ in range(settings.local_epochs):
         order = rng.permutation(count)
-        starts = list(range(0, count, settings.batch_size))
-        if len(starts) > 1 and count - starts[-1] == 1:
-            del starts[-1]
+        starts = _batch_starts(count, settings.batch_size)
         for start, end in zip(starts, [*starts[1:], count], strict=True):
             yield order[start:end]
 
