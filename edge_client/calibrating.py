@@ -17,17 +17,15 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-import torch
 
 from edge_client.calibration import Calibration, LinkRate
-from edge_client.channel_groups import find_groups
 from edge_client.energy.meters import find_meter
 from edge_client.energy.recorder import EnergyRecorder
 from edge_client.footprint import Order, measure_footprint
 from edge_client.local_round import Workplace
 from edge_client.running import workplace
 from edge_client.settings import DeviceSettings
-from edge_client.trial import Trial
+from edge_client.trial import Trial, groups_of
 from edge_client.watches import LinkWatch, width_key
 from fedpruneshare.bundle import Bundle
 from fedpruneshare.errors import FedPruneShareError, LinkError, MeterError, TaskError
@@ -89,7 +87,7 @@ class Bench:
 
     def _find_groups(self) -> Groups:
         if self.bundle is None:
-            return find_groups(self.work.model, self.work.table, torch.from_numpy(self.work.dataset.inputs[:4]))
+            return groups_of(self.work)
         manifest = Bundle.open(self.bundle).manifest
         if manifest.table.digest() != self.work.table.digest():
             raise TaskError(f"{self.bundle} is of another model than task {self.settings.task.name!r} builds here")

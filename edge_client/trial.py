@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edge_client.channel_groups import find_groups
 from edge_client.local_round import Workplace
 from edge_client.narrowing import narrow, narrow_masks
 from edge_client.pruning import mask_from_positions
@@ -55,6 +57,11 @@ class Trial:
         settings = TrainingSettings(epochs, self.batch_size, _LEARNING_RATE, optimiser=task.optimiser, max_steps=steps)
         result = fit(self._model, self.work.dataset, self._masks, settings, np.random.default_rng(0), task.loss)
         return result.seconds / result.steps
+
+
+def groups_of(work: Workplace) -> Groups:
+    """The channel groups of the device's own model, as `task export` finds them. Raises `TaskError` with the reason."""
+    return find_groups(work.model, work.table, torch.from_numpy(work.dataset.inputs[:4]))
 
 
 def _kept(trial: Trial, magnitudes: NDArray[np.float32]) -> Kept:

@@ -12,6 +12,7 @@ import msgspec
 
 from fedpruneshare import logs
 from testbed.benchmarks.rounds import measure_rounds, write_measurements
+from testbed.cli_memory import memory
 from testbed.cli_width import width
 from testbed.progress import Progress
 from testbed.report.page import size, write_report
@@ -182,3 +183,4 @@ def sharing(target: Path, markdown: Path | None, plot: Path | None, quick: bool,
 
 
 bench.add_command(width)
+bench.add_command(memory)

@@ -227,7 +227,7 @@ def test_a_model_that_cannot_be_cut_is_measured_whole(place: Place, monkeypatch:
     def refuse(*_arguments: object) -> None:
         raise TaskError("nothing to cut")
 
-    monkeypatch.setattr(calibrating, "find_groups", refuse)
+    monkeypatch.setattr(calibrating, "groups_of", refuse)
     found = calibrating.measure_steps(place.bench(widths=(1.0, 0.5)), ignore)
     assert set(found.fields["step_s"]) == {"1.0"}
     assert "width 1 only: nothing to cut" in found.notes
