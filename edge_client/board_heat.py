@@ -7,11 +7,13 @@ Thermal zones are found by their type: their numbers differ from board to board,
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from edge_client.board_files import BoardFiles
+from edge_client.boards import board_model
 
 #: Zones of the processor, best first: Raspberry Pi and Jetson Orin, Jetson Nano, x86; then the chip as a whole.
 _ZONES: Final = (
@@ -40,6 +42,8 @@ _FIRMWARE_BITS: Final = {
     _SOFT_LIMIT: "soft temperature limit",
 }
 _SINCE_BOOT: Final = 16
+#: Below `soc` up to the Raspberry Pi 4, below `soc@107c000000` on the 5; newer kernels leave it out.
+_THROTTLED_FILE: Final = "sys/devices/platform/soc*/*firmware/get_throttled"
 
 #: Cooling devices that slow a processor down, by the end or the beginning of their type; a fan is none.
 _THROTTLE_ENDS: Final = ("-throttle-alert", "-balanced", "-heavy", "hot-surface-alert")
@@ -92,18 +96,12 @@ def _hottest(files: BoardFiles, paths: list[Path]) -> float | None:
 def throttling(files: BoardFiles) -> tuple[bool | None, bool | None, tuple[str, ...]]:
     """Whether the processor is slowed down, whether the supply is too weak, and the alarms by name.
 
-    Asked in this order, the first that is there answers: the firmware of a Raspberry Pi, the kernel's cooling
-    devices, and whether cpufreq allows less than the processor could.
+    On a Raspberry Pi the firmware knows, and nobody else: the kernel is not told. Elsewhere the kernel's cooling
+    devices tell, and where there are none, whether cpufreq allows less than the processor could.
     """
     weak = _voltage_alarm(files)
-    paths = files.find("sys/devices/platform/soc*/*firmware/get_throttled")
-    if paths:
-        bits = files.whole("is_throttled", paths[0], 0, 0xFFFF_FFFF, base=16)
-        if bits is None:
-            return None, weak, ("undervoltage",) if weak else ()
-        bits |= _UNDERVOLTED if weak else 0
-        slowed = bool(bits & (_CAPPED | _THROTTLED | _SOFT_LIMIT))
-        return slowed, bool(bits & _UNDERVOLTED), tuple(_alarms(bits))
+    if files.find(_THROTTLED_FILE) or board_model(files.root).startswith("Raspberry Pi"):
+        return _by_firmware(_firmware_bits(files), weak)
     active = _cooling(files)
     if files.is_noted("is_throttled"):
         return None, weak, tuple(active or ())
@@ -111,6 +109,40 @@ def throttling(files: BoardFiles) -> tuple[bool | None, bool | None, tuple[str, 
         return bool(active), weak, tuple(active)
     capped = _capped(files)
     return capped, weak, ("clock capped",) if capped else ()
+
+
+def _by_firmware(bits: int | None, weak: bool | None) -> tuple[bool | None, bool | None, tuple[str, ...]]:
+    if bits is None:
+        return None, weak, ("undervoltage",) if weak else ()
+    bits |= _UNDERVOLTED if weak else 0
+    slowed = bool(bits & (_CAPPED | _THROTTLED | _SOFT_LIMIT))
+    return slowed, bool(bits & _UNDERVOLTED), tuple(_alarms(bits))
+
+
+def _firmware_bits(files: BoardFiles) -> int | None:
+    """The bits of get_throttled: from the file that some kernels have, else, on this machine, from `vcgencmd`."""
+    for path in files.find(_THROTTLED_FILE):
+        return files.whole("is_throttled", path, 0, 0xFFFF_FFFF, base=16)
+    if files.root != Path("/"):
+        files.note("is_throttled", "no get_throttled under sys/devices/platform; the kernel is not told")
+        return None
+    answer = _vcgencmd()
+    found = re.fullmatch(r"throttled=0x([0-9a-fA-F]{1,8})", answer)
+    if not found:
+        files.note("is_throttled", f"vcgencmd get_throttled: {answer[:80] or 'nothing'!r}, expected throttled=0x…")
+        return None
+    return int(found[1], 16)
+
+
+def _vcgencmd() -> str:
+    """What the firmware's command says, or why it does not."""
+    try:
+        ended = subprocess.run(
+            ["vcgencmd", "get_throttled"], capture_output=True, text=True, errors="replace", timeout=2, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return (ended.stdout + ended.stderr).strip()
 
 
 def _alarms(bits: int) -> Iterator[str]:
@@ -159,7 +191,10 @@ def _capped(files: BoardFiles) -> bool | None:
 
 
 def frequency(files: BoardFiles) -> tuple[float | None, float | None]:
-    """MHz of the fastest core now, and the most any core is built for."""
+    """MHz of the fastest core now, and the most any core is built for.
+
+    On a Raspberry Pi "now" is what the kernel asked for; a throttling firmware gives less.
+    """
     now = [files.whole("cpu_mhz", folder / "scaling_cur_freq", 1, _KHZ_MAX) for folder in files.find(_POLICIES)]
     most = [files.whole("cpu_max_mhz", folder / "cpuinfo_max_freq", 1, _KHZ_MAX) for folder in files.find(_POLICIES)]
     return _megahertz(now), _megahertz(most)

@@ -69,7 +69,7 @@ _EXPECTED: Final = {
 def measure(
     root: Path, boards: Sequence[BoardProfile] | None = None, *, arch: str = "", unix_s: float | None = None
 ) -> Health:
-    """Look at the board whose files lie under `root`; never raises and never waits.
+    """Look at the board whose files lie under `root`; never raises, and waits for nothing longer than two seconds.
 
     `boards`: profiles to choose from (default: the shipped ones). `arch` and `unix_s` (seconds since 1970) default to
     this machine's architecture and clock.
