@@ -44,6 +44,9 @@ class RoundEntry:
     up: Up = field(default_factory=Up)
     down: Down = field(default_factory=Down)
     seconds: dict[str, float] = field(default_factory=dict)
+    width: float | None = None
+    local_steps: int = 0
+    prediction: dict[str, Any] = field(default_factory=dict)
     examples: int = 0
     weight: int = 0
     loss: float | None = None

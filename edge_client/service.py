@@ -18,8 +18,9 @@ from typing import Any
 import structlog
 
 from edge_client import local_round
+from edge_client.adapting import Adapter
 from edge_client.byte_ledger import ByteLedger
-from edge_client.density_before import Measurements, decide
+from edge_client.density import DensityDecision
 from edge_client.local_round import Workplace
 from edge_client.outbox import Outbox, Upload
 from edge_client.receiving import decode_model, receive_model
@@ -67,7 +68,7 @@ class Device:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="train")
         chosen = settings.limits.prg
         self._prg = quickest_prg(time.perf_counter) if chosen == "auto" else Prg(chosen)
-        self._step_s: float | None = None
+        self._adapter = Adapter(settings, work.table.weight_count + work.table.vector_count)
         self._couriers: dict[str, Courier] = {}
         self._plans: asyncio.Queue[_Announced] = asyncio.Queue()
         self._newest_round = self._outbox.last_round()
@@ -142,39 +143,43 @@ class Device:
         entry.status = "incomplete"
         upload = self._outbox.get(view.digest)
         is_resumed = upload is not None
+        decision = None
         if upload is None:
-            upload = await self._make_upload(view, self._decide(view, _until(ends_at)))
+            decision = self._decide(view, _until(ends_at))
+            upload = await self._make_upload(view, decision)
             self._outbox.put(upload)
         entry.rung, entry.weight = upload.rung, upload.weight
         _log.info("uploading", round_id=view.plan.round_id, rung=upload.rung, is_resumed=is_resumed)
         if view.is_each_revealed:
             _log.warning("update-revealed", round_id=view.plan.round_id, to="the coordinator", reveal="each")
         receipts = await self._deliver(view, upload, is_resumed, ends_at)
+        if decision is not None:
+            entry.prediction = self._adapter.learn(decision, entry, None)
         accepted = sum(is_accepted(receipt) for receipt in receipts)
         _log.info("delivered", round_id=view.plan.round_id, receipts=accepted, of=len(receipts))
 
-    def _decide(self, view: PlanView, remaining_s: float) -> int:
-        plan = view.plan
-        measured = Measurements(self._step_s, -(-len(self._work.dataset) // plan.training.batch_size))
-        decision = decide(plan, self._settings.limits, measured, remaining_s)
+    def _decide(self, view: PlanView, remaining_s: float) -> DensityDecision:
+        decision = self._adapter.decide(view, len(self._work.dataset), remaining_s, None)
         self._ledger.entry.constraint = decision.constraint
         if decision.rung is None:
-            found, allowed = decision.predicted_train_s, decision.available_s
-            raise PlanError(f"training would take {found:.1f} s, expected at most {allowed:.1f} s")
-        return decision.rung
+            raise PlanError(decision.reason)
+        self._ledger.entry.width, self._ledger.entry.local_steps = decision.width, decision.local_steps
+        return decision
 
-    async def _make_upload(self, view: PlanView, rung: int) -> Upload:
+    async def _make_upload(self, view: PlanView, decision: DensityDecision) -> Upload:
         """Receive, train, encode. Training runs in a thread so that the links stay alive."""
-        entry, plan = self._ledger.entry, view.plan
+        entry, plan, rung = self._ledger.entry, view.plan, decision.rung
+        assert rung is not None
         started = time.monotonic()
         blobs = await receive_model(
             self._party, self._control, view, rung, lambda size: self._ledger.received("model", size)
         )
         received = decode_model(view, self._work.table, blobs)
         entry.seconds["receive"], started = _lap(started)
+        self._adapter.received(sum(len(blob) for blob in blobs), entry.seconds["receive"])
         rng = stream(self._settings.task.seed, "device", self._settings.task.index, plan.round_id)
-        result = await self._in_worker(local_round.train, self._work, view, received, rng)
-        self._step_s = result.training.seconds / max(result.training.steps, 1)
+        result = await self._in_worker(local_round.train, self._work, view, received, rng, decision.local_steps)
+        self._adapter.trained(decision.width, result.training.seconds / max(result.training.steps, 1))
         entry.examples, entry.loss = result.training.examples, result.training.mean_loss
         entry.seconds["train"], started = _lap(started)
         if result.is_clamped:
@@ -195,6 +200,7 @@ class Device:
             parcel = Parcel(view, upload, aggregator_id, x, shares[x], ends_at, is_resumed)
             link, outstanding = self._uplinks[aggregator_id], self._settings.limits.outstanding_chunks
             self._couriers[aggregator_id] = Courier(self._party, link, parcel, self._backoff, outstanding)
+            self._couriers[aggregator_id].watch = self._adapter.uploaded
 
         def count_share(size_bytes: int, is_first: bool) -> None:
             # What a killed process had sent is not known chunk by chunk: a resumed upload counts as sent again.

@@ -31,6 +31,8 @@ _log = structlog.get_logger()
 _NOT_YET = (Verdict.WRONG_ROUND, Verdict.STORE_FULL)
 #: (payload bytes, whether this chunk was never sent before)
 CountSent = Callable[[int, bool], None]
+#: (aggregator, payload bytes, seconds until the broker took it, bytes that were under way with it)
+WatchLink = Callable[[str, int, float, int], None]
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Courier:
         """Seconds spent on making, sealing and signing chunks."""
         self._sent: set[int] = set()
         self._sending: frozenset[int] = frozenset()
+        self._under_way = 0
+        self.watch: WatchLink | None = None
         self._answers: asyncio.Queue[Receipt | Missing] = asyncio.Queue()
 
     def answer(self, message: Receipt | Missing) -> None:
@@ -116,7 +120,7 @@ class Courier:
                 started = loop.time()
                 payload = self._payload(chunk)
                 self.prepared_s += loop.time() - started
-                await self._link.publish(self._topic(), payload, expiry_s=self._remaining_s())
+                await self._publish(payload)
                 count_sent(len(payload), chunk not in self._sent)
                 self._sent.add(chunk)
 
@@ -126,6 +130,18 @@ class Courier:
         for error in results:
             _log.info("chunk-not-sent", aggregator=self._parcel.aggregator_id, error=str(error))
         return not results
+
+    async def _publish(self, payload: bytes) -> None:
+        """Publish one chunk, and report how long the broker took to acknowledge it."""
+        self._under_way += len(payload)
+        ahead, started = self._under_way, asyncio.get_running_loop().time()
+        try:
+            await self._link.publish(self._topic(), payload, expiry_s=self._remaining_s())
+        finally:
+            self._under_way -= len(payload)
+        seconds = asyncio.get_running_loop().time() - started
+        if self.watch is not None and seconds > 0:
+            self.watch(self._parcel.aggregator_id, len(payload), seconds, ahead)
 
     async def _await_answer(self, attempt: int) -> Receipt | Missing | None:
         """The newest answer, or the final one if it is among those that have come; None if none comes in time."""

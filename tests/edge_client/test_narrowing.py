@@ -103,11 +103,10 @@ def test_at_full_width_nothing_changes_and_nothing_is_shared(name, groups_of):
 
 
 def test_only_small_arrays_are_copied(groups_of, monkeypatch):
-    model = torch_models.build("lenet")
+    model, groups = torch_models.build("lenet"), groups_of("lenet")
     copied = []
     usual = nn.Parameter.__deepcopy__
     monkeypatch.setattr(nn.Parameter, "__deepcopy__", lambda self, memo: copied.append(self.shape) or usual(self, memo))
-    groups = groups_of("lenet")
     (kept,) = torch_models.ranked_kept(groups, [0.25])
     narrow(model, parameter_table(model), groups, kept)
     assert copied == [(10,)]  # the bias of the scores, the one array no channel is cut from
