@@ -50,10 +50,14 @@ def _reason(visit: Visit, field: str) -> str:
 
 
 def _board(visit: Visit) -> Finding:
+    if visit.profile_error:
+        return BOARD.failed(visit.profile_error, "mend `board` in the settings, or leave it out")
     if visit.profile is None:
         return BOARD.failed(_reason(visit, "board"), "install a 64-bit system")
     model = visit.health.model
     found = f"{visit.profile.name} ({model or 'no device tree'})"
+    if visit.settings and visit.settings.board:
+        return BOARD.ok(f"{found}, as `board` in the settings says")
     if model and not visit.profile.match:
         return BOARD.warning(f"{found}: no profile of its own", "write one (docs/boards.md), then device calibrate")
     return BOARD.ok(found)

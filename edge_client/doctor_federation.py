@@ -15,8 +15,11 @@ from typing import Final
 
 import msgspec
 
+from edge_client.boards import BoardProfile
+from edge_client.calibration import load_calibration
 from edge_client.findings import Check, Finding, Visit
-from fedpruneshare.errors import LinkError, RefusedError
+from edge_client.settings import DeviceSettings
+from fedpruneshare.errors import LinkError, RefusedError, SettingsError
 from fedpruneshare.link import BrokerAddress, Delivery, Link
 from fedpruneshare.party import LinkSettings, Party
 from fedpruneshare.process import open_link
@@ -27,6 +30,8 @@ DIRECTORY: Final = Check(
 )
 STORE: Final = Check("store", "the outbox and the ledger lie there: without them a restart loses the upload under way")
 BROKERS: Final = Check("brokers", "shares go to every aggregator's broker, plans come from the coordinator's")
+
+CALIBRATION: Final = Check("calibration", "without measured times a device chooses its model by its board's estimates")
 
 _LOW_MIB, _LEAST_MIB = 500, 50
 #: File systems that forget at every start.
@@ -43,17 +48,44 @@ _TRIPS: Final = 5
 def federation(visit: Visit) -> list[Finding]:
     """All findings on what a settings file names; skipped where none was given or it cannot be read."""
     if visit.config is None:
-        return [check.skipped("no settings file was given") for check in (CONFIG, DIRECTORY, STORE, BROKERS)]
+        return [
+            check.skipped("no settings file was given") for check in (CONFIG, CALIBRATION, DIRECTORY, STORE, BROKERS)
+        ]
     if visit.settings is None:
         fix = "mend what is listed; the names are in docs/operations.md"
-        rest = [check.skipped("the settings cannot be read") for check in (DIRECTORY, STORE, BROKERS)]
+        rest = [check.skipped("the settings cannot be read") for check in (CALIBRATION, DIRECTORY, STORE, BROKERS)]
         return [CONFIG.failed(visit.settings_error, fix), *rest]
-    findings = [CONFIG.ok(str(visit.config)), _directory(visit), store_finding(Path(visit.settings.store), visit.root)]
+    findings = [
+        CONFIG.ok(str(visit.config)),
+        calibration_finding(visit.settings, visit.profile),
+        _directory(visit),
+        store_finding(Path(visit.settings.store), visit.root),
+    ]
     if visit.party is None:
         return [*findings, BROKERS.skipped("the directory cannot be read")]
     if not visit.is_here:
         return [*findings, BROKERS.skipped("a copied tree says nothing of this machine's network")]
     return [*findings, *brokers(visit.party, visit.settings.link)]
+
+
+def calibration_finding(settings: DeviceSettings, profile: BoardProfile | None) -> Finding:
+    """Whether there is a calibration that can be read, of this board and this task."""
+    again = "fedpruneshare device calibrate --config FILE"
+    path = Path(settings.calibration or Path(settings.store) / "calibration.toml")
+    if not settings.adaptive:
+        return CALIBRATION.skipped("adaptive = false: the device does not choose by what it measured")
+    if not settings.calibration and not path.exists():
+        return CALIBRATION.warning(f"no {path}", again)
+    try:
+        known = load_calibration(path)
+    except SettingsError as error:
+        return CALIBRATION.failed(str(error), again)
+    found = f"{path}: board {known.board}, task {known.task}, widths {', '.join(known.step_s) or 'none'}"
+    if profile is not None and known.board != profile.name:
+        return CALIBRATION.warning(f"{found}; this is {profile.name}", again)
+    if known.task != settings.task.name:
+        return CALIBRATION.warning(f"{found}; the task is {settings.task.name}", again)
+    return CALIBRATION.ok(found)
 
 
 def _directory(visit: Visit) -> Finding:

@@ -72,15 +72,16 @@ class Visit:
     settings_error: str = ""
     party: Party | None = None
     party_error: str = ""
+    profile_error: str = ""
 
     @classmethod
     def begin(cls, root: Path, config: Path | None) -> Visit:
         """Look at the board, read the settings, the key file and the directory; never raises."""
         health = measure(root)
-        profile = load_board(health.board) if health.board else None
         settings, settings_error = _settings(config)
+        profile, profile_error = _profile(settings, health)
         party, party_error = _party(settings)
-        return cls(root, health, profile, config, settings, settings_error, party, party_error)
+        return cls(root, health, profile, config, settings, settings_error, party, party_error, profile_error)
 
     @property
     def is_here(self) -> bool:
@@ -93,6 +94,15 @@ def _settings(config: Path | None) -> tuple[DeviceSettings | None, str]:
         return None, ""
     try:
         return load_settings(config, DeviceSettings), ""
+    except SettingsError as error:
+        return None, str(error)
+
+
+def _profile(settings: DeviceSettings | None, health: Health) -> tuple[BoardProfile | None, str]:
+    """The profile that the settings name, else the one that fits."""
+    name = (settings.board if settings else "") or health.board
+    try:
+        return (load_board(name), "") if name else (None, "")
     except SettingsError as error:
         return None, str(error)
 

@@ -19,11 +19,12 @@ from builders import AGGREGATORS, DEVICES, directory, identity
 
 from edge_client import doctor_federation, findings
 from edge_client.boards import load_board
+from edge_client.calibration import Calibration, save_calibration
 from edge_client.cli_doctor import _print_table
 from edge_client.device import Health, LinkState, measure
 from edge_client.doctor import as_lines, as_record, examine, verdict
 from edge_client.doctor_board import NEEDED_MIB, board
-from edge_client.doctor_federation import brokers, federation, file_system, store_finding
+from edge_client.doctor_federation import brokers, calibration_finding, federation, file_system, store_finding
 from edge_client.doctor_software import (
     Library,
     keystream_finding,
@@ -311,6 +312,33 @@ def test_a_store_that_forgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "forgets at every start" in store_finding(tmp_path, tmp_path).found
 
 
+# --------------------------------------------------------------------------- calibration and board
+
+
+def test_calibrations(tmp_path: Path) -> None:
+    own = settings(tmp_path)
+    (tmp_path / "store").mkdir()
+    path = tmp_path / "store/calibration.toml"
+    assert calibration_finding(own, PI4).result == "warning"
+    assert calibration_finding(msgspec.structs.replace(own, adaptive=False), PI4).result == "skipped"
+    assert calibration_finding(msgspec.structs.replace(own, calibration=str(path)), PI4).result == "failed"
+    save_calibration(path, Calibration(PI4.name, "hapt", 32, {"1.0": 0.1, "0.5": 0.05}))
+    fine = calibration_finding(own, PI4)
+    assert (fine.result, "widths 0.5, 1.0" in fine.found or "widths 1.0, 0.5" in fine.found) == ("ok", True)
+    assert f"this is {PI5.name}" in calibration_finding(own, PI5).found
+    save_calibration(path, Calibration(PI4.name, "fashion-mnist", 32))
+    assert "the task is hapt" in calibration_finding(own, PI4).found
+
+
+@pytest.mark.parametrize(("name", "result"), [("raspberry-pi-5", "ok"), ("raspberry-pi-6", "failed")])
+def test_the_board_that_the_settings_name(tmp_path: Path, name: str, result: str) -> None:
+    path = tmp_path / "device.toml"
+    path.write_text(render_toml(settings(tmp_path, board=name)))
+    seen = Visit.begin(TREES / "raspberry-pi-4b", path)
+    finding = by_name(board(seen))["board"]
+    assert (finding.result, name in finding.found) == (result, True)
+
+
 # --------------------------------------------------------------------------- federation
 
 
@@ -353,12 +381,13 @@ def test_a_federation_in_order(tmp_path: Path, broker: BrokerAddress) -> None:
     found = by_name(federation(at_home(tmp_path)))
     assert list(found) == [
         "config",
+        "calibration",
         "directory",
         "store",
         "broker control",
         *(f"broker {name}" for name in AGGREGATORS),
     ]
-    assert all(finding.result == "ok" for name, finding in found.items() if name != "store"), found
+    assert all(finding.result == "ok" for name, finding in found.items() if name not in ("store", "calibration")), found
     assert found["directory"].found == f"lab, version 1: this is {DEVICES[0]}, 3 aggregators"
     for name in AGGREGATORS:
         figures = found[f"broker {name}"].figures
@@ -464,7 +493,7 @@ def test_a_settings_file_with_mistakes_lists_them_all(tmp_path: Path) -> None:
     found = by_name(federation(Visit.begin(Path("/"), path)))
     assert found["config"].result == "failed"
     assert all(text in found["config"].found for text in ("store", "party.directory", "party.root_key", "task"))
-    assert [found[name].result for name in ("directory", "store", "brokers")] == ["skipped"] * 3
+    assert [found[name].result for name in ("calibration", "directory", "store", "brokers")] == ["skipped"] * 4
 
 
 def test_a_copied_tree_keeps_off_the_network(tmp_path: Path, broker: BrokerAddress) -> None:
@@ -486,7 +515,7 @@ def test_verdicts() -> None:
 @pytest.mark.parametrize("name", RESULTS)
 def test_every_finding_has_a_reason_and_what_is_wrong_has_a_fix(name: str) -> None:
     seen, found = examine(TREES / name)
-    assert len({finding.name for finding in found}) == len(found) >= 18
+    assert len({finding.name for finding in found}) == len(found) >= 19
     for finding in found:
         assert finding.why and finding.found
         assert bool(finding.fix) == (finding.result in ("warning", "failed"))
