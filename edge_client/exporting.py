@@ -61,7 +61,6 @@ def export_bundle(task: Task, path: Path, seed: int, start_from: Path | None = N
         channel_groups=cuts.groups,
         uncut_reason="" if cuts.groups else "; ".join(cuts.reasons),
         target_shape=test.targets.shape[1:],
-        is_transformed=task.is_transforming,
     )
     template = export_template(model, table, tuple(shape))
     bundle = Bundle(manifest, template, weights, vectors, test.inputs, test.targets)

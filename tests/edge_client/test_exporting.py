@@ -193,7 +193,6 @@ def test_a_bundle_of_values_says_so(tmp_path, pytestconfig):
     task = load_task(pytestconfig.rootpath / "examples" / "battery_temperature.py")
     manifest = export_bundle(task, tmp_path / "a.bundle", 1).manifest
     assert (manifest.metric, manifest.classes, manifest.target_shape) == ("rmse", 0, ())
-    assert not manifest.is_transformed
     found = Bundle.open(tmp_path / "a.bundle")
     np.testing.assert_array_equal(found.test_targets, task.load_test().targets)
 
