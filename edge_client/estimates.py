@@ -255,7 +255,7 @@ def _state_inputs(offer: Offer, state: DeviceState) -> dict[str, Any]:
         "coolest_c": _said(state.coolest_c),
         "energy_left_j": "no budget" if state.energy_left_j is None else state.energy_left_j,
         "remaining_s": offer.remaining_s,
-        "steps": [offer.least_steps, offer.steps],
+        "steps_offered": [offer.least_steps, offer.steps],
         "last_rung": state.last_rung,
         "corrections": dict(sorted(state.corrections.items())),
     }

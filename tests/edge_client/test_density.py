@@ -112,6 +112,12 @@ def test_what_nobody_measured_blocks_nothing_and_is_named() -> None:
     assert decision.inputs["energy_left_j"] == "no budget"
 
 
+def test_inputs_can_be_logged_beside_the_decision() -> None:
+    decision = decide(offer(), DeviceLimits(), state(health=health()))
+    beside = {field.name for field in dataclasses.fields(decision)} | {"event", "round_id", "steps", "level"}
+    assert not beside & set(decision.inputs)
+
+
 # --------------------------------------------------------------------------- hysteresis
 
 
