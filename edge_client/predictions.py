@@ -25,8 +25,8 @@ LEAST: Final = 0.25
 MOST: Final = 4.0
 #: How far a correction moves towards the middle one of the last three rounds, on a logarithmic scale.
 _PACE: Final = 0.7
-#: A tenth of a second either way is no misprediction: short phases are mostly waiting, whatever the rung.
-_SLACK_S: Final = 0.1
+#: So much either way is no misprediction: short phases are mostly waiting, whatever the rung. Joules and MiB have none.
+_SLACK_S: Final = {"receive": 0.5, "train": 0.1, "share": 0.1, "send": 0.5}
 #: Phases of the ledger that are predicted together with another.
 _COUNTED_WITH: Final = {"prune": "train", "encode": "share"}
 
@@ -100,8 +100,8 @@ class PredictionLog:
     def record(self, predicted: Prediction, actual: Actual) -> dict[str, Any]:
         """Learn from a round; returns both sides and the new corrections, for the round's ledger entry (JSON-able)."""
         for name, (expected, found) in _pairs(predicted, actual).items():
-            slack = _SLACK_S if name in PHASES else 0.0
-            self._corrections[name] = corrected(self._corrections.get(name, Correction()), expected, found, slack)
+            before = self._corrections.get(name, Correction())
+            self._corrections[name] = corrected(before, expected, found, _SLACK_S.get(name, 0.0))
         data = msgspec.json.encode(_File(1, dict(sorted(self._corrections.items()))))
         write_atomically(self._path, msgspec.json.format(data) + b"\n")
         return {
