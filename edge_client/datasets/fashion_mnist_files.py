@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_client.datasets import FIXTURES
-from edge_client.datasets.idx import idx_bytes, parse_idx, read_idx_bytes
+from edge_client.datasets.idx import idx_bytes, parse_idx, read_idx_bytes, read_idx_rows
 from fedpruneshare.errors import DataError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 LIMIT_BYTES = 48 << 20
 CLASSES, SIDE = 10, 28
+#: A part of at most one such share of the whole is read alone.
+_SMALL_PART = 4
 
 DIGESTS: Mapping[str, str] = MappingProxyType(
     {
@@ -63,13 +64,51 @@ class Images:
                 raise DataError(f"labels are none or reach {labels.max(initial=0)}, expected 0 to {CLASSES - 1}")
 
 
-@lru_cache(maxsize=1)
+#: What `open_images` gave last. Devices forked from this process share it.
+_opened: dict[Path | None, Images] = {}
+
+
 def open_images(place: Path | None) -> Images:
     """The full data set at `place` (from `find_images`), checked, or the fixture where it is None.
 
     Kept in memory, so devices forked from one process share one copy.
     """
-    return load_npz(FIXTURES / "fashion-mnist.npz") if place is None else load_images(place)
+    if place not in _opened:
+        images = load_npz(FIXTURES / "fashion-mnist.npz") if place is None else load_images(place)
+        _opened.clear()
+        _opened[place] = images
+    return _opened[place]
+
+
+Choose = Callable[[NDArray[np.uint8]], NDArray[np.int64]]
+
+
+def open_training_part(
+    place: Path | None, choose: Choose, digests: Mapping[str, str] = DIGESTS
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Training images uint8[M, 28, 28] and labels of the ascending indices that `choose(all labels)` returns.
+
+    A small part of IDX files is read without the rest ever being in memory: a small board has no room for it. Raises
+    `DataError` as `load_images`.
+    """
+    if place is None or place.suffix == ".npz" or place in _opened:
+        images = open_images(place)
+        rows = choose(images.train_labels)
+        return images.train_images[rows], images.train_labels[rows]
+    path = _required(place, "train-labels")
+    data = read_idx_bytes(path, LIMIT_BYTES)
+    _check(hashlib.sha256(data).hexdigest(), digests["train-labels"], str(path))
+    labels = parse_idx(data, str(path))
+    rows = choose(labels)
+    if len(rows) * _SMALL_PART > len(labels):
+        images = open_images(place)
+        return images.train_images[rows], images.train_labels[rows]
+    path = _required(place, "train-images")
+    taken, digest = read_idx_rows(path, rows, LIMIT_BYTES)
+    _check(digest, digests["train-images"], str(path))
+    if taken.shape[1:] != (SIDE, SIDE) or labels[rows].max(initial=0) >= CLASSES:
+        raise DataError(f"images are uint8{taken.shape}, expected uint8[{len(rows)}, {SIDE}, {SIDE}] of known classes")
+    return taken, labels[rows]
 
 
 def load_images(place: Path, digests: Mapping[str, str] = DIGESTS) -> Images:
@@ -77,15 +116,14 @@ def load_images(place: Path, digests: Mapping[str, str] = DIGESTS) -> Images:
     if place.suffix == ".npz":
         images = load_npz(place)
         for part, digest in digests.items():
-            _check(idx_bytes(getattr(images, _NPZ_NAMES[part])), digest, f"{place} ({part})")
+            data = idx_bytes(getattr(images, _NPZ_NAMES[part]))
+            _check(hashlib.sha256(data).hexdigest(), digest, f"{place} ({part})")
         return images
     arrays = {}
     for part, digest in digests.items():
-        path = _idx_file(place, part)
-        if path is None:
-            raise DataError(f"{place} holds no file for {part!r}, expected {part}-idx*-ubyte or the same with .gz")
+        path = _required(place, part)
         data = read_idx_bytes(path, LIMIT_BYTES)
-        _check(data, digest, str(path))
+        _check(hashlib.sha256(data).hexdigest(), digest, str(path))
         arrays[_NPZ_NAMES[part]] = parse_idx(data, str(path))
     return Images(**arrays)
 
@@ -124,7 +162,13 @@ def _idx_file(folder: Path, part: str) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _check(data: bytes, expected: str, name: str) -> None:
-    found = hashlib.sha256(data).hexdigest()
+def _required(folder: Path, part: str) -> Path:
+    path = _idx_file(folder, part)
+    if path is None:
+        raise DataError(f"{folder} holds no file for {part!r}, expected {part}-idx*-ubyte or the same with .gz")
+    return path
+
+
+def _check(found: str, expected: str, name: str) -> None:
     if found != expected:
         raise DataError(f"{name} has SHA-256 {found} (decompressed), expected {expected}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edge_client.datasets import Dataset, DataSource, data_folder
-from edge_client.datasets.fashion_mnist_files import CLASSES, Images, find_images, open_images
+from edge_client.datasets.fashion_mnist_files import CLASSES, find_images, open_images, open_training_part
 from edge_client.datasets.splits import dirichlet
 
 name = "fashion-mnist"
@@ -44,24 +44,19 @@ def build_model() -> nn.Module:
 
 def load_train(device: int, devices: int, rng: np.random.Generator, data_dir: Path | None = None) -> Dataset:
     """The images of one device. Every device must pass an equal `rng`: the split is drawn from it."""
-    images = _images(data_dir)
-    part = dirichlet(images.train_labels, devices, ALPHA, rng)[device]
-    return _examples(images.train_images[part], images.train_labels[part])
+    place = find_images(data_folder(data_dir))
+    return _examples(*open_training_part(place, lambda labels: dirichlet(labels, devices, ALPHA, rng)[device]))
 
 
 def load_test(data_dir: Path | None = None) -> Dataset:
     """The common test images."""
-    images = _images(data_dir)
+    images = open_images(find_images(data_folder(data_dir)))
     return _examples(images.test_images, images.test_labels)
 
 
 def data_source(data_dir: Path | None) -> DataSource:
     """Whether the full images are there or the fixture is used."""
     return "full" if find_images(data_folder(data_dir)) else "fixture"
-
-
-def _images(data_dir: Path | None) -> Images:
-    return open_images(find_images(data_folder(data_dir)))
 
 
 def _examples(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Dataset:

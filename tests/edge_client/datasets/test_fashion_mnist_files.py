@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from edge_client.datasets import FIXTURES
 from edge_client.datasets import fashion_mnist_files as files
-from edge_client.datasets.idx import idx_bytes
+from edge_client.datasets.idx import idx_bytes, read_idx_rows
 from fedpruneshare.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -102,3 +103,46 @@ def test_fixture_is_balanced_and_small():
     assert (FIXTURES / "fashion-mnist.npz").stat().st_size < 600_000
     assert np.bincount(images.train_labels).tolist() == [90] * 10
     assert np.bincount(images.test_labels).tolist() == [25] * 10
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rows", [[3], [0, 4, 29], list(range(30)), []], ids=str)
+def test_a_part_is_the_same_rows_of_the_whole(layout, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_opened", {})
+    monkeypatch.setattr(files, "load_images", lambda place, load=files.load_images: load(place, DIGESTS))
+    LAYOUTS[layout](tmp_path)
+    place = files.find_images(tmp_path, tmp_path / "debian")
+    seen = []
+
+    def choose(labels):
+        seen.append(labels.tolist())
+        return np.array(rows, np.int64)
+
+    images, labels = files.open_training_part(place, choose, DIGESTS)
+    np.testing.assert_array_equal(images, PARTS["train-images"][rows])
+    np.testing.assert_array_equal(labels, PARTS["train-labels"][rows])
+    assert seen == [PARTS["train-labels"].tolist()]
+    is_kept = place.suffix == ".npz" or len(rows) > 30 / 4
+    assert list(files._opened) == ([place] if is_kept else [])
+
+
+def test_a_part_of_other_data_is_refused(tmp_path):
+    write_idx(tmp_path)
+    place = files.find_images(tmp_path)
+    with pytest.raises(DataError, match=r"train-labels.*SHA-256"):
+        files.open_training_part(place, lambda labels: np.array([1]))
+    with pytest.raises(DataError, match=r"train-images.*SHA-256"):
+        files.open_training_part(place, lambda labels: np.array([1]), {**DIGESTS, "train-images": "0" * 64})
+
+
+def test_reading_a_part_needs_no_memory_for_the_rest(tmp_path):
+    whole = np.zeros((40_000, 28, 28), np.uint8)
+    (tmp_path / "images").write_bytes(idx_bytes(whole))
+    tracemalloc.start()
+    try:
+        taken, _ = read_idx_rows(tmp_path / "images", np.arange(0, 40_000, 40), 1 << 30)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken.shape == (1000, 28, 28)
+    assert peak_bytes < 4 << 20 < whole.nbytes
