@@ -69,7 +69,7 @@ class Adapter:
         self._last_rung = DECLINED if decision.rung is None else decision.rung
         _log.info(
             "decided", round_id=view.plan.round_id, rung=decision.rung, width=decision.width,
-            steps=decision.local_steps, constraint=str(decision.constraint), reason=decision.reason, **decision.inputs,
+            steps=decision.local_steps, constraint=str(decision.constraint), reason=decision.reason, inputs=decision.inputs,
         )  # fmt: skip
         return decision
 
