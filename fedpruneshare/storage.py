@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedpruneshare.errors import SettingsError
+
+if TYPE_CHECKING:
+    import sqlite3
 
 
 def open_database(path: Path, schema: str) -> sqlite3.Connection:
@@ -16,6 +19,8 @@ def open_database(path: Path, schema: str) -> sqlite3.Connection:
     The file and its folder are readable by their owner only. Raises `SettingsError` if it cannot be opened, or holds
     the tables of another version of this software.
     """
+    import sqlite3  # a device has no database
+
     version = zlib.crc32(schema.encode()) >> 1  # fits SQLite's signed number
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
