@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_client.boards import find_board
+from edge_client.boards import find_board, load_board
 from edge_client.calibration import Calibration, load_calibration, save_calibration
 from edge_client.settings import DeviceSettings
 from fedpruneshare.errors import SettingsError
@@ -46,12 +46,16 @@ def _widths(_context: click.Context, _parameter: click.Parameter, given: str) ->
 
 @click.command()
 @click.option("--config", type=click.Path(path_type=Path), required=True, help="Settings of this device.")
-@click.option("--out", type=click.Path(path_type=Path), help="File to write [default: calibration.toml in its store].")
+@click.option("--out", type=click.Path(path_type=Path), help="File to write [default: the one `run` reads].")
 @click.option("--seconds", type=click.FloatRange(0.1, 600), default=5.0, show_default=True, help="For each part.")
 @click.option("--skip", callback=_names, default="", metavar="PART[,PART]…", help=f"Not these of {', '.join(NAMES)}.")
 @click.option("--widths", callback=_widths, default="1,0.5,0.25", show_default=True, help="Kept shares of channels.")
 @click.option("--batch-size", type=click.IntRange(1, 65_536), default=32, show_default=True, help="Of a step.")
-@click.option("--bundle", type=click.Path(path_type=Path), help="Task bundle that names the channels to cut.")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    help="Task bundle that names the channels to cut [default: that of the settings].",
+)
 def calibrate(
     *,
     config: Path,
@@ -70,12 +74,15 @@ def calibrate(
     from edge_client import calibrating  # brings torch, which the other commands do without
 
     settings = load_settings(config, DeviceSettings)
-    target = out or Path(settings.store) / "calibration.toml"
+    target = out or Path(settings.calibration or Path(settings.store) / "calibration.toml")
     party = Party.load(settings.party, Role.DEVICE)
+    if bundle is None and settings.task.bundle:
+        bundle = Path(settings.task.bundle)
     bench = calibrating.Bench(settings, party, seconds, batch_size, widths, bundle)
+    board = load_board(settings.board) if settings.board else find_board(bench.root)
     wanted = [name for name in NAMES if name not in skip]
     with _display(wanted) as tells:
-        outcome = calibrating.calibrate(bench, find_board(bench.root).name, _before(target), tells)
+        outcome = calibrating.calibrate(bench, board.name, _before(target), tells)
     _say(outcome)
     if len(outcome.failed) == len(wanted):
         return 1
