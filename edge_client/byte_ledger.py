@@ -33,6 +33,8 @@ class RoundEntry:
     """What one round cost this device; `round` 0 is what passed outside any round.
 
     `status` says how it ended here, `receipts` how many aggregators hold the whole share, `seconds` are by phase.
+    `energy`: by phase, as `edge_client.energy.parts.ledger_energy` gives it. `spans`: (phase, from, to) in seconds
+    since 1970, for the record of an external meter.
     """
 
     round: int = 0
@@ -47,6 +49,8 @@ class RoundEntry:
     width: float | None = None
     local_steps: int = 0
     prediction: dict[str, Any] = field(default_factory=dict)
+    energy: dict[str, Any] = field(default_factory=dict)
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
     examples: int = 0
     weight: int = 0
     loss: float | None = None

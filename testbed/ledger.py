@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -18,6 +18,8 @@ from fedpruneshare.errors import PeerError
 T = TypeVar("T")
 Phase = Literal["APPLIED", "FAILED", "OUTSIDE"]
 UPLOADED = "uploaded"
+#: How an entry reads of a round in which the device did nothing: not asked, or never begun.
+_IDLE_STATUS = ("not-in-cohort", "")
 
 
 class CoordinatorRound(msgspec.Struct, frozen=True):
@@ -80,8 +82,18 @@ class BytesDown(msgspec.Struct, frozen=True):
         )
 
 
+class PhaseJoules(msgspec.Struct, frozen=True):
+    """Joules of one phase of one device's round, None where there is no figure, and what measured or modelled them."""
+
+    source: str
+    joules: float | None = None
+    modelled: bool = False
+    uncertainty_j: float | None = None
+    reason: str = ""
+
+
 class DeviceRound(msgspec.Struct, frozen=True):
-    """One line of a device's ledger.jsonl."""
+    """One line of a device's ledger.jsonl. `energy`: by phase. `prediction`: what the device expected and what came."""
 
     round: int
     status: str = ""
@@ -94,6 +106,15 @@ class DeviceRound(msgspec.Struct, frozen=True):
     examples: int = 0
     weight: int = 0
     loss: float | None = None
+    width: float | None = None
+    local_steps: int = 0
+    prediction: dict[str, Any] = {}
+    energy: dict[str, PhaseJoules] = {}
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether there is a figure for every phase."""
+        return bool(self.energy) and all(part.joules is not None for part in self.energy.values())
 
 
 class RunRound(msgspec.Struct, frozen=True):
@@ -101,6 +122,8 @@ class RunRound(msgspec.Struct, frozen=True):
 
     `devices` counts them by how the round ended for them. `uploaded_bytes` is what the devices with a completed upload
     sent in this round, control and re-sends included. `uplink_bytes_so_far` starts with the bytes outside any round.
+    `energy_j` are joules of all devices by source and phase, of the `energy_rounds` device rounds by source; those of
+    different sources are never added. `energy_missing` counts device rounds without a figure.
     `left_out_devices` uploaded what does not fit together or no device may send, `wrong_aggregators` answered otherwise
     than the rest.
     """
@@ -129,6 +152,9 @@ class RunRound(msgspec.Struct, frozen=True):
     dealers_checked: bool = False
     left_out_devices: tuple[str, ...] = ()
     wrong_aggregators: tuple[str, ...] = ()
+    energy_j: dict[str, dict[str, float]] = {}
+    energy_rounds: dict[str, int] = {}
+    energy_missing: int = 0
 
 
 def read_coordinator_rounds(path: Path) -> list[CoordinatorRound]:
@@ -195,6 +221,9 @@ def _merged(seed: int, line: CoordinatorRound, devices: Mapping[str, Sequence[De
     status = {} if line.phase == "OUTSIDE" else {device: entries[-1].status for device, entries in devices.items()}
     uploads = [device for device, ending in status.items() if ending == UPLOADED]
     total = sum(up.values(), BytesUp())
+    took_part = [
+        entry for entries in devices.values() for entry in entries if entry.round and entry.status not in _IDLE_STATUS
+    ]
     return RunRound(
         seed=seed,
         round=line.round,
@@ -220,7 +249,25 @@ def _merged(seed: int, line: CoordinatorRound, devices: Mapping[str, Sequence[De
         dealers_checked=line.dealers_checked,
         left_out_devices=line.left_out_devices,
         wrong_aggregators=line.wrong_aggregators,
+        energy_j=_joules(took_part),
+        energy_rounds=dict(sorted(Counter(_source(entry) for entry in took_part if entry.has_energy).items())),
+        energy_missing=sum(not entry.has_energy for entry in took_part),
     )
+
+
+def _joules(entries: Iterable[DeviceRound]) -> dict[str, dict[str, float]]:
+    """Joules by source and phase, of the entries that have a figure for every phase."""
+    sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for entry in entries:
+        if entry.has_energy:
+            for phase, part in entry.energy.items():
+                sums[part.source][phase] += part.joules or 0.0
+    return {source: dict(phases) for source, phases in sorted(sums.items())}
+
+
+def _source(entry: DeviceRound) -> str:
+    """What measured or modelled a round: one source, a device never mixes them in a round."""
+    return next(iter(entry.energy.values())).source
 
 
 def write_rounds(path: Path, rounds: Iterable[RunRound]) -> None:

@@ -6,6 +6,7 @@ For several seeds, accuracies, density and rates are means over the seeds; round
 from __future__ import annotations
 
 import statistics
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,12 @@ class WireBytes(_Closed, frozen=True):
 
 
 class Energy(_Closed, frozen=True):
-    """Joules of one component and what measured or modelled them."""
+    """Joules of one component and what measured or modelled them.
+
+    A component is a phase of the devices' rounds, all devices together; where they differ in source, one for each
+    source ("train (rapl)"): what is measured and what is modelled is never added. `source` says how many device rounds
+    have a figure where some have none.
+    """
 
     value: float
     source: str
@@ -155,9 +161,27 @@ def seed_figures(run: SeedRun) -> Figures:
         uplink_bytes_per_device_round=sum(line.uploaded_bytes for line in rounds) / uploads if uploads else 0.0,
         uplink_bytes_last_round_per_device=last.uploaded_bytes / last.uploads if last else 0.0,
         wire_bytes=WireBytes(up, down, "payload"),
-        energy_j=None,
+        energy_j=energy_figures(run.rounds),
         wall_s=run.wall_s,
     )
+
+
+def energy_figures(rounds: Sequence[RunRound]) -> dict[str, Energy] | None:
+    """Joules by phase, each sum of one source; None where no device had any."""
+    counts, sums = Counter[str](), defaultdict[tuple[str, str], float](float)
+    for line in rounds:
+        counts.update(line.energy_rounds)
+        for source, phases in line.energy_j.items():
+            for phase, joules in phases.items():
+                sums[phase, source] += joules
+    if not counts:
+        return None
+    missing = sum(line.energy_missing for line in rounds)
+    has = f"{sum(counts.values())} of {sum(counts.values()) + missing} device rounds"
+    return {
+        phase if len(counts) == 1 else f"{phase} ({source})": Energy(joules, f"{source}, {has}" if missing else source)
+        for (phase, source), joules in sums.items()
+    }
 
 
 def _accuracies(rounds: Sequence[RunRound], initial: float | None) -> list[float]:
@@ -192,7 +216,7 @@ def arm_figures(runs: Sequence[SeedRun]) -> Arm:
         uplink_bytes_per_device_round=uploaded / uploads if uploads else 0.0,
         uplink_bytes_last_round_per_device=statistics.fmean(one.uplink_bytes_last_round_per_device for one in seeds),
         wire_bytes=WireBytes(up, down, "payload"),
-        energy_j=None,
+        energy_j=energy_figures([line for run in runs for line in run.rounds]),
         wall_s=sum(one.wall_s for one in seeds),
         by_seed=seeds,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -35,8 +35,8 @@ class Span:
 class PhaseEnergy:
     """Joules of one phase of one round, with what they come from; None where `reason` says why there is no figure.
 
-    `uncertainty_j`: plus or minus, one standard error or a bound, an estimate itself. `readings`: of the sensor, those
-    at both ends included. `idle_j`: what the idle board would have taken in that time (a model's only).
+    `uncertainty_j`: plus or minus, an estimate itself. `readings`: intervals between two of the sensor's that the phase
+    has a part in. `idle_j`: what the idle board would have taken in that time (a model's only).
     """
 
     joules: float | None
@@ -68,6 +68,11 @@ class PhaseEnergy:
 def ledger_energy(found: Mapping[Phase, PhaseEnergy]) -> dict[str, Any]:
     """A round's energy for `RoundEntry.energy`."""
     return {str(phase): part.as_entry() for phase, part in found.items()}
+
+
+def ledger_spans(found: Sequence[Span]) -> list[tuple[str, float, float]]:
+    """A round's phases for `RoundEntry.spans`, to the millisecond."""
+    return [(str(span.phase), round(span.start_s, 3), round(span.end_s, 3)) for span in found]
 
 
 def measured_j(found: Mapping[Phase, PhaseEnergy]) -> float | None:

@@ -25,7 +25,7 @@ class PowerTrace:
         seconds: list[float] = []
         watts: list[float] = []
         try:
-            with path.open(newline="", encoding="utf-8") as file:
+            with path.open(newline="", encoding="utf-8-sig") as file:
                 rows = csv.DictReader(file)
                 if not {"time_s", "watts"} <= set(rows.fieldnames or ()):
                     raise MeterError(f"{path}: columns {rows.fieldnames}, expected time_s and watts")
@@ -44,7 +44,9 @@ class PowerTrace:
     def source(self) -> Source:
         """The file, and how far apart its samples are."""
         step = (self.seconds[-1] - self.seconds[0]) / (len(self.seconds) - 1)
-        return Source("external", f"what the meter of {self.name} is wired to", f"a sample each {step:.3g} s")
+        return Source(
+            "external", f"what the meter of {self.name} is wired to", f"a sample each {step:.3g} s", interval_s=step
+        )
 
     def joules(self, start_s: float, end_s: float) -> float:
         """Energy between two moments of the trace, by the trapezoidal rule. Raises `MeterError` outside of it."""
