@@ -39,7 +39,7 @@ LARGEST_DEVIATION = 1e-9
 """Of outputs in float64 after the channels changed places, relative to the largest output."""
 LARGEST_DEVIATION_SINGLE = 1e-4
 """The same for models that only run in float32."""
-
+_MOST_REASONS = 10
 _NOTHING_HIDDEN = "none of its channels lie between its inputs and its scores, in layers whose make is known"
 
 
@@ -76,7 +76,10 @@ def examine(model: nn.Module, table: ParameterTable, example_inputs: torch.Tenso
         reasons.append(f"{len(groups)} groups, expected {MAX_GROUPS} of {MAX_CUTS} cuts at most")
         groups = ()
     check_groups(groups, table)
-    return Examined(groups, tuple(reasons) or (() if groups else (_NOTHING_HIDDEN,)))
+    told = list(dict.fromkeys(reasons))
+    if len(told) > _MOST_REASONS:
+        told[_MOST_REASONS:] = [f"and {len(told) - _MOST_REASONS} more"]
+    return Examined(groups, tuple(told) or (() if groups else (_NOTHING_HIDDEN,)))
 
 
 def _proven(sets: list[Groups], trial: _Trial, table: ParameterTable, reasons: list[str]) -> Groups:

@@ -49,43 +49,28 @@ def trace_ties(model: nn.Module, inputs: torch.Tensor) -> Ties:
         pruning = importlib.import_module("torch_pruning")
     except ImportError as error:
         raise TaskError(f"torch-pruning is not installed ({error}): pip install 'fedpruneshare[export]'") from None
-    ends: list[torch.Tensor] = []
+    # A layer that changes nothing stands for the inputs, so that what meets them shows.
+    entry = nn.PReLU(inputs.shape[1] if inputs.ndim > 1 else 1, init=1.0)
+    scores: list[torch.Tensor] = []
 
-    def forward(module: nn.Module, example: torch.Tensor) -> torch.Tensor:
-        entry = example.detach().requires_grad_().clone()  # a node of its own, so that what meets the input shows
-        ends.extend((entry, module(entry)))
-        return ends[1]
+    def forward(whole: nn.Module, example: torch.Tensor) -> torch.Tensor:
+        scores.append(whole(example))
+        return scores[0]
 
     graph = pruning.DependencyGraph()
     joined = _Joined()
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            graph.build_dependency(model, example_inputs=inputs, forward_fn=forward, verbose=False)
-            reader = _Reader(model, joined, (ends[0].grad_fn, ends[1].grad_fn))
-            for layer in list(graph.module2node):
-                if isinstance(layer, (*_CONVOLUTIONS, nn.Linear, nn.Embedding)):
-                    try:
-                        reader.read(layer, _pruning_groups(graph, layer))
-                    except (IndexError, TypeError, ValueError) as error:  # the library lost its way behind this layer
-                        reader.freeze(graph, layer, f"outputs cannot be followed: {error}")
+            graph.build_dependency(
+                nn.Sequential(entry, model), example_inputs=inputs, forward_fn=forward, verbose=False
+            )
+            reader = _Reader(graph, joined, model, (entry, scores[0].grad_fn))
+            reader.read()
     except Exception as error:  # the user's forward(), or a graph the library was not made for
         text = next(iter(str(error).strip().splitlines()), "no message")
         raise TaskError(f"model cannot be traced: {type(error).__name__}: {text}") from error
     return Ties(joined.classes(), reader.limits, reader.frozen)
-
-
-def _pruning_groups(graph: Any, layer: nn.Module) -> list[Any]:
-    """All that hangs on a layer's outputs. Where they are split up, one group for each channel.
-
-    Two channels may meet again behind the split, and the library names but one of them then.
-    """
-    pruner = graph.get_pruner_of_module(layer)
-    count = pruner.get_out_channels(layer)
-    group = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(count)))
-    if not any(type(item.dep.target.module).__name__ in {"_SplitOp", "_SliceOp"} for item in group):
-        return [group]
-    return [graph.get_pruning_group(layer, pruner.prune_out_channels, [channel]) for channel in range(count)]
 
 
 class _Joined:
@@ -102,6 +87,9 @@ class _Joined:
             element, parent = parent, grandparent
         return element
 
+    def knows(self, element: Element) -> bool:
+        return element in self._parent
+
     def join(self, one: Element, other: Element) -> None:
         self._parent[self.find(one)] = self.find(other)
 
@@ -115,52 +103,87 @@ class _Joined:
 
 
 class _Reader:
-    """Translates the items of pruning groups, (layer, side, channel), into elements of arrays."""
+    """Walks the graph from the outputs of every layer and joins what each channel passes through.
 
-    def __init__(self, model: nn.Module, joined: _Joined, ends: tuple[Any, Any]) -> None:
-        self._joined = joined
+    The library's own walk would do where channels never meet again; here every place is visited once, so that a graph
+    the library has misread ends too, and two channels that meet are one.
+    """
+
+    def __init__(self, graph: Any, joined: _Joined, model: nn.Module, ends: tuple[nn.Module, Any]) -> None:
+        self._graph, self._joined = graph, joined
         self._input, self._output = ends
+        self._nodes = {id(node): number for number, node in enumerate(graph.module2node.values())}
         self._modules = {id(module): name for name, module in model.named_modules()}
         self._parameters = {id(parameter): name for name, parameter in model.named_parameters()}
         self._arrays = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        self._longest = max((length for shape in self._arrays.values() for length in shape), default=0)
+        self._index = importlib.import_module("torch_pruning._helpers")._HybridIndex
         self.limits: dict[Key, tuple[int, int]] = {}
         self.frozen: dict[str, str] = {}
 
-    def read(self, layer: nn.Module, groups: list[Any]) -> None:
-        """Join everything that hangs on each output of one layer."""
-        root = f"\0root {self._modules[id(layer)]}", 0
-        for item in (item for group in groups for item in group):
-            is_output = item.dep.handler.__name__ == "prune_out_channels"
-            is_end = self._is_end(item.dep.target, is_output)
-            for index, channel in zip(item.idxs, item.root_idxs, strict=True):
-                for element in self._elements(item.dep.target, is_output, index):
-                    self._joined.join(element, (root, channel))
-                if is_end:
-                    self._joined.join(_FROZEN, (root, channel))
+    def read(self) -> None:
+        """Join everything that hangs together, from all layers that make channels."""
+        for layer, node in list(self._graph.module2node.items()):
+            if isinstance(layer, (*_CONVOLUTIONS, nn.Linear, nn.Embedding)):
+                make = self._graph.get_pruner_of_module(layer).prune_out_channels
+                places = range(self._graph.get_out_channels(node))
+                try:
+                    self._walk(node, make, [place for place in places if self._visit(node, make, place)])
+                except (IndexError, TypeError, ValueError) as error:  # the library lost its way behind this layer
+                    self.frozen[self._modules[id(layer)]] = f"its outputs cannot be followed ({error})"
+                    for place in places:
+                        self._joined.join(_FROZEN, self._place(node, make, place))
 
-    def freeze(self, graph: Any, layer: nn.Module, reason: str) -> None:
-        """Leave the outputs of a layer as they are."""
-        self.frozen[self._modules[id(layer)]] = reason
-        for index in range(graph.get_pruner_of_module(layer).get_out_channels(layer)):
-            for element in self._elements(graph.module2node[layer], True, index):
-                self._joined.join(_FROZEN, element)
+    def _walk(self, node: Any, side: Any, places: list[int]) -> None:
+        """Follow places from one side of a node to wherever the graph takes them."""
+        waiting = [(node, side, places)]
+        while waiting:
+            node, side, places = waiting.pop()
+            for way in node.dependencies:
+                if way.is_triggered_by(side):
+                    there = [self._index(idx=place, root_idx=place) for place in places]
+                    for mapping in way.index_mapping:
+                        there = there if mapping is None else mapping(there)
+                    # Visited first, whatever was joined before: each place of a side is followed once.
+                    new = [one.idx for one in there if self._visit(way.target, way.handler, one.idx)]
+                    for one in there:
+                        target = self._place(way.target, way.handler, one.idx)
+                        self._joined.join(self._place(node, side, one.root_idx), target)
+                    if new:
+                        waiting.append((way.target, way.handler, new))
+
+    def _place(self, node: Any, side: Any, place: int) -> Element:
+        """The mark of a place on one side of a node; sides that are one and the same function are one."""
+        return (f"\0node {self._nodes[id(node)]}", int(side.__name__ == "prune_out_channels")), place
+
+    def _visit(self, node: Any, side: Any, place: int) -> bool:
+        """Join a place with the arrays it stands for; False if this was done before, or the place cannot be."""
+        mark = self._place(node, side, place)
+        if self._joined.knows(mark):
+            return False
+        is_output = side.__name__ == "prune_out_channels"
+        self._joined.join(mark, mark)
+        if not 0 <= place <= self._longest:
+            self._joined.join(_FROZEN, mark)
+            return False
+        if self._is_end(node, is_output):
+            self._joined.join(_FROZEN, mark)
+        for name, axis, start, count in self._places(node, is_output, place):
+            if name in self._arrays and start + count > self._arrays[name][axis]:
+                # As behind two flattened branches that are joined.
+                self.frozen[name.rpartition(".")[0]] = "the library takes its channels for others"
+                self._joined.join(_FROZEN, mark)
+            elif name in self._arrays or name.startswith("\0"):  # there is a bias, there are running statistics
+                for along in range(start, start + count):
+                    self._joined.join(((name, axis), along), mark)
+        return True
 
     def _is_end(self, node: Any, is_output: bool) -> bool:
         """Whether this side of a node carries the model's inputs or its class scores."""
-        if node.grad_fn is self._input:
+        if node.module is self._input:
             return True
         is_layer = id(node.module) in self._modules and isinstance(node.module, (*_CONVOLUTIONS, nn.Linear))
         return node.grad_fn is self._output and (is_output or not is_layer)
-
-    def _elements(self, node: Any, is_output: bool, index: int) -> Iterator[Element]:
-        for name, axis, start, count in self._places(node, is_output, index):
-            if name not in self._arrays and not name.startswith("\0"):
-                continue  # no bias, no running statistics
-            if name in self._arrays and start + count > self._arrays[name][axis]:
-                yield _FROZEN  # the library took this layer for another kind
-                continue
-            for place in range(start, start + count):
-                yield (name, axis), place
 
     def _places(self, node: Any, is_output: bool, index: int) -> Iterator[tuple[str, int, int, int]]:
         """(array, axis, start, count) of one channel on one side of a layer."""

@@ -118,6 +118,42 @@ class Gated(nn.Module):
         return self.fc(x.amax(2))
 
 
+class Beside(nn.Module):
+    """The inputs themselves stand beside hidden channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(4, 8, 3)
+        self.fc = nn.Linear(4 + 8, 3)
+
+    def forward(self, x):
+        return self.fc(torch.cat([x.amax(2), functional.relu(self.conv(x)).amax(2)], 1))
+
+
+class Unfolded(nn.Module):
+    """Features are folded into maps: each channel of a map is 16 of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.conv, self.fc = nn.Linear(12, 128), nn.Conv2d(8, 6, 3), nn.Linear(24, 3)
+
+    def forward(self, x):
+        x = functional.relu(self.first(x)).view(len(x), -1, 4, 4)
+        return self.fc(functional.relu(self.conv(x)).flatten(1))
+
+
+class Branches(nn.Module):
+    """Two branches are flattened, then joined."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv1d(4, 6, 3), nn.Conv1d(4, 8, 3)
+        self.fc = nn.Linear(14 * 18, 3)
+
+    def forward(self, x):
+        return self.fc(torch.cat([self.a(x).flatten(1), self.b(x).flatten(1)], 1))
+
+
 class Mixer(nn.Module):
     """Features in the last axis, norms over them, and a plain parameter of the model's own."""
 
@@ -213,6 +249,8 @@ CUTTABLE = {
     "mobile_multiplied": (lambda: mobile(2), IMAGE, 0.4),
     "upwards": (upwards, IMAGE, 0.45),
     "gated": (Gated, (4, 20), 0.4),
+    "beside": (Beside, (4, 20), 0.7),
+    "unfolded": (Unfolded, (12,), 0.5),
     "mixer": (Mixer, SEQUENCE, 0.35),
     "tokens": (Tokens, (9,), 0.5),
     "recurrent": (Recurrent, (6, 64), 0.95),

@@ -114,6 +114,16 @@ def test_both_halves_of_a_gate_go_together():
     assert groups[0].channels == 16
 
 
+def test_features_that_become_a_channel_of_a_map_go_together():
+    _, table, groups = found("unfolded")
+    assert cuts_of(table, groups[0]) == {("first.weight", 0, 0, 16), ("first.bias", 0, 0, 16), ("conv.weight", 1, 0, 1)}
+
+
+def test_inputs_beside_hidden_channels_stay():
+    _, table, groups = found("beside")
+    assert cuts_of(table, groups[0]) == {("conv.weight", 0, 0, 1), ("conv.bias", 0, 0, 1), ("fc.weight", 1, 4, 1)}
+
+
 @pytest.mark.parametrize("name", torch_models.CUTTABLE)
 def test_inputs_and_scores_are_never_cut(name):
     model, table, groups = found(name)
@@ -155,6 +165,13 @@ def test_channels_that_are_inputs_or_scores_are_not_hidden(model):
 def test_a_layer_of_unknown_make_is_named():
     assert reasons(torch_models.build("recurrent"), torch_models.example_inputs("recurrent")) == (
         "layer 'lstm' stays whole: the make of LSTM is not known"
+    )
+
+
+def test_flattened_branches_that_are_joined_stay_whole():
+    """A limit of the library: it takes the 18 places of a channel for a part of the next branch."""
+    assert "stays whole: the library takes its channels for others" in (
+        reasons(torch_models.Branches(), torch.randn(2, 4, 20))
     )
 
 
