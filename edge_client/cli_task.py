@@ -32,6 +32,8 @@ def export(name: str, path: Path, seed: int, start_from: Path | None, data_dir: 
     kind = f"{bundle.manifest.classes} classes" if bundle.manifest.has_classes else "values"
     click.echo(f"test set     {bundle.manifest.test_count} examples, {kind}, metric {bundle.manifest.metric}")
     cut = sum(group.channels for group in bundle.manifest.channel_groups)
-    click.echo(f"widths       {f'{cut} channels may be cut' if cut else f'none: {bundle.manifest.uncut_reason}'}")
+    click.echo(f"widths       {f'{cut} channels may be cut' if cut else 'none: the model cannot be cut'}")
+    if bundle.manifest.uncut_reason:
+        click.echo(f"             {bundle.manifest.uncut_reason}")
     click.echo(f"bundle       {path} ({path.stat().st_size} bytes)")
     click.echo(f"sha256       {bundle.digest.hex()}")

@@ -59,7 +59,7 @@ def export_bundle(task: Task, path: Path, seed: int, start_from: Path | None = N
         manifest,
         metric=task.metric,
         channel_groups=cuts.groups,
-        uncut_reason="" if cuts.groups else "; ".join(cuts.reasons),
+        uncut_reason="; ".join(cuts.reasons),
         target_shape=test.targets.shape[1:],
     )
     template = export_template(model, table, tuple(shape))

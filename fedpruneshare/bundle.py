@@ -54,8 +54,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the binary members are. `input_shape` is that of one example; `seed` drew the initial weights.
 
     `classes`: how many scores the model gives, 0 where it gives values; `target_shape`: that of one example's values,
-    () or (m,). `channel_groups`: how the model may be cut to a width (docs/protocol.md §6.7); none if it cannot be, for
-    the reason in `uncut_reason`.
+    () or (m,). `channel_groups`: how the model may be cut to a width (docs/protocol.md §6.7), none if it cannot be;
+    `uncut_reason`: which channels stay whole, and why.
     """
 
     task: str
