@@ -59,17 +59,20 @@ class Adapter:
             self._coolest_c = min(self._coolest_c or health.temperature_c, health.temperature_c)
         return health
 
-    def decide(self, view: PlanView, examples: int, remaining_s: float, energy_left_j: float | None) -> DensityDecision:
+    def decide(
+        self, view: PlanView, examples: int, remaining_s: float, now: tuple[Health | None, float | None]
+    ) -> DensityDecision:
         """What to train of this plan: rung, width, steps; a rung of None is a decline with its reason.
 
-        `energy_left_j`: what this round may use; None is no budget.
+        `now`: the board's health, and the joules this round may use (None: no budget).
         """
         offer = self._offer(view, examples, remaining_s)
-        decision = decide(offer, self._settings.limits, self._state(energy_left_j))
+        decision = decide(offer, self._settings.limits, self._state(*now))
         self._last_rung = DECLINED if decision.rung is None else decision.rung
         _log.info(
             "decided", round_id=view.plan.round_id, rung=decision.rung, width=decision.width,
-            steps=decision.local_steps, constraint=str(decision.constraint), reason=decision.reason, inputs=decision.inputs,
+            steps=decision.local_steps, constraint=str(decision.constraint), reason=decision.reason,
+            inputs=decision.inputs,
         )  # fmt: skip
         return decision
 
@@ -112,12 +115,12 @@ class Adapter:
             task=self._settings.task.name,
         )
 
-    def _state(self, energy_left_j: float | None) -> DeviceState:
+    def _state(self, health: Health | None, energy_left_j: float | None) -> DeviceState:
         if not self._settings.adaptive:
             return DeviceState(self._profile, energy_left_j=energy_left_j, last_rung=None)
         return DeviceState(
             profile=self._profile,
-            health=self.health(),
+            health=health,
             calibration=self._calibration,
             step_s=self._steps.steps_s(),
             links=self._links.estimates(),

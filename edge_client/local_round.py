@@ -17,13 +17,15 @@ from edge_client.outbox import Upload
 from edge_client.pruning import mask_from_positions
 from edge_client.receiving import ReceivedModel
 from edge_client.tasks import Task, read_state, write_state
-from edge_client.training import TrainingResult, TrainingSettings, fit
+from edge_client.torch_device import TorchDevice
+from edge_client.training import Masks, TrainingResult, TrainingSettings, fit
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sharing.digits import shift, zero_point
 from fedpruneshare.sharing.dispersal import KEY_BYTES
 from fedpruneshare.sharing.field import Words
-from fedpruneshare.sharing.prg import Prg, Seed, fill_elements
+from fedpruneshare.sharing.prg import LEAN_BACKEND, Prg, Seed, fill_elements
 from fedpruneshare.sparse.parameters import ParameterTable
+from fedpruneshare.sparse.support import decode_values
 from fedpruneshare.sparse.update import SparseUpdate, clamp_weight, per_element_clips, quantise
 from fedpruneshare.words import SegmentWords
 
@@ -36,6 +38,7 @@ class Workplace:
     model: nn.Module
     table: ParameterTable
     dataset: Dataset
+    torch_device: TorchDevice = "cpu"
 
 
 @dataclass(frozen=True)
@@ -47,29 +50,42 @@ class LocalResult:
     is_clamped: bool
 
 
-def train(
-    work: Workplace, view: PlanView, received: ReceivedModel, rng: np.random.Generator, steps: int | None = None
-) -> LocalResult:
-    """Load the public model, train what this rung has of it, return the difference there.
+@dataclass(frozen=True)
+class Prepared:
+    """A model with what the coordinator published in it, cut to its rung's width, and the masks of its density."""
 
-    `steps`: of the plan's local steps only so many (None: all). Raises `TaskError` if training diverges or the model
-    cannot be made as narrow as the rung is.
-    """
+    work: Workplace
+    received: ReceivedModel
+    model: nn.Module
+    masks: Masks
+
+
+def prepare(work: Workplace, received: ReceivedModel) -> Prepared:
+    """Put the public model of a rung in place. Raises `TaskError` if the model cannot be made as narrow as the rung."""
     positions = np.concatenate(received.positions)
-    before, vectors_before = received.full_size(work.table)
-    settings = _settings(work.task, view, steps)
-    fitting = (settings, rng, work.task.loss)
+    weights, vectors = received.full_size(work.table)
     if received.kept is None:
-        write_state(work.model, work.table, before, vectors_before)
-        result = fit(work.model, work.dataset, mask_from_positions(work.table, positions), *fitting)
-        after, vectors = read_state(work.model, work.table)
+        write_state(work.model, work.table, weights, vectors)
+        return Prepared(work, received, work.model, mask_from_positions(work.table, positions))
+    channels = (work.table, received.groups, received.kept)
+    model = narrow(work.model, *channels)
+    write_narrow(model, *channels, weights, vectors)
+    return Prepared(work, received, model, narrow_masks(*channels, positions))
+
+
+def train(ready: Prepared, view: PlanView, rng: np.random.Generator, steps: int | None = None) -> LocalResult:
+    """Train what `prepare` gave, and return what it learnt on the rung's support.
+
+    `steps`: of the plan's local steps only so many (None: all). Raises `TaskError` if training diverges.
+    """
+    work, received = ready.work, ready.received
+    result = fit(ready.model, work.dataset, ready.masks, _settings(work, view, steps), rng, work.task.loss)
+    if received.kept is None:
+        after, vectors = read_state(ready.model, work.table)
     else:
-        channels = (work.table, received.groups, received.kept)
-        model = narrow(work.model, *channels)
-        write_narrow(model, *channels, before, vectors_before)
-        result = fit(model, work.dataset, narrow_masks(*channels, positions), *fitting)
-        after, vectors = read_narrow(model, *channels)
-    elements = received.vector_positions
+        after, vectors = read_narrow(ready.model, work.table, received.groups, received.kept)
+    positions, elements = np.concatenate(received.positions), received.vector_positions
+    before = decode_values(np.concatenate(received.codes))
     weight, is_clamped = clamp_weight(result.examples, view.plan.coding.max_weight)
     update = SparseUpdate(
         round_id=view.plan.round_id,
@@ -77,18 +93,18 @@ def train(
         rung=received.rung,
         weight=weight,
         positions=positions,
-        values=after[positions] - before[positions],
+        values=after[positions] - before,
         vector_positions=elements,
         vectors=vectors[elements] - received.vectors,
     )
     return LocalResult(update, result, is_clamped)
 
 
-def _settings(task: Task, view: PlanView, steps: int | None) -> TrainingSettings:
+def _settings(work: Workplace, view: PlanView, steps: int | None) -> TrainingSettings:
     t = view.plan.training
     return TrainingSettings(
-        t.local_epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay, task.optimiser, t.proximal_mu,
-        max_steps=steps,
+        t.local_epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay, work.task.optimiser, t.proximal_mu,
+        max_steps=steps, torch_device=work.torch_device,
     )  # fmt: skip
 
 
@@ -128,4 +144,4 @@ def new_upload(view: PlanView, update: SparseUpdate, words: Words, prg: Prg) -> 
 def _masks(view: PlanView, prg: Prg) -> Words:
     """Uniform words of the mask elements, as many as those carry (docs/protocol.md §5.7)."""
     masks = np.empty(view.checks * view.scheme.secrets, dtype=view.field.word_type)
-    return fill_elements(prg, Seed.fresh(), b"dealer masks", masks, view.field)
+    return fill_elements(prg, Seed.fresh(), b"dealer masks", masks, view.field, LEAN_BACKEND)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -46,7 +47,9 @@ _WARM_DEVICES = 2
 
 def workplace(settings: DeviceSettings) -> Workplace:
     """The task, its model and this device's part of the data. Raises `TaskError` or `DataError`."""
-    return workplace_of(settings.task, settings.limits.torch_threads)
+    return replace(
+        workplace_of(settings.task, settings.limits.torch_threads), torch_device=settings.limits.torch_device
+    )
 
 
 def workplace_of(where: DeviceTask, torch_threads: int) -> Workplace:

@@ -21,6 +21,8 @@ from edge_client import local_round
 from edge_client.adapting import Adapter
 from edge_client.byte_ledger import ByteLedger
 from edge_client.density import DensityDecision
+from edge_client.energy.account import EnergyAccount
+from edge_client.energy.parts import Phase, measured_j
 from edge_client.local_round import Workplace
 from edge_client.outbox import Outbox, Upload
 from edge_client.receiving import decode_model, receive_model
@@ -36,7 +38,7 @@ from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.rng import stream
 from fedpruneshare.sealing import Opened
-from fedpruneshare.sharing.prg import Prg, quickest_prg
+from fedpruneshare.sharing.prg import LEAN_BACKEND, Prg, quickest_prg
 from fedpruneshare.sparse.onnx_codec import encode_update
 from fedpruneshare.storage import write_atomically
 
@@ -67,8 +69,10 @@ class Device:
         # One worker: a round that is cut short must not train beside the next one on the same model.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="train")
         chosen = settings.limits.prg
-        self._prg = quickest_prg(time.perf_counter) if chosen == "auto" else Prg(chosen)
+        self._prg = quickest_prg(time.perf_counter, LEAN_BACKEND) if chosen == "auto" else Prg(chosen)
         self._adapter = Adapter(settings, work.table.weight_count + work.table.vector_count)
+        self._account = EnergyAccount(settings, self._adapter.profile)
+        self._decision: DensityDecision | None = None
         self._couriers: dict[str, Courier] = {}
         self._plans: asyncio.Queue[_Announced] = asyncio.Queue()
         self._newest_round = self._outbox.last_round()
@@ -88,12 +92,13 @@ class Device:
         connecting = [asyncio.create_task(link.connect(wait=True)) for link in self._uplinks.values()]
         try:
             await self._control.connect(wait=True)
+            self._account.begin()
             await self._serve()
         finally:
+            self._close_entry()
             await _cancel(connecting)
             await asyncio.gather(self._control.close(), *(link.close() for link in self._uplinks.values()))
             self._worker.shutdown(wait=False, cancel_futures=True)
-            self._ledger.end()
 
     async def _serve(self) -> None:
         """One round at a time; a newer plan ends the round under way."""
@@ -106,6 +111,8 @@ class Device:
                     await round_task
                 self._is_closed.clear()
                 self._current = announced.view
+                self._close_entry()
+                self._account.begin()
                 self._ledger.begin(announced.view.plan.round_id)
                 self._ledger.received("plan", announced.size_bytes)
                 round_task = asyncio.create_task(self._round(announced.view, announced.ends_at))
@@ -119,7 +126,7 @@ class Device:
         """`take_part` with its bookkeeping: whatever happens inside, the device lives on and the ledger is written."""
         if self._party.ident not in view.plan.cohort:
             self._ledger.entry.status = "not-in-cohort"
-            self._ledger.end()
+            self._leave_round()
             return
         part = asyncio.create_task(self.take_part(view, ends_at), name=f"round-{view.plan.round_id}")
         closed = asyncio.create_task(self._is_closed.wait())
@@ -135,6 +142,20 @@ class Device:
             await self._decline(view, f"unexpected {type(results[0]).__name__} on the device")
         self._outbox.finish(view.plan.round_id)
         await self._beat(view)
+        self._leave_round()
+
+    def _leave_round(self) -> None:
+        """Close the round's entry; what follows, until the next plan, is metered as being outside of any round."""
+        self._close_entry()
+        self._account.begin()
+
+    def _close_entry(self) -> None:
+        """Write what the entry under way has cost in joules, and what the prediction has to learn from it."""
+        entry, decision = self._ledger.entry, self._decision
+        self._decision = None
+        found = self._account.end(entry)
+        if decision is not None and entry.status == "uploaded":
+            entry.prediction = self._adapter.learn(decision, entry, measured_j(found))
         self._ledger.end()
 
     async def take_part(self, view: PlanView, ends_at: float) -> None:
@@ -143,23 +164,23 @@ class Device:
         entry.status = "incomplete"
         upload = self._outbox.get(view.digest)
         is_resumed = upload is not None
-        decision = None
         if upload is None:
             decision = self._decide(view, _until(ends_at))
             upload = await self._make_upload(view, decision)
             self._outbox.put(upload)
+            self._decision = decision
         entry.rung, entry.weight = upload.rung, upload.weight
         _log.info("uploading", round_id=view.plan.round_id, rung=upload.rung, is_resumed=is_resumed)
         if view.is_each_revealed:
             _log.warning("update-revealed", round_id=view.plan.round_id, to="the coordinator", reveal="each")
         receipts = await self._deliver(view, upload, is_resumed, ends_at)
-        if decision is not None:
-            entry.prediction = self._adapter.learn(decision, entry, None)
         accepted = sum(is_accepted(receipt) for receipt in receipts)
         _log.info("delivered", round_id=view.plan.round_id, receipts=accepted, of=len(receipts))
 
     def _decide(self, view: PlanView, remaining_s: float) -> DensityDecision:
-        decision = self._adapter.decide(view, len(self._work.dataset), remaining_s, None)
+        health = self._adapter.health()
+        left_j = self._account.left_j(health, self._settings.limits.battery_reserve_percent)
+        decision = self._adapter.decide(view, len(self._work.dataset), remaining_s, (health, left_j))
         self._ledger.entry.constraint = decision.constraint
         if decision.rung is None:
             raise PlanError(decision.reason)
@@ -171,6 +192,7 @@ class Device:
         entry, plan, rung = self._ledger.entry, view.plan, decision.rung
         assert rung is not None
         started = time.monotonic()
+        self._account.enter(Phase.RECEIVE)
         blobs = await receive_model(
             self._party, self._control, view, rung, lambda size: self._ledger.received("model", size)
         )
@@ -178,12 +200,17 @@ class Device:
         entry.seconds["receive"], started = _lap(started)
         self._adapter.received(sum(len(blob) for blob in blobs), entry.seconds["receive"])
         rng = stream(self._settings.task.seed, "device", self._settings.task.index, plan.round_id)
-        result = await self._in_worker(local_round.train, self._work, view, received, rng, decision.local_steps)
+        self._account.enter(Phase.PRUNE)
+        ready = await self._in_worker(local_round.prepare, self._work, received)
+        entry.seconds["prune"], started = _lap(started)
+        self._account.enter(Phase.TRAIN)
+        result = await self._in_worker(local_round.train, ready, view, rng, decision.local_steps)
         self._adapter.trained(decision.width, result.training.seconds / max(result.training.steps, 1))
         entry.examples, entry.loss = result.training.examples, result.training.mean_loss
         entry.seconds["train"], started = _lap(started)
         if result.is_clamped:
             _log.warning("weight-clamped", found=result.training.examples, max_weight=plan.coding.max_weight)
+        self._account.enter(Phase.ENCODE)
         artefact = encode_update(result.update, self._work.table)
         write_atomically(self._folder / "update.onnx", artefact, mode=0o600)
         words = local_round.encode_words(view, self._work.table, result.update, rng)
@@ -194,8 +221,10 @@ class Device:
     async def _deliver(self, view: PlanView, upload: Upload, is_resumed: bool, ends_at: float) -> list[Receipt]:
         """One courier per aggregator, all at once, until every one has a receipt (or the round ends)."""
         started = time.monotonic()
+        self._account.enter(Phase.SHARE)
         shares = await self._in_worker(open_shares, view, self._party.ident, upload)
         opened_s, started = _lap(started)
+        self._account.enter(Phase.SEND)
         for aggregator_id, x in view.plan.points.items():
             parcel = Parcel(view, upload, aggregator_id, x, shares[x], ends_at, is_resumed)
             link, outstanding = self._uplinks[aggregator_id], self._settings.limits.outstanding_chunks
@@ -213,6 +242,7 @@ class Device:
             return list(await asyncio.gather(*deliveries))
         finally:
             await _cancel(deliveries)
+            self._account.enter(Phase.IDLE)
             self._count_share_seconds(opened_s)
 
     def _count_share_seconds(self, opened_s: float) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from edge_client.energy.settings import EnergySettings
 from fedpruneshare.party import LinkSettings, PartySettings
 
 
@@ -65,4 +66,5 @@ class DeviceSettings(_Table, frozen=True):
     calibration: str = ""
     adaptive: bool = True
     limits: DeviceLimits = DeviceLimits()
+    energy: EnergySettings = EnergySettings()
     link: LinkSettings = LinkSettings()

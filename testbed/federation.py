@@ -20,6 +20,7 @@ import msgspec
 
 from aggregator.settings import AggregatorFloors, AggregatorSettings
 from coordinator.settings import CoordinatorSettings
+from edge_client.energy.settings import EnergySettings
 from edge_client.settings import DeviceLimits, DeviceSettings, DeviceTask
 from fedpruneshare.directory import Directory, Party, Service, write_directory
 from fedpruneshare.link import BrokerAddress
@@ -195,10 +196,14 @@ class Federation:
 
     def _device(self, index: int, ident: str, root_key: str) -> DeviceSettings:
         fleet = self.scenario.fleet
+        group = fleet.members()[index]
         return DeviceSettings(
             party=self._party(ident, root_key),
             task=DeviceTask(self.scenario.task.name, index, fleet.devices, str(self.data_dir), self.seed),
             store=str(self.folder.store(ident)),
-            limits=DeviceLimits(rung_max=fleet.rung_limits()[index], prg=fleet.prg),
+            board=group.board,
+            adaptive=fleet.adaptive,
+            limits=DeviceLimits(rung_max=group.rung_max, prg=fleet.prg),
+            energy=EnergySettings(meter="model" if group.board else "none"),
             link=_LINK,
         )

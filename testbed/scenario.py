@@ -24,6 +24,7 @@ from coordinator.settings import (
     TrainingSettings,
     word_faults,
 )
+from edge_client.boards import board_names
 from fedpruneshare.errors import Fault, SettingsError
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES
 from fedpruneshare.settings import load_settings
@@ -54,24 +55,31 @@ class ScenarioTask(_Table, frozen=True):
 
 
 class DeviceGroup(_Table, frozen=True):
-    """Devices alike. `share` is the group's part of the fleet in proportion to the other groups' shares."""
+    """Devices alike. `share` is the group's part of the fleet in proportion to the other groups' shares.
+
+    `board`: the profile of the board they stand for (docs/boards.md). Their joules are then those of its model; without
+    one there are none, for a sensor of this machine would count all of its devices at once.
+    """
 
     share: Annotated[float, Meta(gt=0)] = 1.0
     rung_max: Annotated[int, Meta(ge=0, le=15)] = 15
+    board: str = ""
 
 
 class FleetSettings(_Table, frozen=True):
     """How many devices, and the groups they fall in (none: all devices may train every rung).
 
     `prg`: keystream algorithm of the devices' seed shares; `auto` lets each take the one its processor is quicker at.
+    `adaptive`: devices take the rung that what they measure allows; if not, the highest that plan and group allow.
     """
 
     devices: Annotated[int, Meta(ge=1, le=MAX_DEVICES)] = 24
     prg: Literal["auto", "chacha20", "aes-256-ctr"] = "auto"
+    adaptive: bool = True
     groups: Annotated[tuple[DeviceGroup, ...], Meta(max_length=16)] = ()
 
-    def rung_limits(self) -> tuple[int, ...]:
-        """`rung_max` of each device, group after group; parts of a device are given by largest remainder."""
+    def members(self) -> tuple[DeviceGroup, ...]:
+        """The group of each device, group after group; parts of a device are given by largest remainder."""
         groups = self.groups or (DeviceGroup(),)
         total = sum(group.share for group in groups)
         exact = [self.devices * group.share / total for group in groups]
@@ -79,7 +87,7 @@ class FleetSettings(_Table, frozen=True):
         by_remainder = sorted(range(len(groups)), key=lambda index: counts[index] - exact[index])
         for index in by_remainder[: self.devices - sum(counts)]:
             counts[index] += 1
-        return tuple(group.rung_max for group, count in zip(groups, counts, strict=True) for _ in range(count))
+        return tuple(group for group, count in zip(groups, counts, strict=True) for _ in range(count))
 
 
 class AggregatorFleet(_Table, frozen=True):
@@ -156,11 +164,17 @@ def _count_faults(scenario: Scenario) -> Iterator[Fault]:
 
 
 def _group_faults(scenario: Scenario) -> Iterator[Fault]:
-    rungs = len(scenario.pruning.rungs)
+    rungs = len(scenario.pruning.rungs) + bool(scenario.pruning.probe)
     for index, group in enumerate(scenario.fleet.groups):
         if group.rung_max >= rungs and group.rung_max != DeviceGroup().rung_max:
             expected = f"below {rungs}, the number of pruning.rungs"
             yield Fault(f"fleet.groups.{index}.rung_max", str(group.rung_max), expected)
+        if group.board and group.board not in board_names():
+            near = difflib.get_close_matches(group.board, board_names(), n=1)
+            expected = f"one of {', '.join(board_names())}"
+            yield Fault(
+                f"fleet.groups.{index}.board", group.board, expected, f"did you mean {near[0]!r}?" if near else ""
+            )
 
 
 def _single_place_faults(scenario: Scenario) -> Iterator[Fault]:
