@@ -12,11 +12,13 @@ from torch import nn
 
 from edge_client.channel_groups import find_groups
 from edge_client.datasets import Dataset
+from edge_client.exporting import export_template
 from edge_client.narrowing import narrow, narrow_masks, read_narrow, write_narrow
 from edge_client.tasks.model import parameter_table, read_state, write_state
 from edge_client.training import TrainingSettings, fit
 from fedpruneshare.errors import SupportMismatchError, TaskError
 from fedpruneshare.sparse.channels import ChannelGroup, Cut, all_kept, coordinates
+from fedpruneshare.sparse.onnx_codec import build_model
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 
@@ -90,6 +92,15 @@ def test_depthwise_grouped_and_transposed_layers_have_the_sizes_of_built_ones(gr
             *(up(6, 12, 2, stride=2, groups=3), up(12, 12, 2, groups=12), nn.Linear(48, 4)),
         ]
     )
+
+
+@pytest.mark.parametrize("name", ["lenet", "hapt", "resnet_batch_norm", "mobile_multiplied", "mixer"])
+def test_it_exports_like_any_other_model(name, groups_of):
+    """`export_template` compares the graph's outputs with the model's, on another batch size."""
+    _, _, _, small = cut(name, groups_of(name), 0.5)
+    table = parameter_table(small)
+    template = export_template(small, table, torch_models.CUTTABLE[name][1])
+    assert len(build_model(template, table.unflatten(*read_state(small, table)))) > 4 * table.weight_count
 
 
 @pytest.mark.parametrize("name", torch_models.CUTTABLE)
