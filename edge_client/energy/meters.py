@@ -235,8 +235,8 @@ class Pmic:
 
     @property
     def source(self) -> Source:
-        """Twelve rails; what takes 5 V directly is not seen."""
-        covers = "the rails of the PMIC, not what takes 5 V directly"
+        """Twelve rails; the converters' losses and what takes 5 V directly are not seen."""
+        covers = "the rails of the PMIC, not its losses nor what takes 5 V directly"
         return Source("rpi5-pmic", covers, "one reading a call", 0.05, 0.05)
 
     def watts(self) -> float:
