@@ -171,10 +171,8 @@ def _group_faults(scenario: Scenario) -> Iterator[Fault]:
             yield Fault(f"fleet.groups.{index}.rung_max", str(group.rung_max), expected)
         if group.board and group.board not in board_names():
             near = difflib.get_close_matches(group.board, board_names(), n=1)
-            expected = f"one of {', '.join(board_names())}"
-            yield Fault(
-                f"fleet.groups.{index}.board", group.board, expected, f"did you mean {near[0]!r}?" if near else ""
-            )
+            expected, hint = f"one of {', '.join(board_names())}", f"did you mean {near[0]!r}?" if near else ""
+            yield Fault(f"fleet.groups.{index}.board", group.board, expected, hint)
 
 
 def _single_place_faults(scenario: Scenario) -> Iterator[Fault]:
