@@ -6,7 +6,6 @@ Every part stands alone: one that fails is reported with its reason and left out
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ from fedpruneshare.party import Party
 from fedpruneshare.process import open_link
 from fedpruneshare.sealing import seal
 from fedpruneshare.sharing.field import F31, to_bytes
-from fedpruneshare.sharing.prg import Prg, Seed, quickest_prg
+from fedpruneshare.sharing.prg import LEAN_BACKEND, Prg, Seed, quickest_prg
 from fedpruneshare.sharing.shamir import SharingScheme
 from fedpruneshare.sparse.channels import Groups
 from fedpruneshare.topics import Role
@@ -153,7 +152,7 @@ def measure_sharing(bench: Bench, tell: Tell) -> Measured:
     count = len(bench.party.directory.aggregators)
     scheme = SharingScheme(count, count // 2 + 1, count // 2)
     chosen = bench.settings.limits.prg
-    prg = quickest_prg(time.perf_counter) if chosen == "auto" else Prg(chosen)
+    prg = quickest_prg(time.perf_counter, LEAN_BACKEND) if chosen == "auto" else Prg(chosen)
     words = np.random.default_rng(0).integers(0, F31.p, 2**18, dtype=F31.word_type)
     done, busy_s = 0, 0.0
     for _ in _until(bench.seconds, tell):
@@ -170,7 +169,8 @@ def _share_once(party: Party, scheme: SharingScheme, prg: Prg, words: np.ndarray
     key = next(iter(party.directory.aggregators))
     sealing_key = party.directory.sealing_key(Role.AGGREGATOR, key)
     done = 0
-    for _, shares in scheme.stream(words, seeds, (prg, b"calibration")):
+    streams = scheme.open_streams(seeds, (prg, b"calibration"), LEAN_BACKEND)  # as a device shares
+    for _, shares in scheme.stream_next(words, streams, scheme.n):
         for x, elements in shares.items():
             data = to_bytes(elements)
             for start in range(0, len(data), _CHUNK_BYTES):
@@ -181,7 +181,7 @@ def _share_once(party: Party, scheme: SharingScheme, prg: Prg, words: np.ndarray
 
 
 def _chunk(x: int, sealed: bytes, prg: Prg = Prg.CHACHA20) -> ShareUpload:
-    return ShareUpload(_NO_ROUND, bytes(32), os.urandom(16), x, 0, str(prg), 0, 1, sealed)
+    return ShareUpload(_NO_ROUND, bytes(32), bytes(16), x, 0, str(prg), 0, 1, sealed)
 
 
 # --------------------------------------------------------------------------- links
@@ -210,6 +210,7 @@ async def _measure_link(bench: Bench, ident: str) -> LinkRate:
     They expire at once, so that an aggregator that is away never gets them.
     """
     party, loop, watch = bench.party, asyncio.get_running_loop(), LinkWatch()
+    noise = np.random.default_rng(0)  # as little to compress as a sealed share
     # Another client id than the device's own: a broker ends the connection of a client that comes a second time.
     name = f"{party.ident}-calibrate"
     link = open_link(party.directory.aggregators[ident].address, name, bench.settings.link)
@@ -217,7 +218,7 @@ async def _measure_link(bench: Bench, ident: str) -> LinkRate:
     try:
 
         async def publish(size: int) -> float:
-            payload = party.sign(_chunk(1, os.urandom(size)))
+            payload = party.sign(_chunk(1, noise.bytes(size)))
             started = loop.time()
             await link.publish(party.topics.name("up", party.ident), payload, expiry_s=1.0)
             seconds = max(loop.time() - started, 1e-6)

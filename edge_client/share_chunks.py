@@ -15,7 +15,7 @@ from fedpruneshare.link.chunks import cut
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sharing.dispersal import disperse
 from fedpruneshare.sharing.field import Words, to_bytes
-from fedpruneshare.sharing.prg import Seed
+from fedpruneshare.sharing.prg import LEAN_BACKEND, Seed
 
 
 class WholeShare:
@@ -73,7 +73,7 @@ class StreamedShare:
         view, upload = self._view, self._upload
         seeds = {x: Seed(value) for x, value in upload.seeds.items()}
         domain = view.keystream_domain(self._device_id, upload.upload_id)
-        streams = view.scheme.open_streams(seeds, (upload.prg, domain))
+        streams = view.scheme.open_streams(seeds, (upload.prg, domain), LEAN_BACKEND)
         lengths = view.segment_words[: upload.rung + 1]
         for words in (*np.split(upload.words, np.cumsum(lengths)[:-1]), upload.masks):
             for _part, elements in view.scheme.stream_next(words, streams, self._x):

@@ -39,6 +39,9 @@ def _libraries() -> Iterator[str]:
 
 #: Libraries that make keystream here, the quickest first. All give the same bytes.
 BACKENDS: Final = tuple(_libraries())
+#: The one that is always there and loaded already, for the seals: `cryptography` takes 7 MiB more, which a device that
+#: shares a few megabytes a round does not win back in time.
+LEAN_BACKEND: Final = "pycryptodome"
 
 
 class Prg(StrEnum):
@@ -148,20 +151,22 @@ class ElementStream:
             part[place] = word[0]
 
 
-def fill_elements(prg: Prg, seed: Seed, domain: bytes, out: Words, field: Field = F31) -> Words:
+def fill_elements(
+    prg: Prg, seed: Seed, domain: bytes, out: Words, field: Field = F31, backend: str | None = None
+) -> Words:
     """The first `out.size` elements of (prg, seed, domain) into `out`, a contiguous array of the field's words."""
-    return ElementStream(prg, seed, domain, field).fill(out)
+    return ElementStream(prg, seed, domain, field, backend).fill(out)
 
 
-@lru_cache(maxsize=1)
-def quickest_prg(clock: Callable[[], float]) -> Prg:
+@lru_cache(maxsize=2)
+def quickest_prg(clock: Callable[[], float], backend: str | None = None) -> Prg:
     """The algorithm this processor is quicker at, by the best of three timings of 128 KiB each; a few milliseconds.
 
     `clock` in seconds. Either is as safe; only speed differs.
     """
 
     def best_s(prg: Prg) -> float:
-        stream = ElementStream(prg, Seed(bytes(SEED_BYTES)), b"timing")
+        stream = ElementStream(prg, Seed(bytes(SEED_BYTES)), b"timing", backend=backend)
         block, times = np.empty(F31.chunk, dtype=F31.word_type), []
         for _ in range(4):  # the first one warms up
             started = clock()

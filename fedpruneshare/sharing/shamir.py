@@ -125,15 +125,20 @@ class SharingScheme:
         for _ in self._extend_into(words, streams, out):
             pass
 
-    def open_streams(self, seeds: Mapping[int, Seed], stream: tuple[Prg, bytes]) -> list[ElementStream]:
-        """The keystreams of points 1…t. Raises `SharingError` for other points or a seed used twice."""
+    def open_streams(
+        self, seeds: Mapping[int, Seed], stream: tuple[Prg, bytes], backend: str | None = None
+    ) -> list[ElementStream]:
+        """The keystreams of points 1…t, by `backend` or else the quickest library.
+
+        Raises `SharingError` for other points or a seed used twice.
+        """
         if sorted(seeds) != list(range(1, self.t + 1)):
             raise SharingError(f"seeds for points {sorted(seeds)}, expected 1 to {self.t}")
         for x, other in combinations(sorted(seeds), 2):
             # With one seed for all of 1 … t and an odd k, f(k) would be the secret itself.
             if seeds[x] == seeds[other]:
                 raise SharingError(f"points {x} and {other} have the same seed, expected a fresh one for each")
-        return [ElementStream(stream[0], seeds[x], stream[1], self.field) for x in range(1, self.t + 1)]
+        return [ElementStream(stream[0], seeds[x], stream[1], self.field, backend) for x in range(1, self.t + 1)]
 
     def _extend_into(self, words: Words, streams: list[ElementStream], out: Mapping[int, Words]) -> Iterator[slice]:
         self._check_outputs(out, self.elements(words.size))

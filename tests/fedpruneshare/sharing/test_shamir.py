@@ -33,7 +33,7 @@ def toy_shares(scheme: SharingScheme, monkeypatch: pytest.MonkeyPatch) -> tuple[
     grid = np.array(list(itertools.product(range(TOY.p), repeat=scheme.k)), dtype="<u4").T.copy()
 
     class Scripted:
-        def __init__(self, _prg: Prg, seed: Seed, _domain: bytes, _field: Field) -> None:
+        def __init__(self, _prg: Prg, seed: Seed, _domain: bytes, _field: Field, _backend: str | None) -> None:
             self.left = grid[scheme.secrets - 1 + seed.reveal()[0]]
 
         def fill(self, out: Words) -> Words:
