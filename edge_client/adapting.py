@@ -42,6 +42,7 @@ class Adapter:
         self._learnt = PredictionLog(folder)
         self._steps, self._links = StepWatch(), LinkWatch()
         self._receive_bytes_s: float | None = None
+        self._uplink_bytes_s: float | None = None
         self._coolest_c: float | None = None
         self._last_rung: int | None = None
 
@@ -98,6 +99,8 @@ class Adapter:
         if decision.predicted is None or not self._settings.adaptive:
             return {}
         down, up = entry.down.model + entry.down.plan, entry.up.shares + entry.up.resent
+        if up >= _LARGE_BYTES and entry.seconds.get("send", 0.0) > 0:
+            self._uplink_bytes_s = up / entry.seconds["send"]  # all links at once, which no single one shows
         return self._learnt.record(decision.predicted, Actual(entry.seconds, down, up, joules))
 
     # ------------------------------------------------------------------ what a decision rests on
@@ -124,6 +127,7 @@ class Adapter:
             calibration=self._calibration,
             step_s=self._steps.steps_s(),
             links=self._links.estimates(),
+            uplink_bytes_s=self._uplink_bytes_s,
             receive_bytes_s=self._receive_bytes_s,
             energy_left_j=energy_left_j,
             coolest_c=self._coolest_c,
@@ -132,8 +136,8 @@ class Adapter:
         )
 
 
-#: A model of fewer bytes shows how long the way is, not how broad.
-_LARGE_BYTES: Final = 16_384
+#: Fewer bytes show how long the way is, not how broad.
+_LARGE_BYTES: Final = 65_536
 
 
 def _calibration(path: str, folder: Path) -> Calibration | None:
