@@ -39,7 +39,7 @@ from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.rng import stream
 from fedpruneshare.sealing import Opened
 from fedpruneshare.sharing.prg import LEAN_BACKEND, Prg, quickest_prg
-from fedpruneshare.sparse.onnx_codec import encode_update
+from fedpruneshare.sparse.onnx_writer import write_update
 from fedpruneshare.storage import write_atomically
 
 _log = structlog.get_logger()
@@ -211,7 +211,7 @@ class Device:
         if result.is_clamped:
             _log.warning("weight-clamped", found=result.training.examples, max_weight=plan.coding.max_weight)
         self._account.enter(Phase.ENCODE)
-        artefact = encode_update(result.update, self._work.table)
+        artefact = write_update(result.update, self._work.table)
         write_atomically(self._folder / "update.onnx", artefact, mode=0o600)
         words = local_round.encode_words(view, self._work.table, result.update, rng)
         entry.seconds["encode"], started = _lap(started)
