@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from edge_client.byte_ledger import ByteLedger
+from edge_client.energy.meters import Source
+from edge_client.energy.parts import Phase, PhaseEnergy, ledger_energy
 from fedpruneshare.errors import PeerError
 from testbed.ledger import (
     BytesDown,
     BytesUp,
     CoordinatorRound,
     DeviceRound,
+    PhaseJoules,
+    RunRound,
     merge,
     read_coordinator_rounds,
     read_ledgers,
@@ -98,3 +104,63 @@ def test_rounds_of_a_run_read_back(tmp_path: Path) -> None:
     lines = merge(1, [CoordinatorRound(1, "APPLIED", rungs=(2, 1), seconds={"total": 1.5})], {"a": [DeviceRound(1)]})
     write_rounds(tmp_path / "rounds.jsonl", lines)
     assert read_rounds(tmp_path / "rounds.jsonl") == lines
+
+
+def joules(source: str, **phases: float | None) -> dict[str, PhaseJoules]:
+    return {phase: PhaseJoules(source, value, source == "model") for phase, value in phases.items()}
+
+
+def test_joules_are_added_by_source_and_phase_and_what_is_missing_is_counted() -> None:
+    ledgers = {
+        "a": [
+            DeviceRound(0, up=up(0, 0, 7)),
+            DeviceRound(1, "incomplete", energy=joules("model", train=3.0)),
+            DeviceRound(1, "uploaded", energy=joules("model", train=10.0, send=1.0)),
+            DeviceRound(2, "not-in-cohort"),
+            DeviceRound(3, "incomplete", energy=joules("model", train=5.0)),  # the coordinator never finished it
+        ],
+        "b": [
+            DeviceRound(1, "declined", energy=joules("rapl", idle=4.0)),
+            DeviceRound(2, "uploaded", energy=joules("rapl", train=6.0, send=2.0)),
+        ],
+        "c": [DeviceRound(1, "killed"), DeviceRound(2, "uploaded", energy=joules("rapl", train=7.0, send=None))],
+    }
+    outside, first, second = merge(1, [CoordinatorRound(1, "APPLIED"), CoordinatorRound(2, "APPLIED")], ledgers)
+    assert outside.energy_j == {"model": {"train": 5.0}}
+    assert first.energy_j == {"model": {"train": 13.0, "send": 1.0}, "rapl": {"idle": 4.0}}
+    assert (first.energy_rounds, first.energy_missing) == ({"model": 2, "rapl": 1}, 1)
+    # A round with a phase without a figure gives none at all: half a round is no round.
+    assert second.energy_j == {"rapl": {"train": 6.0, "send": 2.0}}
+    assert (second.energy_rounds, second.energy_missing) == ({"rapl": 1}, 1)
+
+
+def test_a_device_writes_what_is_read_here(tmp_path: Path) -> None:
+    ledger = ByteLedger(tmp_path)
+    ledger.begin(3)
+    ledger.entry.status, ledger.entry.width, ledger.entry.local_steps = "uploaded", 0.5, 7
+    part = PhaseEnergy(1.5, 2.0, Source("ina3221", "the whole board (VDD_IN)", "mV and mA"), False, 0.1, 3)
+    ledger.entry.energy = ledger_energy({Phase.TRAIN: part})
+    ledger.entry.spans = [("train", 1.0, 3.0)]
+    ledger.end()
+    (line,) = read_lines(tmp_path / "ledger.jsonl", DeviceRound)
+    assert (line.width, line.local_steps, line.has_energy) == (0.5, 7, True)
+    assert line.energy == {"train": PhaseJoules("ina3221", 1.5, False, 0.1)}
+
+
+def test_lines_from_before_there_was_energy_are_still_read(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_text('{"round":1,"rung":2,"status":"uploaded","up":{"shares":5,"resent":0,"control":1}}\n')
+    (line,) = read_lines(path, DeviceRound)
+    assert (line.energy, line.width, line.local_steps, line.has_energy) == ({}, None, 0, False)
+    (tmp_path / "rounds.jsonl").write_text(
+        json.dumps(
+            {name: value for name, value in asdict_of(merge(1, [], {})[0]).items() if not name.startswith("energy")}
+        )
+        + "\n"
+    )
+    assert read_rounds(tmp_path / "rounds.jsonl")[0].energy_j == {}
+
+
+def asdict_of(line: RunRound) -> dict[str, object]:
+    made: dict[str, object] = msgspec.to_builtins(line)
+    return made

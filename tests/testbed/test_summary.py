@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from fedpruneshare.errors import PeerError, RunError
-from testbed.ledger import BytesDown, BytesUp, CoordinatorRound, DeviceRound, merge
+from testbed.ledger import BytesDown, BytesUp, CoordinatorRound, DeviceRound, PhaseJoules, merge
 from testbed.summary import (
     ARM,
+    Energy,
     SeedRun,
     Sharing,
     Summary,
@@ -80,6 +81,46 @@ def test_several_seeds_give_mean_accuracies_and_total_bytes() -> None:
     assert arm.wall_s == 25.0
     assert arm.by_seed[0] == one
     assert arm.by_seed[1].last_accuracy == pytest.approx(0.8)
+
+
+def with_energy(seed: int, **sources: dict[str, float | None]) -> SeedRun:
+    """Two rounds; each device has the joules by phase in the first one, and half of them in the second."""
+    ledgers = {}
+    for device, phases in sources.items():
+        source = device.split("_")[0]
+        halves = {phase: None if joules is None else joules / 2 for phase, joules in phases.items()}
+        ledgers[device] = [
+            DeviceRound(number, "uploaded", energy={phase: PhaseJoules(source, j) for phase, j in found.items()})
+            for number, found in ((1, phases), (2, halves))
+        ]
+    rounds = [CoordinatorRound(number, "APPLIED", accuracy=0.5) for number in (1, 2)]
+    return SeedRun(merge(seed, rounds, ledgers), 1.0, SHARING)
+
+
+def test_joules_of_one_source_are_one_component_for_each_phase() -> None:
+    run = with_energy(1, model_a={"train": 10.0, "send": 2.0}, model_b={"train": 20.0})
+    assert seed_figures(run).energy_j == {"train": Energy(45.0, "model"), "send": Energy(3.0, "model")}
+    arm = arm_figures([run, with_energy(2, model_a={"train": 100.0})])
+    assert arm.energy_j == {"train": Energy(195.0, "model"), "send": Energy(3.0, "model")}
+
+
+def test_joules_of_different_sources_are_never_added() -> None:
+    run = with_energy(1, model_a={"train": 10.0}, rapl_b={"train": 20.0}, rapl_c={"train": 2.0, "idle": 4.0})
+    assert seed_figures(run).energy_j == {
+        "train (model)": Energy(15.0, "model"),
+        "train (rapl)": Energy(33.0, "rapl"),
+        "idle (rapl)": Energy(6.0, "rapl"),
+    }
+    # Two seeds, each of one source: together they differ.
+    arm = arm_figures([with_energy(1, model_a={"train": 10.0}), with_energy(2, rapl_a={"train": 10.0})])
+    assert arm.energy_j == {"train (model)": Energy(15.0, "model"), "train (rapl)": Energy(15.0, "rapl")}
+    assert arm.by_seed[0].energy_j == {"train": Energy(15.0, "model")}
+
+
+def test_joules_of_some_devices_are_not_passed_off_as_those_of_all() -> None:
+    run = with_energy(1, ina3221_a={"train": 10.0}, ina3221_b={"train": None}, none_c={})
+    assert seed_figures(run).energy_j == {"train": Energy(15.0, "ina3221, 2 of 6 device rounds")}
+    assert seed_figures(with_energy(1, ina3221_b={"train": None})).energy_j is None
 
 
 def test_one_unchecked_round_makes_a_run_unverified() -> None:
