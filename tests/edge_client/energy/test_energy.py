@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from fedpruneshare.cli import run
 from fedpruneshare.errors import MeterError
 
 
-def tree(root: Path, files: dict[str, object]) -> Path:
+def tree(root: Path, files: Mapping[str, object]) -> Path:
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ class Bench:
         self.total_j += self.power_w * seconds
 
     def meter(self, model: EnergyModel | None = MODEL) -> PhaseMeter:
-        return PhaseMeter(self, model, NEVER_S, self.clock, self.wall)  # type: ignore[arg-type]
+        return PhaseMeter(self, model, NEVER_S, self.clock, self.wall)
 
 
 def joules(found: dict[Phase, PhaseEnergy]) -> dict[str, float | None]:
@@ -179,7 +179,7 @@ def test_a_thread_samples_between_the_boundaries() -> None:
             return super()._watts()
 
     bench = Real()
-    phases = PhaseMeter(bench, MODEL, 0.01, bench.clock, bench.wall)  # type: ignore[arg-type]
+    phases = PhaseMeter(bench, MODEL, 0.01, bench.clock, bench.wall)
     phases.begin_round()
     phases.enter(Phase.TRAIN)
     assert seen.wait(20)
@@ -235,7 +235,7 @@ def test_a_sensor_that_hangs_over_several_rounds_is_found_out() -> None:
 
 def test_a_power_meter_that_was_not_read_for_long_gives_none() -> None:
     bench = Bench()
-    phases = PhaseMeter(bench, MODEL, 0.2, bench.clock, bench.wall)  # type: ignore[arg-type]
+    phases = PhaseMeter(bench, MODEL, 0.2, bench.clock, bench.wall)
     phases.begin_round()
     phases.enter(Phase.TRAIN)
     bench.now += 3600.0  # as a board that slept would show
@@ -361,7 +361,7 @@ def test_measured_joules_of_work_leave_idle_out_and_are_never_mixed_with_modelle
     ],
 )
 def test_the_settings_choose(board: str, meter: str, sensor: str | None) -> None:
-    phases = find_energy(TREES / board, load_board(board), EnergySettings(meter=meter))  # type: ignore[arg-type]
+    phases = find_energy(TREES / board, load_board(board), EnergySettings(meter=meter))
     assert (phases.source.sensor if phases.source else None) == sensor
 
 
