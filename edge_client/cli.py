@@ -12,6 +12,7 @@ import click
 from edge_client.cli_calibrate import calibrate
 from edge_client.cli_doctor import doctor
 from edge_client.cli_energy import energy
+from edge_client.cli_predict import predict
 from edge_client.energy.meters import Source, find_meter
 from edge_client.energy.recorder import Energy, EnergyRecorder
 from edge_client.energy.trace import PowerTrace
@@ -71,3 +72,4 @@ def _recorded(path: Path) -> tuple[Energy, Source]:
 device.add_command(calibrate)
 device.add_command(doctor)
 device.add_command(energy)
+device.add_command(predict)
