@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_client.boards import BoardProfile, LinkDefaults, PowerStates, boards, load_board
-from edge_client.energy.model import HUANG_LTE, HUANG_WIFI, EnergyModel, Radio
+from edge_client.energy.model import HUANG_LTE, HUANG_WIFI, WATTS_ERROR, EnergyModel, Radio
 from edge_client.energy.parts import Phase
 from edge_client.energy.settings import EnergySettings, RadioSettings
 
@@ -131,3 +133,13 @@ def test_settings_refuse_a_budget_that_nothing_counts() -> None:
     for wrong in ({"meter": "plug"}, {"every_s": 0}, {"budget_j": -1}, {"horizon_rounds": 0}, {"budget": 1}):
         with pytest.raises(msgspec.ValidationError):
             msgspec.convert(wrong, EnergySettings)
+
+
+def test_the_page_names_every_setting_and_the_models_figures() -> None:
+    page = (Path(__file__).parents[3] / "docs/energy.md").read_text("utf-8")
+    for name in (*EnergySettings.__struct_fields__, *RadioSettings.__struct_fields__):
+        assert f"`{name}`" in page, name
+    for radio in (HUANG_WIFI, HUANG_LTE):
+        assert f"({radio.up_mw:g} up, {radio.down_mw:g} down + {radio.base_mw:g} mW / Mbit/s)" in page
+    assert f"a tail of {HUANG_LTE.tail_s:g} s × {HUANG_LTE.tail_w:g} W" in page
+    assert f"| {WATTS_ERROR:.0%} of the watts".replace("%", " %") in page

@@ -361,7 +361,7 @@ def test_measured_joules_of_work_leave_idle_out_and_are_never_mixed_with_modelle
     ],
 )
 def test_the_settings_choose(board: str, meter: str, sensor: str | None) -> None:
-    phases = find_energy(TREES / board, load_board(board), EnergySettings(meter=meter))
+    phases = find_energy(TREES / board, load_board(board), EnergySettings(meter=meter))  # type: ignore[arg-type]
     assert (phases.source.sensor if phases.source else None) == sensor
 
 
