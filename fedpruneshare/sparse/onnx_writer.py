@@ -32,7 +32,10 @@ _UPDATE_IR, _UPDATE_OPSET = 8, 17
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_DEPTH: Final = 4
 _MAX_VARINT_BYTES: Final = 10
-_CHUNK: Final = 1 << 16
+_CHUNK: Final = 1 << 14
+
+#: Bytes of a message, in pieces.
+Parts = list[bytes]
 
 
 # --------------------------------------------------------------------------- files
@@ -45,18 +48,20 @@ def write_update(update: SparseUpdate, table: ParameterTable) -> bytes:
     """
     values = _sparse_tensor("values", update.positions, update.values, (table.weight_count,))
     vectors = _sparse_tensor("vectors", update.vector_positions, update.vectors, (table.vector_count,))
-    graph = _text(_GRAPH_NAME, "fedpruneshare-update") + b"".join(
-        _field(_GRAPH_SPARSE, part) for part in (values, vectors)
-    )
+    graph = [
+        _text(_GRAPH_NAME, "fedpruneshare-update"),
+        *_field(_GRAPH_SPARSE, values),
+        *_field(_GRAPH_SPARSE, vectors),
+    ]
     facts = {
         "round_id": str(update.round_id),
         "table": update.table.hex(),
         "rung": str(update.rung),
         "weight": str(update.weight),
     }
-    opset = _text(1, "") + _number(2, _UPDATE_OPSET)
-    head = _number(_MODEL_IR, _UPDATE_IR) + _field(_MODEL_GRAPH, graph) + _field(_MODEL_OPSETS, opset)
-    return head + _facts(facts)
+    opset = [_text(1, ""), _number(2, _UPDATE_OPSET)]
+    head = [_number(_MODEL_IR, _UPDATE_IR), *_field(_MODEL_GRAPH, graph), *_field(_MODEL_OPSETS, opset)]
+    return b"".join([*head, *_facts(facts)])
 
 
 def write_model(template: bytes, arrays: Mapping[str, NDArray[np.float32]], facts: Mapping[str, str]) -> bytes:
@@ -75,9 +80,10 @@ def write_model(template: bytes, arrays: Mapping[str, NDArray[np.float32]], fact
     if clash := sorted(held & set(arrays)):
         raise ModelFileError(f"template already holds {clash[0]!r}, expected a graph without weights")
     added = [_initializer(name, array) for name, array in arrays.items() if name in needed]
-    model[graphs[0]] = (_MODEL_GRAPH, _field(_MODEL_GRAPH, _joined([*graph, *added])))
-    others = [entry for entry in model if entry[0] != _MODEL_FACTS]
-    return _joined([*others, (_MODEL_FACTS, _facts(facts))])
+    own = [(number, [data]) for number, data in graph]
+    others = [(number, [data]) for number, data in model if number not in (_MODEL_GRAPH, _MODEL_FACTS)]
+    whole = (_MODEL_GRAPH, _field(_MODEL_GRAPH, _in_order([*own, *added])))
+    return b"".join(_in_order([*others, whole, (_MODEL_FACTS, _facts(facts))]))
 
 
 def read_facts(model: bytes) -> dict[str, str]:
@@ -90,49 +96,48 @@ def read_facts(model: bytes) -> dict[str, str]:
     return facts
 
 
-def _facts(facts: Mapping[str, str]) -> bytes:
-    return b"".join(_field(_MODEL_FACTS, _text(_KEY, key) + _text(_VALUE, value)) for key, value in facts.items())
+def _facts(facts: Mapping[str, str]) -> Parts:
+    entries = [_field(_MODEL_FACTS, [_text(_KEY, key), _text(_VALUE, value)]) for key, value in facts.items()]
+    return [part for entry in entries for part in entry]
 
 
 # --------------------------------------------------------------------------- tensors
 
 
-def _initializer(name: str, array: NDArray[np.float32]) -> tuple[int, bytes]:
+def _initializer(name: str, array: NDArray[np.float32]) -> tuple[int, Parts]:
     flat = np.ascontiguousarray(array, dtype=np.float32).reshape(-1)
     places = np.flatnonzero(flat)
     if array.ndim < 2 or flat.size == 0 or 1 - places.size / flat.size <= SPARSE_ABOVE:
-        return _GRAPH_TENSORS, _field(_GRAPH_TENSORS, _dense_tensor(name, flat, array.shape))
+        return _GRAPH_TENSORS, _field(_GRAPH_TENSORS, _dense_tensor(name, [flat], array.shape))
     return _GRAPH_SPARSE, _field(_GRAPH_SPARSE, _sparse_tensor(name, places, flat[places], array.shape))
 
 
-def _dense_tensor(name: str, flat: NDArray[np.float32], shape: tuple[int, ...]) -> bytes:
-    head = _numbers(_TENSOR_DIMS, shape) + _number(_TENSOR_TYPE, _FLOAT) + _text(_TENSOR_NAME, name)
-    return head + _field(_TENSOR_RAW, flat.astype("<f4", copy=False).tobytes())
+def _dense_tensor(name: str, chunks: Iterable[NDArray[np.float32]], shape: tuple[int, ...]) -> Parts:
+    head = [*_numbers(_TENSOR_DIMS, shape), _number(_TENSOR_TYPE, _FLOAT), _text(_TENSOR_NAME, name)]
+    return [*head, *_field(_TENSOR_RAW, [chunk.astype("<f4", copy=False).tobytes() for chunk in chunks])]
 
 
-def _sparse_tensor(name: str, places: NDArray[np.int64], values: NDArray[np.float32], shape: tuple[int, ...]) -> bytes:
-    """COO with linearised int64 indices, ascending."""
-    order = np.argsort(places, kind="stable")
-    indices = _numbers(_TENSOR_DIMS, (order.size,)) + _number(_TENSOR_TYPE, _INT64)
+def _sparse_tensor(name: str, places: NDArray[np.int64], values: NDArray[np.float32], shape: tuple[int, ...]) -> Parts:
+    """COO with linearised int64 indices, ascending. A chunk at a time: an update may be all a device has room for."""
+    order = np.argsort(places)
+    chunks = [order[start : start + _CHUNK] for start in range(0, order.size, _CHUNK)]
+    indices = [*_numbers(_TENSOR_DIMS, (order.size,)), _number(_TENSOR_TYPE, _INT64)]
     if order.size:
-        indices += _field(_TENSOR_INT64, _varints(places[order]))
-    indices += _text(_TENSOR_NAME, f"{name}_indices")
-    dense = _dense_tensor(name, values[order], (order.size,))
-    return _field(_SPARSE_VALUES, dense) + _field(_SPARSE_INDICES, indices) + _numbers(_SPARSE_DIMS, shape)
+        indices += _field(_TENSOR_INT64, [_varints(places[chunk]) for chunk in chunks])
+    indices.append(_text(_TENSOR_NAME, f"{name}_indices"))
+    dense = _dense_tensor(name, (values[chunk] for chunk in chunks), (order.size,))
+    return [*_field(_SPARSE_VALUES, dense), *_field(_SPARSE_INDICES, indices), *_numbers(_SPARSE_DIMS, shape)]
 
 
 def _varints(numbers: NDArray[np.int64]) -> bytes:
-    """LEB128 of numbers below 2^35, a chunk at a time: column c holds the c-th seven bits of each."""
+    """LEB128 of numbers below 2^35: column c holds the c-th seven bits of each."""
     shifts = np.arange(0, 35, 7)
-    parts = []
-    for start in range(0, numbers.size, _CHUNK):
-        own = numbers[start : start + _CHUNK]
-        columns = ((own[:, None] >> shifts) & 0x7F).astype(np.uint8)
-        lengths = 1 + (own[:, None] >= (np.int64(1) << shifts[1:])).sum(axis=1)
-        place = np.arange(len(shifts))
-        columns |= np.where(place < (lengths - 1)[:, None], 0x80, 0).astype(np.uint8)
-        parts.append(columns[place < lengths[:, None]].tobytes())
-    return b"".join(parts)
+    columns = ((numbers[:, None] >> shifts) & 0x7F).astype(np.uint8)
+    lengths = 1 + (numbers[:, None] >= (np.int64(1) << shifts[1:])).sum(axis=1)
+    place = np.arange(len(shifts))
+    columns |= np.where(place < (lengths - 1)[:, None], 0x80, 0).astype(np.uint8)
+    packed: NDArray[np.uint8] = columns[place < lengths[:, None]]
+    return packed.tobytes()
 
 
 # --------------------------------------------------------------------------- protobuf
@@ -151,21 +156,22 @@ def _number(field: int, value: int) -> bytes:
     return _varint(field << 3 | _VARINT) + _varint(value)
 
 
-def _numbers(field: int, values: Iterable[int]) -> bytes:
-    return b"".join(_number(field, int(value)) for value in values)
+def _numbers(field: int, values: Iterable[int]) -> Parts:
+    return [_number(field, int(value)) for value in values]
 
 
-def _field(field: int, content: bytes) -> bytes:
-    return _varint(field << 3 | _BYTES) + _varint(len(content)) + content
+def _field(field: int, content: Parts) -> Parts:
+    """A length-delimited field. Contents are never joined before the whole file is: they may be large."""
+    return [_varint(field << 3 | _BYTES) + _varint(sum(map(len, content))), *content]
 
 
 def _text(field: int, text: str) -> bytes:
-    return _field(field, text.encode())
+    return b"".join(_field(field, [text.encode()]))
 
 
-def _joined(fields: Iterable[tuple[int, bytes]]) -> bytes:
+def _in_order(fields: Iterable[tuple[int, Parts]]) -> Parts:
     """Fields in the order of their numbers, those of one number as they come: what protobuf calls deterministic."""
-    return b"".join(data for _, data in sorted(fields, key=lambda entry: entry[0]))
+    return [part for _, parts in sorted(fields, key=lambda entry: entry[0]) for part in parts]
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
