@@ -23,14 +23,17 @@ from fedpruneshare.errors import MeterError
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each round.")
 def energy(*, record: Path, ledger: Path, shift_s: float, as_json: bool) -> int:
-    """Joules of each phase and round from an external meter. Exit code 1 if a round has no figure."""
+    """Joules of each phase and round from an external meter. Exit code 1 if a round has no figure.
+
+    Round 0 is what lies between rounds.
+    """
     trace, rounds = PowerTrace.read(record), read_rounds(ledger)
     if not rounds:
         raise MeterError(f"{ledger}: no round has its phases, expected rounds of a device that takes part")
     is_whole = True
     for one in rounds:
         found = attribute(trace, one.spans, shift_s)
-        is_whole &= all(part.joules is not None for part in found.values())
+        is_whole &= one.number == 0 or all(part.joules is not None for part in found.values())
         if as_json:
             click.echo(json.dumps({"round": one.number, "energy": ledger_energy(found)}))
         else:

@@ -122,8 +122,8 @@ class RunRound(msgspec.Struct, frozen=True):
 
     `devices` counts them by how the round ended for them. `uploaded_bytes` is what the devices with a completed upload
     sent in this round, control and re-sends included. `uplink_bytes_so_far` starts with the bytes outside any round.
-    `energy_j` are joules of all devices by source and phase, of the `energy_rounds` device rounds by source; those of
-    different sources are never added. `energy_missing` counts device rounds without a figure.
+    `energy_j` are joules of all devices by source and phase, from `energy_entries` entries of their ledgers by source;
+    those of different sources are never added. `energy_missing` counts entries that ought to have joules and have none.
     `left_out_devices` uploaded what does not fit together or no device may send, `wrong_aggregators` answered otherwise
     than the rest.
     """
@@ -153,7 +153,7 @@ class RunRound(msgspec.Struct, frozen=True):
     left_out_devices: tuple[str, ...] = ()
     wrong_aggregators: tuple[str, ...] = ()
     energy_j: dict[str, dict[str, float]] = {}
-    energy_rounds: dict[str, int] = {}
+    energy_entries: dict[str, int] = {}
     energy_missing: int = 0
 
 
@@ -221,9 +221,7 @@ def _merged(seed: int, line: CoordinatorRound, devices: Mapping[str, Sequence[De
     status = {} if line.phase == "OUTSIDE" else {device: entries[-1].status for device, entries in devices.items()}
     uploads = [device for device, ending in status.items() if ending == UPLOADED]
     total = sum(up.values(), BytesUp())
-    took_part = [
-        entry for entries in devices.values() for entry in entries if entry.round and entry.status not in _IDLE_STATUS
-    ]
+    every = [entry for entries in devices.values() for entry in entries]
     return RunRound(
         seed=seed,
         round=line.round,
@@ -249,9 +247,9 @@ def _merged(seed: int, line: CoordinatorRound, devices: Mapping[str, Sequence[De
         dealers_checked=line.dealers_checked,
         left_out_devices=line.left_out_devices,
         wrong_aggregators=line.wrong_aggregators,
-        energy_j=_joules(took_part),
-        energy_rounds=dict(sorted(Counter(_source(entry) for entry in took_part if entry.has_energy).items())),
-        energy_missing=sum(not entry.has_energy for entry in took_part),
+        energy_j=_joules(every),
+        energy_entries=dict(sorted(Counter(_source(entry) for entry in every if entry.has_energy).items())),
+        energy_missing=sum(not entry.has_energy for entry in every if entry.energy or _took_part(entry)),
     )
 
 
@@ -263,6 +261,10 @@ def _joules(entries: Iterable[DeviceRound]) -> dict[str, dict[str, float]]:
             for phase, part in entry.energy.items():
                 sums[part.source][phase] += part.joules or 0.0
     return {source: dict(phases) for source, phases in sorted(sums.items())}
+
+
+def _took_part(entry: DeviceRound) -> bool:
+    return entry.round > 0 and entry.status not in _IDLE_STATUS
 
 
 def _source(entry: DeviceRound) -> str:

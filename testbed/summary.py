@@ -56,8 +56,8 @@ class Energy(_Closed, frozen=True):
     """Joules of one component and what measured or modelled them.
 
     A component is a phase of the devices' rounds, all devices together; where they differ in source, one for each
-    source ("train (rapl)"): what is measured and what is modelled is never added. `source` says how many device rounds
-    have a figure where some have none.
+    source ("train (rapl)"): what is measured and what is modelled is never added. `source` says how many entries of the
+    devices' ledgers have a figure where some have none. Idle includes the time between rounds.
     """
 
     value: float
@@ -170,14 +170,14 @@ def energy_figures(rounds: Sequence[RunRound]) -> dict[str, Energy] | None:
     """Joules by phase, each sum of one source; None where no device had any."""
     counts, sums = Counter[str](), defaultdict[tuple[str, str], float](float)
     for line in rounds:
-        counts.update(line.energy_rounds)
+        counts.update(line.energy_entries)
         for source, phases in line.energy_j.items():
             for phase, joules in phases.items():
                 sums[phase, source] += joules
     if not counts:
         return None
     missing = sum(line.energy_missing for line in rounds)
-    has = f"{sum(counts.values())} of {sum(counts.values()) + missing} device rounds"
+    has = f"{sum(counts.values())} of {sum(counts.values()) + missing} ledger entries"
     return {
         phase if len(counts) == 1 else f"{phase} ({source})": Energy(joules, f"{source}, {has}" if missing else source)
         for (phase, source), joules in sums.items()

@@ -114,9 +114,11 @@ def test_joules_are_added_by_source_and_phase_and_what_is_missing_is_counted() -
     ledgers = {
         "a": [
             DeviceRound(0, up=up(0, 0, 7)),
+            DeviceRound(0, energy=joules("model", idle=0.5)),
             DeviceRound(1, "incomplete", energy=joules("model", train=3.0)),
             DeviceRound(1, "uploaded", energy=joules("model", train=10.0, send=1.0)),
             DeviceRound(2, "not-in-cohort"),
+            DeviceRound(2, "not-in-cohort", energy=joules("model", idle=0.25)),
             DeviceRound(3, "incomplete", energy=joules("model", train=5.0)),  # the coordinator never finished it
         ],
         "b": [
@@ -126,12 +128,14 @@ def test_joules_are_added_by_source_and_phase_and_what_is_missing_is_counted() -
         "c": [DeviceRound(1, "killed"), DeviceRound(2, "uploaded", energy=joules("rapl", train=7.0, send=None))],
     }
     outside, first, second = merge(1, [CoordinatorRound(1, "APPLIED"), CoordinatorRound(2, "APPLIED")], ledgers)
-    assert outside.energy_j == {"model": {"train": 5.0}}
+    # Between rounds a device takes something, too; what is outside of any round stands in round 0, like bytes.
+    assert outside.energy_j == {"model": {"idle": 0.5, "train": 5.0}}
+    assert outside.energy_missing == 0
     assert first.energy_j == {"model": {"train": 13.0, "send": 1.0}, "rapl": {"idle": 4.0}}
-    assert (first.energy_rounds, first.energy_missing) == ({"model": 2, "rapl": 1}, 1)
+    assert (first.energy_entries, first.energy_missing) == ({"model": 2, "rapl": 1}, 1)
     # A round with a phase without a figure gives none at all: half a round is no round.
-    assert second.energy_j == {"rapl": {"train": 6.0, "send": 2.0}}
-    assert (second.energy_rounds, second.energy_missing) == ({"rapl": 1}, 1)
+    assert second.energy_j == {"model": {"idle": 0.25}, "rapl": {"train": 6.0, "send": 2.0}}
+    assert (second.energy_entries, second.energy_missing) == ({"model": 1, "rapl": 1}, 1)
 
 
 def test_a_device_writes_what_is_read_here(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_joules_of_different_sources_are_never_added() -> None:
 
 def test_joules_of_some_devices_are_not_passed_off_as_those_of_all() -> None:
     run = with_energy(1, ina3221_a={"train": 10.0}, ina3221_b={"train": None}, none_c={})
-    assert seed_figures(run).energy_j == {"train": Energy(15.0, "ina3221, 2 of 6 device rounds")}
+    assert seed_figures(run).energy_j == {"train": Energy(15.0, "ina3221, 2 of 6 ledger entries")}
     assert seed_figures(with_energy(1, ina3221_b={"train": None})).energy_j is None
 
 

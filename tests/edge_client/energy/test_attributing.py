@@ -100,6 +100,10 @@ def test_the_command_prints_each_round(tmp_path: Path, trace: PowerTrace, capsys
     first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert first["energy"]["train"]["joules"] == pytest.approx(59.0)
     assert (second["round"], second["energy"]["train"]["joules"]) == (2, None)
+    ledger(tmp_path / "own", (0, (Span(Phase.IDLE, 1.0, 105.0),)), (1, SPANS))
+    call[-1] = str(tmp_path / "own/ledger.jsonl")
+    assert run(call) == 0  # the meter was switched on between rounds
+    assert "round 0: unavailable" in capsys.readouterr().out
 
 
 def test_the_command_names_a_ledger_without_phases(tmp_path: Path, trace: PowerTrace) -> None:
