@@ -8,16 +8,30 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from enum import Enum
 from pathlib import PurePath
 from typing import Any, Final, TextIO
 
-import structlog
-
 from fedpruneshare.secret import SecretBytes, digest_text
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """For as long as the block lasts it looks as if a module were not installed, unless it is imported already."""
+    is_hidden = sys.modules.setdefault(module, None) is None  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        if is_hidden:
+            del sys.modules[module]
+
+
+with _without("rich"):  # it would be imported for tracebacks that are not shown here: 4 MiB of every process
+    import structlog
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 _TRACEBACK_KEYS: Final = ("exception", "stack")
