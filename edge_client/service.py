@@ -24,8 +24,10 @@ from edge_client.density import DensityDecision
 from edge_client.energy.account import EnergyAccount
 from edge_client.energy.parts import Phase, measured_j
 from edge_client.local_round import Workplace
+from edge_client.model_file import received_model
 from edge_client.outbox import Outbox, Upload
 from edge_client.receiving import decode_model, receive_model
+from edge_client.rendering import keep_model
 from edge_client.settings import DeviceSettings
 from edge_client.share_chunks import open_shares
 from edge_client.uploading import Courier, Parcel, is_accepted
@@ -199,6 +201,7 @@ class Device:
         received = decode_model(view, self._work.table, blobs)
         entry.seconds["receive"], started = _lap(started)
         self._adapter.received(sum(len(blob) for blob in blobs), entry.seconds["receive"])
+        await self._in_worker(keep_model, self._folder, received_model(view, received, self._work))
         rng = stream(self._settings.task.seed, "device", self._settings.task.index, plan.round_id)
         self._account.enter(Phase.PRUNE)
         ready = await self._in_worker(local_round.prepare, self._work, received)
