@@ -32,6 +32,8 @@ WATTS_ERROR: Final = 0.3
 #: The same of coefficients that were measured, by someone else (Huang et al. say 6 % of their own phones) or by the
 #: operator, and of a cable's.
 _RADIO_ERROR: Final = 0.5
+#: How far a profile's `train_scale` may be off, which `work_scale` is made of: it is an estimate from benchmarks.
+_SCALE_ERROR: Final = 0.5
 _BUSY: Final = (Phase.TRAIN, Phase.PRUNE, Phase.ENCODE, Phase.SHARE)
 
 
@@ -90,50 +92,71 @@ class Radio:
 
 @dataclass(frozen=True)
 class EnergyModel:
-    """Joules of a round on one board, from what its phases took and what went over its link."""
+    """Joules of a round on one board, from what its phases took and what went over its link.
+
+    `work_scale`: how many times longer the board would have worked than this machine that stands for it.
+    """
 
     profile: BoardProfile
     radio: Radio
+    work_scale: float = 1.0
 
     @property
     def source(self) -> Source:
         """The profile, and where the radio's coefficients come from."""
         covers = f"the whole board by the profile {self.profile.name}, radio by {self.radio.source}"
-        return Source("model", covers, "watts x seconds + joules x bytes, not measured", WATTS_ERROR)
+        if self.work_scale != 1.0:
+            covers += f", time of work x {self.work_scale:g}"
+        return Source("model", covers, "watts x seconds + joules x bytes, not measured", self._error_share)
+
+    @property
+    def _error_share(self) -> float:
+        return WATTS_ERROR if self.work_scale == 1.0 else math.hypot(WATTS_ERROR, _SCALE_ERROR)
 
     def round_energy(self, seconds: Mapping[Phase, float], bytes_up: int, bytes_down: int) -> dict[Phase, PhaseEnergy]:
-        """Joules by phase. Bytes received belong to `receive`, those sent to `send`, each with its radio's tail."""
-        radio, idle_w = self.radio, self.profile.power.idle_w
-        # The radio sleeps only where nothing is sent for long enough: what is between receiving and sending.
-        pause_s = sum(seconds.get(phase, 0.0) for phase in _BUSY)
-        is_last = not bytes_up
-        extra = {
-            Phase.RECEIVE: self._radio(
-                bytes_down, radio.down_j_byte, radio.down_error_j, math.inf if is_last else pause_s
-            ),
-            Phase.SEND: self._radio(bytes_up, radio.up_j_byte, radio.up_error_j, math.inf),
-        }
-        made = {}
+        """Joules by phase. Bytes received belong to `receive`, those sent to `send`, each with its radio's tail.
+
+        `seconds` are of this machine; joules are the board's.
+        """
+        extra = self._radio_joules(seconds, bytes_up, bytes_down)
+        power, made = self.profile.power, {}
         for phase in Phase:
             radio_j, radio_error_j = extra.get(phase, (0.0, 0.0))
             if phase not in seconds and not radio_j:
                 continue
-            length_s = seconds.get(phase, 0.0)
-            board_j = (self.profile.power.busy_w if phase in _BUSY else idle_w) * length_s
+            is_busy, here_s = phase in _BUSY, seconds.get(phase, 0.0)
+            length_s = here_s * self.work_scale if is_busy else here_s
+            board_j = (power.busy_w if is_busy else power.idle_w) * length_s
+            error_share = self._error_share if is_busy else WATTS_ERROR
             made[phase] = PhaseEnergy(
                 joules=board_j + radio_j,
-                seconds=length_s,
+                seconds=here_s,
                 source=self.source,
                 is_modelled=True,
-                uncertainty_j=math.hypot(WATTS_ERROR * board_j, radio_error_j),
+                uncertainty_j=math.hypot(error_share * board_j, radio_error_j),
                 readings=0,
-                idle_j=idle_w * length_s,
+                idle_j=power.idle_w * length_s,
             )
         return made
 
-    def _radio(self, size_bytes: int, j_byte: float, error_j_byte: float, until_next_s: float) -> tuple[float, float]:
-        """Joules of so many bytes and the tail after them, which lasts until the next ones at most; and uncertainty."""
-        if not size_bytes:
-            return 0.0, 0.0
-        tail_j = self.radio.tail_w * min(self.radio.tail_s, until_next_s)
-        return size_bytes * j_byte + tail_j, math.hypot(size_bytes * error_j_byte, _RADIO_ERROR * tail_j)
+    def _radio_joules(
+        self, seconds: Mapping[Phase, float], bytes_up: int, bytes_down: int
+    ) -> dict[Phase, tuple[float, float]]:
+        """Joules of the bytes, and of a tail for as long as nothing follows; and their uncertainty.
+
+        A tail ends with the period: what follows in the next one has its own, and none is paid for twice.
+        """
+        radio, idle_s = self.radio, seconds.get(Phase.IDLE, 0.0)
+        pause_s = self.work_scale * sum(seconds.get(phase, 0.0) for phase in _BUSY)
+        tails_s = {Phase.RECEIVE: pause_s if bytes_up else pause_s + idle_s, Phase.SEND: idle_s}
+        costs = {
+            Phase.RECEIVE: (bytes_down, radio.down_j_byte, radio.down_error_j),
+            Phase.SEND: (bytes_up, radio.up_j_byte, radio.up_error_j),
+        }
+        found = {}
+        for phase, (size_bytes, j_byte, error_j_byte) in costs.items():
+            if size_bytes:
+                tail_j = radio.tail_w * min(radio.tail_s, tails_s[phase])
+                error_j = math.hypot(size_bytes * error_j_byte, _RADIO_ERROR * tail_j)
+                found[phase] = (size_bytes * j_byte + tail_j, error_j)
+        return found

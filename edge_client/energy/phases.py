@@ -227,7 +227,8 @@ def find_energy(
 
     Raises `MeterError` where they insist on a sensor that is not there; `auto` logs why there is none, and models.
     """
-    model = EnergyModel(profile, Radio.of(profile, settings.radio)) if settings.meter != "none" else None
+    radio = Radio.of(profile, settings.radio)
+    model = EnergyModel(profile, radio, settings.work_scale) if settings.meter != "none" else None
     return PhaseMeter(_meter(root, settings), model, settings.every_s, clock, wall)
 
 

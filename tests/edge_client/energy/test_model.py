@@ -75,9 +75,28 @@ def test_lte_pays_for_its_tails() -> None:
     assert found[Phase.SEND].joules == pytest.approx(2 * 4 + 4.5344 + 11.6 * 1.06)
     # Down at 20 Mbit/s. Eleven seconds later it is sending again: the tail is that much shorter.
     assert found[Phase.RECEIVE].joules == pytest.approx(2 * 1 + 0.9312 + 11.0 * 1.06)
+    # What comes after a period has its own: the tail of a period ends with it.
+    short = model("lte").round_energy({**SECONDS, Phase.IDLE: 0.5}, 1_000_000, 0)
+    assert short[Phase.SEND].joules == pytest.approx(2 * 4 + 4.5344 + 0.5 * 1.06)
+    between = model("lte").round_energy({Phase.IDLE: 5.0}, 0, 100)
+    assert sum(part.joules or 0.0 for part in between.values()) == pytest.approx(2 * 5 + 5 * 1.06, abs=1e-3)
     idle = model("lte").round_energy(SECONDS, 0, 1_000_000)
     assert idle[Phase.RECEIVE].joules == pytest.approx(2 * 1 + 0.9312 + 11.6 * 1.06)
     assert idle[Phase.SEND].joules == pytest.approx(2 * 4)
+
+
+def test_a_machine_that_stands_for_a_slower_board_is_charged_the_boards_time() -> None:
+    profile = board("ethernet")
+    plain = EnergyModel(profile, Radio.of(profile))
+    found = EnergyModel(profile, Radio.of(profile), work_scale=10.0).round_energy(SECONDS, 1_250_000, 2_500_000)
+    for phase, part in plain.round_energy(SECONDS, 1_250_000, 2_500_000).items():
+        scale = 10 if phase in (Phase.TRAIN, Phase.ENCODE, Phase.SHARE) else 1
+        assert found[phase].joules == pytest.approx(scale * (part.joules or 0.0))
+        assert found[phase].idle_j == pytest.approx(scale * (part.idle_j or 0.0))
+        assert found[phase].seconds == part.seconds
+    assert found[Phase.TRAIN].uncertainty_j == pytest.approx(500 * (0.3**2 + 0.5**2) ** 0.5)
+    assert "time of work x 10" in found[Phase.TRAIN].source.covers
+    assert "time of work" not in plain.source.covers
 
 
 def test_wifi_is_doubted_as_far_as_the_radios_of_2012() -> None:
@@ -90,7 +109,7 @@ def test_wifi_is_doubted_as_far_as_the_radios_of_2012() -> None:
 def test_own_coefficients_replace_all_others() -> None:
     own = RadioSettings(up_j_mb=3.0, down_j_mb=1.0, tail_w=0.5, tail_s=2.0)
     found = model("lte", own).round_energy({Phase.SEND: 1.0}, 2_000_000, 1_000_000)
-    assert found[Phase.SEND].joules == pytest.approx(2.0 + 6.0 + 1.0)
+    assert found[Phase.SEND].joules == pytest.approx(2.0 + 6.0)  # what follows is not known yet: no tail
     # Nothing lies between receiving and sending: no tail. No second of receiving was noted, its bytes still cost.
     assert found[Phase.RECEIVE].joules == pytest.approx(1.0)
     assert "radio by settings" in found[Phase.SEND].source.covers
@@ -130,6 +149,9 @@ def test_settings_refuse_a_budget_that_nothing_counts() -> None:
     for budget in ({"budget_j": 1.0}, {"round_j": 1.0}, {"battery_wh": 1.0}):
         with pytest.raises(msgspec.ValidationError, match="meter is 'none' and there is a budget"):
             msgspec.convert({"meter": "none", **budget}, EnergySettings)
+    assert msgspec.convert({"meter": "model", "work_scale": 10.0}, EnergySettings).work_scale == 10.0
+    with pytest.raises(msgspec.ValidationError, match="work_scale is 10 with meter 'auto', expected 'model'"):
+        msgspec.convert({"work_scale": 10.0}, EnergySettings)
     for wrong in ({"meter": "plug"}, {"every_s": 0}, {"budget_j": -1}, {"horizon_rounds": 0}, {"budget": 1}):
         with pytest.raises(msgspec.ValidationError):
             msgspec.convert(wrong, EnergySettings)
