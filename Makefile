@@ -54,6 +54,8 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/fedpruneshare bench rounds --json $(RUN_DIR)/bench-rounds.json
 	$(BIN)/fedpruneshare bench sharing --json $(RUN_DIR)/bench-sharing.json
+	$(BIN)/fedpruneshare bench width --json $(RUN_DIR)/bench-width.json
+	$(BIN)/fedpruneshare bench memory --json $(RUN_DIR)/bench-memory.json
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak tests
