@@ -20,6 +20,7 @@ import msgspec
 
 from aggregator.settings import AggregatorFloors, AggregatorSettings
 from coordinator.settings import CoordinatorSettings
+from edge_client.boards import find_board, load_board
 from edge_client.energy.settings import EnergySettings
 from edge_client.settings import DeviceLimits, DeviceSettings, DeviceTask
 from fedpruneshare.directory import Directory, Party, Service, write_directory
@@ -204,6 +205,14 @@ class Federation:
             board=group.board,
             adaptive=fleet.adaptive,
             limits=DeviceLimits(rung_max=group.rung_max, prg=fleet.prg),
-            energy=EnergySettings(meter="model" if group.board else "none"),
+            energy=_energy_of(group.board),
             link=_LINK,
         )
+
+
+def _energy_of(board: str) -> EnergySettings:
+    """The model of the board a device stands for, which would take longer than this machine does, or nothing."""
+    if not board:
+        return EnergySettings(meter="none")
+    scale = load_board(board).train_scale / find_board(Path("/")).train_scale
+    return EnergySettings(meter="model", work_scale=scale)
