@@ -38,6 +38,7 @@ def dirichlet(labels: NDArray[np.integer], devices: int, alpha: float, rng: np.r
     No device stays empty: one without examples gets one from the largest.
     Source: Hsu, Qi, Brown (2019), arXiv:1909.06335.
     """
+    _require_classes(labels)
     _require(len(labels), devices)
     parts: list[list[NDArray[np.int64]]] = [[] for _ in range(devices)]
     for label in np.unique(labels):
@@ -58,10 +59,16 @@ def shards(labels: NDArray[np.integer], devices: int, per_device: int, rng: np.r
 
     Source: McMahan et al. (2017), arXiv:1602.05629, section 3.
     """
+    _require_classes(labels)
     _require(len(labels), devices * per_device)
     pieces = np.array_split(np.argsort(labels, kind="stable"), devices * per_device)
     dealt = rng.permutation(len(pieces)).reshape(devices, per_device)
     return [np.sort(np.concatenate([pieces[i] for i in row])) for row in dealt]
+
+
+def _require_classes(labels: NDArray[np.integer]) -> None:
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TaskError(f"labels are {labels.dtype}, expected class numbers; values can be split by group or evenly")
 
 
 def _require(count: int, parts: int) -> None:

@@ -18,7 +18,10 @@ from testbed.summary import ARM
 
 
 class RoundFigures(msgspec.Struct, frozen=True):
-    """One scenario. Seconds are of applied rounds; `phase_s` holds the median of each phase; bytes are MQTT payload."""
+    """One scenario. Seconds are of applied rounds; `phase_s` holds the median of each phase; bytes are MQTT payload.
+
+    `final_accuracy` is of `metric`.
+    """
 
     devices: int
     data: str
@@ -30,6 +33,7 @@ class RoundFigures(msgspec.Struct, frozen=True):
     uplink_bytes_per_device_round: float
     uplink_bytes_last_round_per_device: float
     downlink_bytes_per_device_round: float
+    metric: str
     final_accuracy: float
     density_final: float
     wall_s: float
@@ -53,6 +57,7 @@ def measure_rounds(finished: Finished) -> RoundFigures:
         uplink_bytes_per_device_round=arm.uplink_bytes_per_device_round,
         uplink_bytes_last_round_per_device=arm.uplink_bytes_last_round_per_device,
         downlink_bytes_per_device_round=arm.downlink_bytes / reached if reached else 0.0,
+        metric=finished.summary.metric,
         final_accuracy=arm.final_accuracy,
         density_final=arm.density_final,
         wall_s=arm.wall_s,

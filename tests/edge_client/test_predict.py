@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -193,6 +195,11 @@ def test_values_come_as_they_are_and_a_bundle_saves_the_export(
     np.testing.assert_allclose(np.array(rows[1:], float), place.torch_outputs(inputs), rtol=1e-4, atol=1e-5)
     shown = capsys.readouterr().out.splitlines()
     assert float(shown[1].removeprefix("0: ")) == pytest.approx(float(rows[1][0]), rel=1e-4)
+    program = "import sys; from fedpruneshare.cli import run; code = run(sys.argv[1:]); loaded = set(sys.modules)\n"
+    program += "sys.exit(code or sorted({'torch', 'onnx'} & loaded) or 0)"
+    call = [sys.executable, "-c", program, *arguments, str(tmp_path / "again.npy")]
+    assert subprocess.run(call, timeout=60, check=False, capture_output=True).returncode == 0
+    np.testing.assert_allclose(np.load(tmp_path / "again.npy"), place.torch_outputs(inputs), rtol=1e-4, atol=1e-5)
     place.round(3)  # of another bundle
     assert command_line([*arguments, str(output)]) == 1
     assert "expected 0000000000000000… as the rounds' plan says" in capsys.readouterr().err

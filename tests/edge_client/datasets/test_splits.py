@@ -80,3 +80,9 @@ def test_groups_stay_whole():
 def test_refuses_more_devices_than_data(deal):
     with pytest.raises(TaskError):
         deal(np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("split", [lambda v, r: splits.dirichlet(v, 2, 0.5, r), lambda v, r: splits.shards(v, 2, 1, r)])
+def test_values_have_no_classes_to_split_by(split):
+    with pytest.raises(TaskError, match="labels are float32, expected class numbers"):
+        split(np.ones(8, np.float32), np.random.default_rng(0))
