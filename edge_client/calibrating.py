@@ -261,6 +261,8 @@ def measure_power(bench: Bench, tell: Tell) -> Measured:
     idle_w, covers = _watts(bench.root, rest)
     busy_w, _ = _watts(bench.root, work)
     note = f"{idle_w:.2f} W idle, {busy_w:.2f} W training ({covers})"
+    if covers.startswith("rapl"):
+        raise MeterError(f"{note}: watts of the board are wanted, so those of its profile stay")
     return Measured({"idle_w": idle_w, "busy_w": busy_w, "power_source": covers}, (note,))
 
 

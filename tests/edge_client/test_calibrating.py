@@ -25,7 +25,7 @@ from edge_client.running import workplace
 from edge_client.settings import DeviceSettings, DeviceTask
 from edge_client.trial import Trial
 from fedpruneshare.directory import write_directory
-from fedpruneshare.errors import FedPruneShareError, TaskError
+from fedpruneshare.errors import FedPruneShareError, MeterError, TaskError
 from fedpruneshare.messages import ShareUpload
 from fedpruneshare.party import LinkSettings, Party, PartySettings
 from fedpruneshare.process import open_link
@@ -241,3 +241,11 @@ def test_a_bundle_of_another_model_is_refused(place: Place, tmp_path: Path) -> N
 
 def test_the_workplace_of_the_bench_is_the_devices(place: Place) -> None:
     assert len(place.bench().work.dataset) == len(workplace(place.settings).dataset)
+
+
+def test_watts_of_the_processor_alone_do_not_stand_for_the_board(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = Watts()
+    meter.source = Source("rapl", "1 processor packages, not the board", "exact")
+    monkeypatch.setattr(calibrating, "find_meter", lambda root: meter)
+    with pytest.raises(MeterError, match=r"3\.00 W idle.*not the board.*profile stay"):
+        calibrating.measure_power(place.bench(), ignore)
