@@ -32,9 +32,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 EXTRAS: Final[dict[str, str]] = {
     "torch": "edge",
     "onnx": "edge or coordinator",
-    "onnxruntime": "coordinator",
+    "onnxruntime": "edge or coordinator",
     "cryptography": "provision",
     "onnxscript": "export",
+    "torch_pruning": "export",
     "iotcore": "testbed",
     "matplotlib": "testbed",
     "psutil": "testbed",

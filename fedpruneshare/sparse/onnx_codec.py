@@ -25,7 +25,6 @@ Arrays = Mapping[str, NDArray[np.float32]]
 
 #: Share of zeros from which a sparse initialiser is smaller: linearised int64 indices cost 12 bytes a value against 4.
 SPARSE_ABOVE: Final = 0.70
-_UPDATE_IR, _UPDATE_OPSET = 8, 17
 #: Facts of an update and the range of the numbers among them, as in a plan (docs/protocol.md §4.1).
 _NUMBERS: Final = {"round_id": (1, 2**48 - 1), "rung": (0, MAX_SEGMENTS - 1), "weight": (1, 2**24 - 1)}
 _FACTS: Final = ("round_id", "table", "rung", "weight")
@@ -55,27 +54,6 @@ def build_model(template: bytes, arrays: Arrays, sparse_above: float = SPARSE_AB
         if name in needed:  # a buffer the graph does not use (a counter's neighbour, say) is left out
             _add_initializer(model.graph, name, np.asarray(array, dtype=np.float32), sparse_above)
     return bytes(model.SerializeToString(deterministic=True))
-
-
-def encode_update(update: SparseUpdate, table: ParameterTable) -> bytes:
-    """An update as an ONNX file: a sparse tensor for the values, another for the vector elements, facts as metadata.
-
-    The linearised indices are the flat coordinates of the table (docs/protocol.md §6.1), sorted.
-    """
-    graph = helper.make_graph([], "fedpruneshare-update", [], [])
-    values = _sparse("values", update.positions, update.values, table.weight_count)
-    vectors = _sparse("vectors", update.vector_positions, update.vectors, table.vector_count)
-    graph.sparse_initializer.extend([values, vectors])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _UPDATE_OPSET)], ir_version=_UPDATE_IR)
-    facts = dict(zip(_FACTS, (update.round_id, update.table.hex(), update.rung, update.weight), strict=True))
-    helper.set_model_props(model, {name: str(value) for name, value in facts.items()})
-    return bytes(model.SerializeToString(deterministic=True))
-
-
-def _sparse(name: str, places: NDArray[np.int64], values: NDArray[np.float32], size: int) -> onnx.SparseTensorProto:
-    order = np.argsort(places)
-    indices = helper.make_tensor(f"{name}_indices", onnx.TensorProto.INT64, [order.size], places[order])
-    return helper.make_sparse_tensor(_dense(name, values[order]), indices, [size])
 
 
 def _names(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
@@ -133,7 +111,7 @@ def read_model(data: bytes, table: ParameterTable, max_bytes: int) -> dict[str, 
 
 
 def decode_update(data: bytes, table: ParameterTable, max_bytes: int = 1 << 30) -> SparseUpdate:
-    """What `encode_update` wrote. Positions come back sorted. Raises `ModelFileError` for anything else."""
+    """What `onnx_writer.write_update` wrote. Positions come back sorted. Raises `ModelFileError` for anything else."""
     model = _parse_bounded(data, max_bytes)
     graph = model.graph
     names = [*(sparse.values.name for sparse in graph.sparse_initializer), *(dense.name for dense in graph.initializer)]

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper
 from onnx_models import TABLE, arrays, forward, template
 
 from fedpruneshare.errors import ModelFileError
-from fedpruneshare.sparse.onnx_codec import build_model, decode_update, encode_update, read_model
+from fedpruneshare.sparse.onnx_codec import build_model, decode_update, read_model
+from fedpruneshare.sparse.onnx_writer import write_update
 from fedpruneshare.sparse.update import SparseUpdate
 
 SPARSE = build_model(template(), arrays(zeros=0.9))
@@ -318,7 +319,7 @@ def test_two_thousand_damaged_updates() -> None:
         assert found.positions.size == found.values.size
         assert np.isfinite(found.values).all()
 
-    assert 500 < count_refused(read, encode_update(update(), TABLE)) < 2000
+    assert 500 < count_refused(read, write_update(update(), TABLE)) < 2000
 
 
 def test_two_thousand_damaged_templates() -> None:
@@ -349,7 +350,7 @@ def test_a_name_that_is_no_text_is_refused(text: bytes) -> None:
 
 @pytest.mark.parametrize("text", [b"round_id", b"320", b"vectors"])
 def test_facts_that_are_no_text_are_refused(text: bytes) -> None:
-    data = encode_update(update(), TABLE)
+    data = write_update(update(), TABLE)
     assert text in data
     with pytest.raises(ModelFileError, match="expected UTF-8 text"):
         decode_update(data.replace(text, b"\xff" + text[1:]), TABLE)
@@ -368,7 +369,7 @@ def update(seed: int = 0) -> SparseUpdate:
 
 def test_an_update_there_and_back() -> None:
     made = update()
-    data = encode_update(made, TABLE)
+    data = write_update(made, TABLE)
     onnx.checker.check_model(onnx.load_from_string(data))
     back = decode_update(data, TABLE)
     order = np.argsort(made.positions)
@@ -382,7 +383,7 @@ def test_an_update_there_and_back() -> None:
 def test_an_update_of_a_narrow_model_has_part_of_the_vectors() -> None:
     made = update()
     part = replace(made, vector_positions=np.array([3, 7, 20]), vectors=made.vectors[:3])
-    back = decode_update(encode_update(part, TABLE), TABLE)
+    back = decode_update(write_update(part, TABLE), TABLE)
     assert back.vector_positions.tolist() == [3, 7, 20]
     assert np.array_equal(back.vectors, made.vectors[:3])
 
@@ -410,7 +411,7 @@ def fact(key: str, value: str) -> Callable[[onnx.ModelProto], None]:
 )  # fmt: skip
 def test_facts_are_plain_numbers_in_range(key: str, value: str) -> None:
     with pytest.raises(ModelFileError, match=f"update with {key} = "):
-        decode_update(edited(fact(key, value), encode_update(update(), TABLE)), TABLE)
+        decode_update(edited(fact(key, value), write_update(update(), TABLE)), TABLE)
 
 
 def fact_twice(model: onnx.ModelProto) -> None:
@@ -459,4 +460,4 @@ def folded(model: onnx.ModelProto) -> None:
 )
 def test_what_is_no_update_is_refused(edit: Callable[[onnx.ModelProto], None]) -> None:
     with pytest.raises(ModelFileError):
-        decode_update(edited(edit, encode_update(update(), TABLE)), TABLE)
+        decode_update(edited(edit, write_update(update(), TABLE)), TABLE)
