@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from edge_client.cli_calibrate import calibrate
-from edge_client.cli_doctor import doctor
-from edge_client.cli_energy import energy
-from edge_client.cli_predict import predict
+from edge_client.commands.calibrate import calibrate
+from edge_client.commands.doctor import doctor
+from edge_client.commands.energy import energy
+from edge_client.commands.predict import predict
 from edge_client.energy.meters import Source, find_meter
 from edge_client.energy.recorder import Energy, EnergyRecorder
 from edge_client.energy.trace import PowerTrace

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from edge_client.estimates import DeviceState, Offer, Prediction, Resolved, RungCost, predict, resolve
+from edge_client.adaptation.estimates import DeviceState, Offer, Prediction, Resolved, RungCost, predict, resolve
 from edge_client.settings import DeviceLimits
 
 #: `DeviceState.last_rung` after a round that was declined: taking part again counts as going up.

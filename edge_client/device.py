@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from edge_client.board_clock import Clock, clock
-from edge_client.board_files import BoardFiles
-from edge_client.board_heat import cores, frequency, temperature, throttling
-from edge_client.board_memory import memory
-from edge_client.board_network import LinkState, links
-from edge_client.board_supply import supply
-from edge_client.boards import BoardProfile, board_model, find_board
-from edge_client.watches import LinkEstimate, LinkWatch, StepWatch
+from edge_client.adaptation.watches import LinkEstimate, LinkWatch, StepWatch
+from edge_client.board.clock import Clock, clock
+from edge_client.board.files import BoardFiles
+from edge_client.board.heat import cores, frequency, temperature, throttling
+from edge_client.board.memory import memory
+from edge_client.board.network import LinkState, links
+from edge_client.board.profiles import BoardProfile, board_model, find_board
+from edge_client.board.supply import supply
 from fedpruneshare.errors import SettingsError
 
 

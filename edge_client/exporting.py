@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edge_client.channel_groups import examine
 from edge_client.datasets import Dataset
 from edge_client.tasks import Task
 from edge_client.tasks.model import parameter_table, read_state
+from edge_client.width.groups import examine
 from fedpruneshare.bundle import Bundle, Manifest
 from fedpruneshare.errors import ModelFileError, TaskError
 from fedpruneshare.sparse.onnx_codec import read_model

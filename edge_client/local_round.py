@@ -12,13 +12,13 @@ import numpy as np
 from torch import nn
 
 from edge_client.datasets import Dataset
-from edge_client.narrowing import narrow, narrow_masks, read_narrow, write_narrow
 from edge_client.outbox import Upload
 from edge_client.pruning import mask_from_positions
 from edge_client.receiving import ReceivedModel
 from edge_client.tasks import Task, read_state, write_state
 from edge_client.torch_device import TorchDevice
 from edge_client.training import Masks, TrainingResult, TrainingSettings, fit
+from edge_client.width.narrowing import narrow, narrow_masks, read_narrow, write_narrow
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sharing.digits import shift, zero_point
 from fedpruneshare.sharing.dispersal import KEY_BYTES

@@ -68,12 +68,16 @@ class Outbox:
     def put(self, upload: Upload) -> None:
         """Keep an upload durably, instead of any earlier one."""
         field = next(name for name, field in FIELDS.items() if field.word_type == upload.words.dtype)
-        # As `_Stored`, but without copies of the words: an update can be large, and the board small.
+        # As `_Stored`, but the words follow without a copy: an update can be large, and the board small.
         stored = (
             upload.plan, upload.round_id, upload.upload_id, upload.rung, upload.weight, str(upload.prg), field,
-            upload.seeds, to_bytes(upload.masks, FIELDS[field]), upload.key, to_bytes(upload.words, FIELDS[field]),
+            upload.seeds, to_bytes(upload.masks, FIELDS[field]), upload.key, b"",
         )  # fmt: skip
-        write_atomically(self._path, msgspec.msgpack.encode(stored), mode=0o600)
+        words = to_bytes(upload.words, FIELDS[field])
+        head = (
+            msgspec.msgpack.encode(stored)[:-2] + b"\xc6" + words.nbytes.to_bytes(4, "big")
+        )  # bin 32 for the empty one
+        write_atomically(self._path, head, words, mode=0o600)
 
     def get(self, plan: bytes) -> Upload | None:
         """The upload made for exactly this plan, if the outbox holds it whole; anything else is dropped."""

@@ -18,16 +18,16 @@ from typing import Any
 import structlog
 
 from edge_client import local_round
-from edge_client.adapting import Adapter
+from edge_client.adaptation.adapter import Adapter
 from edge_client.byte_ledger import ByteLedger
 from edge_client.density import DensityDecision
 from edge_client.energy.account import EnergyAccount
 from edge_client.energy.parts import Phase, measured_j
+from edge_client.inference.model_file import received_model
+from edge_client.inference.rendering import keep_model
 from edge_client.local_round import Workplace
-from edge_client.model_file import received_model
 from edge_client.outbox import Outbox, Upload
 from edge_client.receiving import decode_model, receive_model
-from edge_client.rendering import keep_model
 from edge_client.settings import DeviceSettings
 from edge_client.share_chunks import open_shares
 from edge_client.uploading import Courier, Parcel, is_accepted

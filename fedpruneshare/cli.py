@@ -22,8 +22,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "aggregator": ("aggregator.cli:aggregator", "Hold one share per device and answer with sums."),
     "coordinator": ("coordinator.cli:coordinator", "Plan rounds, open sums, publish the next model."),
     "testbed": ("testbed.cli:testbed", "Run and compare whole fleets on this machine."),
-    "data": ("edge_client.cli_data:data", "Fetch the data sets of the built-in tasks."),
-    "task": ("edge_client.cli_task:task", "Export what coordinator and fleet need of a task."),
+    "data": ("edge_client.commands.data:data", "Fetch the data sets of the built-in tasks."),
+    "task": ("edge_client.commands.task:task", "Export what coordinator and fleet need of a task."),
     "report": ("testbed.cli:report", "Make report.html of one or more run folders."),
     "bench": ("testbed.cli:bench", "Measure, and write the figures as JSON."),
 }

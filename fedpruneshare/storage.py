@@ -43,11 +43,15 @@ def open_database(path: Path, schema: str) -> sqlite3.Connection:
     return database
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace a file in one step: write beside it, sync, rename, sync the folder. Nothing half-written is ever seen."""
+def write_atomically(path: Path, *parts: bytes | memoryview, mode: int = 0o644) -> None:
+    """Replace a file in one step: write beside it, sync, rename, sync the folder. Nothing half-written is ever seen.
+
+    The parts follow one another in the file; in memory they are never joined.
+    """
     partial = path.with_name(path.name + ".part")
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-        file.write(data)
+        for part in parts:
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

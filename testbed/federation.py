@@ -20,7 +20,7 @@ import msgspec
 
 from aggregator.settings import AggregatorFloors, AggregatorSettings
 from coordinator.settings import CoordinatorSettings
-from edge_client.boards import find_board, load_board
+from edge_client.board.profiles import find_board, load_board
 from edge_client.energy.settings import EnergySettings
 from edge_client.settings import DeviceLimits, DeviceSettings, DeviceTask
 from fedpruneshare.directory import Directory, Party, Service, write_directory

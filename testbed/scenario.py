@@ -24,7 +24,7 @@ from coordinator.settings import (
     TrainingSettings,
     word_faults,
 )
-from edge_client.boards import board_names
+from edge_client.board.profiles import board_names
 from fedpruneshare.errors import Fault, SettingsError
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES
 from fedpruneshare.settings import load_settings

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from edge_client.boards import BoardProfile, LinkDefaults, PowerStates, Processor, Thermal
-from edge_client.calibration import Calibration, LinkRate
+from edge_client.adaptation.calibration import Calibration, LinkRate
+from edge_client.board.profiles import BoardProfile, LinkDefaults, PowerStates, Processor, Thermal
 from edge_client.density import DeviceState, Offer, RungCost
 from edge_client.device import Health
 

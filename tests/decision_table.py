@@ -10,8 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
-from edge_client.boards import BoardProfile, boards
-from edge_client.calibration import Calibration, LinkRate
+from edge_client.adaptation.calibration import Calibration, LinkRate
+from edge_client.board.profiles import BoardProfile, boards
 from edge_client.density import DensityDecision, DeviceState, Offer, RungCost, decide
 from edge_client.device import Health
 from edge_client.settings import DeviceLimits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from edge_client.boards import BoardProfile
+from edge_client.board.profiles import BoardProfile
 from edge_client.byte_ledger import RoundEntry
 from edge_client.device import Health
 from edge_client.energy.budget import Battery, EnergyBudget

@@ -24,7 +24,7 @@ from edge_client.energy.parts import Phase, PhaseEnergy
 from edge_client.energy.settings import RadioSettings
 
 if TYPE_CHECKING:
-    from edge_client.boards import BoardProfile
+    from edge_client.board.profiles import BoardProfile
 
 #: How far a profile's watts may be off, as a share: other copies of the board, supplies, temperatures; many of the
 #: profiles' figures are estimates themselves.

@@ -28,7 +28,7 @@ from edge_client.energy.tally import Tally, split
 from fedpruneshare.errors import MeterError
 
 if TYPE_CHECKING:
-    from edge_client.boards import BoardProfile
+    from edge_client.board.profiles import BoardProfile
 
 _log = structlog.get_logger()
 

@@ -17,10 +17,10 @@ from typing import Final
 
 import msgspec
 
-from edge_client.footprint import Footprint, Order, measure_footprint
+from edge_client.calibrating.footprint import Footprint, Order, measure_footprint
+from edge_client.calibrating.trial import groups_of
 from edge_client.running import workplace_of
 from edge_client.settings import DeviceTask
-from edge_client.trial import groups_of
 from fedpruneshare import __version__
 from fedpruneshare.errors import RunError
 from fedpruneshare.storage import write_atomically
@@ -41,7 +41,7 @@ _TIMEOUT_S: Final = 120
 #: Net -> a built-in task, or the source of one with 500 examples.
 _MADE_UP: Final = """
 import numpy as np
-from edge_client.benchmark_models import {build} as build_model
+from edge_client.tasks.benchmark_models import {build} as build_model
 from edge_client.datasets import Dataset
 
 def load_train(device, devices, rng):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import edge_client.running  # all that a device process imports
-from edge_client.footprint import forget_peak, resident_mib
+from edge_client.calibrating.footprint import forget_peak, resident_mib
 from edge_client.outbox import Outbox, Upload
 from edge_client.share_chunks import open_shares
 from edge_client.uploading import Courier, Parcel

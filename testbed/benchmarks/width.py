@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_client.benchmark_models import BATCH_SIZE, NETS, STEPS, Prepared, prepare
+from edge_client.tasks.benchmark_models import BATCH_SIZE, NETS, STEPS, Prepared, prepare
 from fedpruneshare import __version__
 from fedpruneshare.storage import write_atomically
 from testbed.benchmarks.packages import installed_version

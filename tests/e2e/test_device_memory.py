@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from e2e.fleets import small_fleet
 
-from edge_client.footprint import STATUS
+from edge_client.calibrating.footprint import STATUS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(not STATUS.exists(), reason="needs Linux's /proc")]
 

@@ -19,7 +19,7 @@ from deciding import BOARD, CALIBRATION, PARAMETERS, RUNGS, health, offer, rung,
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
-from edge_client.calibration import Calibration, LinkRate
+from edge_client.adaptation.calibration import Calibration, LinkRate
 from edge_client.density import DECLINED, Constraint, DensityDecision, DeviceState, Offer, decide
 from edge_client.settings import DeviceLimits
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_client import board_clock, board_heat
-from edge_client.board_clock import RELEASED
-from edge_client.board_files import MAX_BYTES
+from edge_client.board import clock as board_clock
+from edge_client.board import heat as board_heat
+from edge_client.board.clock import RELEASED
+from edge_client.board.files import MAX_BYTES
 from edge_client.device import Health, LinkState, measure
 
 TREES = Path(__file__).parent / "trees"

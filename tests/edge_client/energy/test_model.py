@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_client.boards import BoardProfile, LinkDefaults, PowerStates, boards, load_board
+from edge_client.board.profiles import BoardProfile, LinkDefaults, PowerStates, boards, load_board
 from edge_client.energy.model import HUANG_LTE, HUANG_WIFI, WATTS_ERROR, EnergyModel, Radio
 from edge_client.energy.parts import Phase
 from edge_client.energy.settings import EnergySettings, RadioSettings

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_client.boards import load_board
+from edge_client.board.profiles import load_board
 from edge_client.energy.meters import Source
 from edge_client.energy.model import EnergyModel, Radio
 from edge_client.energy.phases import (

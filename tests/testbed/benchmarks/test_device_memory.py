@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from edge_client.footprint import STATUS, Footprint
+from edge_client.calibrating.footprint import STATUS, Footprint
 from testbed.benchmarks import device_memory
 from testbed.benchmarks.device_memory import MemoryReport, NetMemory, SharingMemory, missed, sharing_mib, table
 from testbed.benchmarks.pages import markers

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edge_client.benchmark_models import NETS, prepare
+from edge_client.tasks.benchmark_models import NETS, prepare
 from fedpruneshare.errors import SettingsError
 from testbed.benchmarks import width
 from testbed.benchmarks.pages import check_page, markers, write_page

@@ -1,0 +1,1 @@
+"""What a decision rests on: estimates, what was measured, what earlier predictions got wrong (docs/adaptation.md)."""

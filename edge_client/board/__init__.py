@@ -1,0 +1,1 @@
+"""What kind of board this is, and how its kernel says it is."""

@@ -1,0 +1,1 @@
+"""`fedpruneshare device calibrate`: what this device can do, measured."""

@@ -1,0 +1,1 @@
+"""Sub-commands of `fedpruneshare device`, `data` and `task`, one a file."""

@@ -1,0 +1,1 @@
+"""`fedpruneshare device doctor`: every check with its reason and a one-line fix."""

@@ -1,0 +1,128 @@
+"""What feeds a decision, and what a finished round teaches (docs/adaptation.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from builders import view
+
+from edge_client.adaptation.adapter import CALIBRATION_FILE, Adapter
+from edge_client.adaptation.calibration import Calibration, save_calibration
+from edge_client.byte_ledger import RoundEntry
+from edge_client.density import Constraint
+from edge_client.settings import DeviceLimits, DeviceSettings, DeviceTask
+from fedpruneshare.errors import SettingsError
+from fedpruneshare.party import PartySettings
+
+TREES = Path(__file__).parents[1] / "trees"
+EXAMPLES = 320
+
+
+def settings(folder: Path, **changes: object) -> DeviceSettings:
+    base: dict[str, object] = {
+        "party": PartySettings(key_file="", directory="", root_key="0" * 64),
+        "task": DeviceTask("hapt", 0, 10),
+        "store": str(folder),
+    }
+    return DeviceSettings(**(base | changes))  # type: ignore[arg-type]
+
+
+def adapter(folder: Path, tree: str = "raspberry-pi-4b", **changes: object) -> Adapter:
+    return Adapter(settings(folder, **changes), 5000, TREES / tree)
+
+
+def finished(**seconds: float) -> RoundEntry:
+    entry = RoundEntry(round=1, status="uploaded", seconds=dict(seconds))
+    entry.down.model, entry.up.shares = 20_000, 100_000
+    return entry
+
+
+def test_a_device_that_has_measured_nothing_takes_the_largest_rung(tmp_path: Path) -> None:
+    decision = adapter(tmp_path).decide(view(), EXAMPLES, 60.0, (None, None))
+    plan = view().plan
+    assert decision.rung == plan.rungs[-1]
+    assert decision.constraint is Constraint.PLAN
+    assert decision.local_steps == plan.training.local_epochs * -(-EXAMPLES // plan.training.batch_size)
+
+
+def test_the_board_is_the_one_the_files_show_unless_it_is_named(tmp_path: Path) -> None:
+    assert adapter(tmp_path).profile.name == "raspberry-pi-4b"
+    assert adapter(tmp_path, board="jetson-nano").profile.name == "jetson-nano"
+    with pytest.raises(SettingsError, match="jetson"):
+        adapter(tmp_path, board="jetson-nana")
+
+
+def test_slow_steps_lead_to_fewer_of_them_or_a_decline(tmp_path: Path) -> None:
+    slow = adapter(tmp_path)
+    slow.trained(1.0, 4.0)
+    decision = slow.decide(view(), EXAMPLES, 30.0, (None, None))
+    assert decision.constraint is Constraint.DEADLINE
+    assert decision.rung is None
+    assert "30 s left" in decision.reason
+    assert slow.decide(view(), EXAMPLES, 3000.0, (None, None)).rung is not None
+
+
+def test_a_hot_board_declines_and_names_the_degrees(tmp_path: Path) -> None:
+    bounded = adapter(tmp_path, limits=DeviceLimits(temperature_c=30.0))
+    health = bounded.health()
+    assert health is not None
+    assert health.temperature_c is not None
+    bounded.trained(1.0, 0.001)
+    decision = bounded.decide(view(), EXAMPLES, 60.0, (health, None))
+    assert (decision.rung, decision.constraint) == (None, Constraint.TEMPERATURE)
+    assert f"{health.temperature_c:.0f}" in decision.reason
+
+
+def test_no_energy_left_is_a_reason_to_decline(tmp_path: Path) -> None:
+    decision = adapter(tmp_path).decide(view(), EXAMPLES, 60.0, (None, 0.0))
+    assert (decision.rung, decision.constraint) == (None, Constraint.ENERGY)
+
+
+def test_without_adaptation_only_plan_settings_and_budget_count(tmp_path: Path) -> None:
+    fixed = adapter(tmp_path, adaptive=False, limits=DeviceLimits(rung_max=1))
+    fixed.trained(1.0, 4.0)
+    assert fixed.health() is None
+    decision = fixed.decide(view(), EXAMPLES, 30.0, (None, None))
+    assert (decision.rung, decision.constraint) == (1, Constraint.RUNG_MAX)
+    assert fixed.learn(decision, finished(train=500.0), None) == {}
+
+
+def test_a_calibration_in_the_store_is_used_and_a_named_one_must_be_there(tmp_path: Path) -> None:
+    made = Calibration("raspberry-pi-4b", "hapt", 32, step_s={"1.0": 100.0})
+    save_calibration(tmp_path / CALIBRATION_FILE, made)
+    decision = adapter(tmp_path).decide(view(), EXAMPLES, 60.0, (None, None))
+    assert decision.constraint is Constraint.DEADLINE
+    with pytest.raises(SettingsError, match="nowhere"):
+        adapter(tmp_path, calibration=str(tmp_path / "nowhere.toml"))
+
+
+def test_what_a_round_took_stands_beside_its_prediction_and_corrects_the_next(tmp_path: Path) -> None:
+    learner = adapter(tmp_path)
+    learner.trained(1.0, 0.1)
+    first = learner.decide(view(), EXAMPLES, 600.0, (None, None))
+    assert first.predicted is not None
+    expected = first.predicted.seconds["train"]
+    for _ in range(5):
+        decision = learner.decide(view(), EXAMPLES, 600.0, (None, None))
+        row = learner.learn(decision, finished(train=2 * expected, receive=0.1, share=0.1, send=0.1), None)
+    assert row["actual"]["seconds"]["train"] == pytest.approx(2 * expected, rel=1e-3)
+    later = adapter(tmp_path)  # what was learnt outlives a restart
+    later.trained(1.0, 0.1)
+    again = later.decide(view(), EXAMPLES, 600.0, (None, None))
+    assert again.predicted is not None
+    assert again.predicted.seconds["train"] == pytest.approx(2 * expected, rel=0.15)
+
+
+def test_uploads_show_what_the_links_carry(tmp_path: Path) -> None:
+    learner = adapter(tmp_path)
+    decision = learner.decide(view(), EXAMPLES, 600.0, (None, None))
+    assert decision.predicted is not None
+    before = decision.predicted.seconds["send"]
+    for aggregator in view().plan.points:
+        for _ in range(3):
+            learner.uploaded(aggregator, 65_536, 6.5536, 65_536)  # 10 kB a second
+    learner.learn(decision, finished(train=1.0, receive=0.1, share=0.1, send=10.0), None)
+    after = learner.decide(view(), EXAMPLES, 600.0, (None, None)).predicted
+    assert after is not None
+    assert after.seconds["send"] > 10 * before
