@@ -74,9 +74,8 @@ class Outbox:
             upload.seeds, to_bytes(upload.masks, FIELDS[field]), upload.key, b"",
         )  # fmt: skip
         words = to_bytes(upload.words, FIELDS[field])
-        head = (
-            msgspec.msgpack.encode(stored)[:-2] + b"\xc6" + words.nbytes.to_bytes(4, "big")
-        )  # bin 32 for the empty one
+        empty = msgspec.msgpack.encode(stored)[:-2]  # without the two bytes that say "no bytes"
+        head = empty + b"\xc6" + words.nbytes.to_bytes(4, "big")
         write_atomically(self._path, head, words, mode=0o600)
 
     def get(self, plan: bytes) -> Upload | None:
