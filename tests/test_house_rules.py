@@ -57,7 +57,8 @@ def imports(module: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def is_command_line(source: str) -> bool:
-    return Path(source).name == "cli.py" or Path(source).name.startswith("cli_")
+    path = Path(source)
+    return path.name == "cli.py" or path.name.startswith("cli_") or path.parent.name == "commands"
 
 
 # --------------------------------------------------------------------------- the rules: module -> complaints
