@@ -76,7 +76,7 @@ class Windows:
         """SHA-256 (hex) over signals, activity and person, little-endian, row-major."""
         state = hashlib.sha256()
         for array in (self.signals, self.activity, self.person):
-            state.update(np.ascontiguousarray(array).tobytes())
+            state.update(np.ascontiguousarray(array).view(np.uint8).data)
         return state.hexdigest()
 
 
