@@ -88,3 +88,16 @@ async def test_calls_for_chunks_on_their_way_are_dropped() -> None:
     """Four of them are repeats, each answered by a call for all the rest, which is being sent already."""
     sent, _ = await deliver({0, 1, 2, 3}, is_resumed=False)
     assert sorted(sent) == list(range(CHUNKS))
+
+
+async def test_what_making_chunks_took_is_told_apart_from_sending() -> None:
+    link = Counter(set())
+    loop = asyncio.get_running_loop()
+    parcel = Parcel(VIEW, UPLOAD, "aggregator-1", 2, SHARE, loop.time() + 60.0)
+    party = Party(identity("device-03"), directory(), Role.DEVICE)
+    courier = link.courier = Courier(party, link, parcel, Backoff(random.Random(1)), 4)  # type: ignore[arg-type]
+    assert courier.prepared_s == 0.0
+    started = loop.time()
+    async with asyncio.timeout(10):
+        await courier.deliver(lambda size, is_first: None)
+    assert 0 < courier.prepared_s < loop.time() - started
