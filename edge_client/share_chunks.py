@@ -11,10 +11,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from edge_client.outbox import Upload
+from fedpruneshare.errors import SharingError
 from fedpruneshare.link.chunks import cut
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sharing.dispersal import disperse
-from fedpruneshare.sharing.field import Words, to_bytes
+from fedpruneshare.sharing.field import Words, check_canonical, to_bytes
 from fedpruneshare.sharing.prg import LEAN_BACKEND, Seed
 
 
@@ -87,7 +88,9 @@ def open_shares(view: PlanView, device_id: str, upload: Upload) -> dict[int, Sha
     """What each point is sent: a seed, a share's elements, or a fragment. Deterministic in the stored upload.
 
     The fragments of a dispersal (`reveal = "each"`) are made whole: its cipher and its code need all of the words.
+    Raises `SharingError`, before anything is sent, for words that are not canonical or not as many as the plan says.
     """
+    _check_words(view, upload)
     chunk_bytes, n = view.plan.chunk_bytes, view.scheme.n
     if view.is_each_revealed:
         context = view.dispersal_context(device_id, upload.upload_id, upload.rung)
@@ -95,3 +98,12 @@ def open_shares(view: PlanView, device_id: str, upload: Upload) -> dict[int, Sha
         return {x: WholeShare(fragment, chunk_bytes) for x, fragment in fragments.items()}
     seeds: dict[int, Share] = {x: WholeShare(seed, chunk_bytes) for x, seed in upload.seeds.items()}
     return seeds | {x: StreamedShare(view, device_id, upload, x) for x in view.scheme.full_points}
+
+
+def _check_words(view: PlanView, upload: Upload) -> None:
+    found = upload.words.size, upload.masks.size
+    expected = view.upload_words(upload.rung), 0 if view.is_each_revealed else view.checks * view.scheme.secrets
+    if found != expected:
+        raise SharingError(f"upload of {found[0]} words and {found[1]} masks, expected {expected[0]} and {expected[1]}")
+    for words in (upload.words, upload.masks):
+        check_canonical(words, view.field)

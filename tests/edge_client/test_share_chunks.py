@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,10 +108,17 @@ def test_a_dispersed_upload_is_cut_from_whole_fragments() -> None:
 def test_words_that_are_none_are_refused_before_a_chunk_is_made() -> None:
     view = view_of(Sharing(3, 2, 1), (900,))
     upload = upload_of(view, 0)
-    upload.words[5] = view.field.p
-    share = open_shares(view, DEVICE, upload)[2]
+    upload.words[-1] = view.field.p
     with pytest.raises(SharingError):
-        share.chunk(0)
+        open_shares(view, DEVICE, upload)
+
+
+@pytest.mark.parametrize("reveal", list(Reveal))
+def test_an_upload_of_another_length_is_refused(reveal: Reveal) -> None:
+    view = view_of(Sharing(3, 2, 1, reveal=reveal), (900, 300))
+    for words in (0, 1199, 1203):
+        with pytest.raises(SharingError, match=rf"{words} words and 0 masks, expected 1202 and 0"):
+            open_shares(view, DEVICE, replace(upload_of(view, 1), words=np.zeros(words, view.field.word_type)))
 
 
 @pytest.mark.parametrize("sharing", [Sharing(3, 2, 1), Sharing(5, 3, 2)], ids=str)
