@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from fedpruneshare.errors import ProtocolError
-from fedpruneshare.floors import open_segments
+from fedpruneshare.floors import lone_rungs, open_segments
 from fedpruneshare.link.chunks import Joiner
 from fedpruneshare.messages import (
     Attendance,
@@ -61,6 +61,7 @@ class RoundLedger:
         self._checked: frozenset[Contribution] = frozenset()
         self._replies: dict[str, dict[str, Words]] = {}
         self.judgement: Judgement | None = None
+        self.lone_devices: tuple[str, ...] = ()
 
     # ------------------------------------------------------------------ attendance
 
@@ -147,8 +148,11 @@ class RoundLedger:
             refusals = _listed(self._plan_refusals)
             found = f"attendance of {len(self._attendances)} aggregators"
             return Failure(f"{found}, expected at least k = {plan.sharing.k}{refusals}")
-        rungs = [c.rung for c in contributors]
-        segments = open_segments(rungs, self.view.rungs, plan.min_devices, plan.min_devices_segment)
+        floors = (plan.min_devices, plan.min_devices_segment)
+        lone = lone_rungs([c.rung for c in contributors], self.view.segment_words, *floors)
+        self.lone_devices = tuple(c.device_id for c in contributors if c.rung in lone)
+        contributors = tuple(c for c in contributors if c.rung not in lone)
+        segments = open_segments([c.rung for c in contributors], self.view.rungs, *floors)
         if not segments:
             return Failure(
                 f"{len(contributors)} devices uploaded to k aggregators, expected min_devices = {plan.min_devices}"

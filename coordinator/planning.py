@@ -66,6 +66,22 @@ class TaskFacts:
     groups: Groups = ()
 
 
+@dataclass(frozen=True)
+class AvailableDevices:
+    """Who may be drawn: the highest rung each device says it may take, and the one it is expected to.
+
+    Expected is what its last measurements left it, which may be different next time. So rungs are merged by what
+    devices say, and cohorts drawn by what is expected of them.
+    """
+
+    limits: Mapping[str, int]
+    expected: Mapping[str, int] = field(default_factory=dict)
+
+    def likely(self) -> dict[str, int]:
+        """The rung each will probably take."""
+        return {device: min(limit, self.expected.get(device, limit)) for device, limit in self.limits.items()}
+
+
 # --------------------------------------------------------------------------- rungs and cohort
 
 
@@ -104,8 +120,9 @@ def _strata(limits: Sequence[int], allowed: Sequence[int]) -> Counter[int]:
 def draw_cohort(
     limits: Mapping[str, int], allowed: Sequence[int], size: int, floor: int, rng: np.random.Generator
 ) -> tuple[str, ...]:
-    """Draw a cohort stratified by effective rung: each stratum gets its proportional part, at least `floor`.
+    """Draw a cohort stratified by effective rung: each stratum of `floor` devices or more gets at least `floor`.
 
+    A smaller one gets its proportional part only: alone on their rung, its devices may be left out of the sum.
     `limits`: highest rung by device. Returns sorted names; all of them if the fleet is not larger than `size`.
     """
     if len(limits) <= size:
@@ -119,9 +136,9 @@ def draw_cohort(
 
 
 def _quotas(sizes: Mapping[int, int], size: int, floor: int) -> dict[int, int]:
-    """Largest-remainder shares of `size`, each at least min(floor, stratum) and at most its stratum."""
+    """Largest-remainder shares of `size`, each at least the floor where a stratum reaches it, at most its stratum."""
     total = sum(sizes.values())
-    quota = {rung: min(count, floor) for rung, count in sizes.items()}
+    quota = {rung: floor if count >= floor else 0 for rung, count in sizes.items()}
     while sum(quota.values()) > size:  # a cohort too small for all floors: merge_rungs left one stratum only
         largest = max(quota, key=lambda rung: quota[rung])
         quota[largest] -= 1
@@ -140,19 +157,19 @@ def plan_round(
     state: ModelState,
     published: PublishedModel,
     facts: TaskFacts,
-    fleet: tuple[Mapping[str, int], CoordinatorSettings, Directory],
+    fleet: tuple[AvailableDevices, CoordinatorSettings, Directory],
 ) -> RoundPlan:
-    """The plan of a round. `fleet` = (highest rung by available device, settings, directory).
+    """The plan of a round. `fleet` = (available devices, settings, directory).
 
     Raises `PlanError` if too few devices are available; `fedpruneshare.plan.check_plan` checks the rest.
     """
-    limits, settings, directory = fleet
-    rounds = settings.rounds
+    available, settings, directory = fleet
+    rounds, limits = settings.rounds, available.limits
     if len(limits) < rounds.min_devices:
         raise PlanError(f"{len(limits)} devices are there, expected at least min_devices = {rounds.min_devices}")
     allowed = merge_rungs(list(limits.values()), len(published.blobs), rounds.min_devices_segment, rounds.cohort)
     rng = stream(rounds.seed, "cohort", round_id)
-    cohort = draw_cohort(limits, allowed, rounds.cohort, rounds.min_devices_segment, rng)
+    cohort = draw_cohort(available.likely(), allowed, rounds.cohort, rounds.min_devices_segment, rng)
     coding = _coding(settings, state, len(cohort))
     return RoundPlan(
         round_id=round_id,

@@ -19,7 +19,7 @@ import structlog
 from coordinator.ledger import Failure, RoundLedger
 from coordinator.opening import Opening, Round, open_and_apply
 from coordinator.outcomes import Seconds, outcome_line, round_facts
-from coordinator.planning import ModelState, plan_round
+from coordinator.planning import AvailableDevices, ModelState, plan_round
 from coordinator.publishing import Publisher
 from coordinator.settings import CoordinatorSettings
 from coordinator.store import OpenRound, RoundStore
@@ -161,11 +161,11 @@ class Coordinator:
         rounds = self._settings.rounds
         is_first = not self._store.outcomes()
         enough = len(self._party.directory.devices) if is_first else rounds.min_devices
-        await self._wait_until(lambda: len(self._fleet()) >= enough, rounds.wait_for_devices_s)
+        await self._wait_until(lambda: len(self._fleet().limits) >= enough, rounds.wait_for_devices_s)
 
-    def _fleet(self) -> dict[str, int]:
-        roster = self._party.directory.devices
-        return {device: rung for device, rung in self._store.fleet(_MISSED_LIMIT).items() if device in roster}
+    def _fleet(self) -> AvailableDevices:
+        known, roster = self._store.fleet(_MISSED_LIMIT), self._party.directory.devices
+        return AvailableDevices({d: limit for d, limit in known.limits.items() if d in roster}, known.expected)
 
     async def _give_up(self, round_id: int, reason: str, seconds: Seconds) -> None:
         """Fail a round that cannot go on before it has a ledger."""
@@ -243,7 +243,8 @@ class Coordinator:
             return freeze
         body = encode(freeze)
         self._store.freeze(freeze.round_id, body)
-        _log.info("frozen", round_id=freeze.round_id, contributors=len(freeze.contributors), by=freeze.aggregators)
+        found = {"contributors": len(freeze.contributors), "alone_on_their_rung": ledger.lone_devices}
+        _log.info("frozen", round_id=freeze.round_id, by=freeze.aggregators, **found)
         return self._enter_frozen(freeze, body)
 
     def _enter_frozen(self, freeze: Freeze, body: bytes) -> Freeze:
@@ -387,8 +388,7 @@ class Coordinator:
 
     def _model(self) -> ModelState:
         state = self._store.model()
-        if state is None:
-            raise RuntimeError("no model is stored")
+        assert state is not None
         return state
 
     def _open_ledger(self) -> RoundLedger:

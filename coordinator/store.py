@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from coordinator.averaging import ServerMoments
-from coordinator.planning import ModelState
+from coordinator.planning import AvailableDevices, ModelState
 from fedpruneshare.errors import SettingsError
 from fedpruneshare.storage import open_database, write_atomically
 
@@ -176,13 +176,13 @@ class RoundStore:
             self._db.execute(f"UPDATE devices SET missed = {missed} WHERE device_id = ?", (device,))
         self._db.execute("COMMIT")
 
-    def fleet(self, missed_below: int) -> dict[str, int]:
-        """The highest rung each device will probably take, of devices that missed fewer rounds in a row than that."""
+    def fleet(self, missed_below: int) -> AvailableDevices:
+        """Devices that missed fewer rounds in a row than that."""
         rows = self._db.execute(
-            "SELECT device_id, MIN(rung_limit, COALESCE(last_rung, rung_limit)) FROM devices WHERE missed < ?",
-            (missed_below,),
-        )
-        return dict(rows.fetchall())
+            "SELECT device_id, rung_limit, last_rung FROM devices WHERE missed < ?", (missed_below,)
+        ).fetchall()
+        limits = {device: limit for device, limit, _ in rows}
+        return AvailableDevices(limits, {device: last for device, _, last in rows if last is not None})
 
     def close(self) -> None:
         """Close the database."""

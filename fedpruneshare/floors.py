@@ -9,6 +9,7 @@ segment on.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, combinations
 from typing import Final
 
 #: No setting may go below this (docs/protocol.md §8.1).
@@ -27,12 +28,36 @@ def open_segments(rungs: Sequence[int], segments: int, min_devices: int, min_dev
     needs `min_devices_segment`, and the contributors it has lost since the last open segment must be none or
     at least `min_devices_segment`; otherwise it stays closed and the next is compared with that same last one.
     """
-    counts = contributor_counts(rungs, segments)
+    return _opened(contributor_counts(rungs, segments), min_devices, min_devices_segment)
+
+
+def _opened(counts: Sequence[int], min_devices: int, min_devices_segment: int) -> tuple[int, ...]:
+    """The same from the number of contributors to each segment."""
     if counts[0] < max(min_devices, 1):
         return ()
     opened = [0]
-    for segment in range(1, segments):
+    for segment in range(1, len(counts)):
         lost = counts[opened[-1]] - counts[segment]
         if counts[segment] >= min_devices_segment and (lost == 0 or lost >= min_devices_segment):
             opened.append(segment)
     return tuple(opened)
+
+
+def lone_rungs(rungs: Sequence[int], words: Sequence[int], min_devices: int, min_devices_segment: int) -> set[int]:
+    """Rungs whose few devices had better be left out: alone on their rung, they would keep longer segments closed.
+
+    Of the rungs with fewer devices than `min_devices_segment`, the set without which most is opened: contributors times
+    `words` (of each segment), over all segments that may then be opened. Empty if nothing is won.
+    """
+    here = [sum(rung == own for rung in rungs) for own in range(len(words))]
+    few = [rung for rung, count in enumerate(here) if 0 < count < min_devices_segment]
+    best, most = set[int](), -1
+    for size in range(len(few) + 1):
+        for left_out in combinations(few, size):
+            kept = [0 if rung in left_out else count for rung, count in enumerate(here)]
+            counts = [*accumulate(reversed(kept))][::-1]
+            opened = _opened(counts, min_devices, min_devices_segment)
+            found = sum(counts[segment] * words[segment] for segment in opened)
+            if found > most:
+                best, most = set(left_out), found
+    return best

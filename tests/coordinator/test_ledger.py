@@ -76,7 +76,8 @@ def test_the_freeze_keeps_most_devices_then_most_aggregators(world: dict[str, At
         assert best[0] < 3
         assert "expected" in chosen.reason
         return
-    assert (len(chosen.contributors), len(chosen.aggregators)) == best
+    assert (len(chosen.contributors) + len(ledger.lone_devices), len(chosen.aggregators)) == best
+    assert not {c.device_id for c in chosen.contributors} & set(ledger.lone_devices)
     for name in chosen.aggregators:
         assert set(chosen.contributors) <= set(world[name].uploads)
     assert len({c.device_id for c in chosen.contributors}) == len(chosen.contributors)
@@ -345,3 +346,15 @@ def test_refusals_of_the_plan_end_the_wait_and_give_the_reason() -> None:
     failure = ledger.choose_freeze()
     assert isinstance(failure, Failure)
     assert "aggregator-1: no; aggregator-2: never" in failure.reason
+
+
+def test_a_device_alone_on_its_rung_does_not_keep_the_others_segments_closed() -> None:
+    ledger = RoundLedger(VIEW)
+    uploads = [contribution(device, 0, 2) for device in DEVICES[:6]] + [contribution(DEVICES[6], 0, 0)]
+    for name in AGGREGATORS:
+        ledger.attend(name, attendance(*uploads))
+    freeze = ledger.choose_freeze()
+    assert isinstance(freeze, Freeze)
+    assert freeze.segments == (0, 1, 2)
+    assert ledger.lone_devices == (DEVICES[6],)
+    assert [c.device_id for c in freeze.contributors] == list(DEVICES[:6])

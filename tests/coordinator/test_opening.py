@@ -15,7 +15,7 @@ from aggregator.summing import sum_shares
 from coordinator.evaluation import Evaluator
 from coordinator.ledger import RoundLedger
 from coordinator.opening import Opening, Round, open_and_apply
-from coordinator.planning import TaskFacts, plan_round
+from coordinator.planning import AvailableDevices, TaskFacts, plan_round
 from coordinator.settings import CodingSettings, CoordinatorSettings, PruningSettings, RoundSettings
 from coordinator.supports import publish_model
 from coordinator.workbench import Workbench
@@ -50,7 +50,7 @@ class Scene:
         self.state = self.bench.first_model()
         facts = TaskFacts("tiny", bytes(32), TABLE)
         self.published = publish_model(self.state, 1, self.settings, facts)
-        plan = plan_round(1, self.state, self.published, facts, (RUNGS, self.settings, directory()))
+        plan = plan_round(1, self.state, self.published, facts, (AvailableDevices(RUNGS), self.settings, directory()))
         self.view = check_plan(plan, digest(encode(plan)), directory())
         self.updates = {device: self.make_update(device) for device in DEVICES}
         self.freeze, self.sums = self.share()

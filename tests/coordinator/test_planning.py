@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.planning import (
+    AvailableDevices,
     ModelState,
     TaskFacts,
     draw_cohort,
@@ -91,11 +92,13 @@ def test_plans_pass_their_own_check(applied: int) -> None:
     limits = {device: place % 3 for place, device in enumerate(DEVICES)}
     used, model = settings(cohort=10), state(applied)
     published = publish_model(model, 7, used, FACTS)
-    plan = plan_round(7, model, published, FACTS, (limits, used, directory()))
+    plan = plan_round(7, model, published, FACTS, (AvailableDevices(limits), used, directory()))
     view = check_plan(plan, digest(encode(plan)), directory())
     assert view.rungs == 3
     assert plan.segments[-1].density == pytest.approx(density_of(used, applied), abs=1e-3)
-    again = plan_round(7, model, publish_model(model, 7, used, FACTS), FACTS, (limits, used, directory()))
+    again = plan_round(
+        7, model, publish_model(model, 7, used, FACTS), FACTS, (AvailableDevices(limits), used, directory())
+    )
     assert encode(again) == encode(plan)
 
 
@@ -104,7 +107,7 @@ def test_points_rotate_so_that_seeds_go_round() -> None:
     at_one = []
     for round_id in range(1, 7):
         published = publish_model(model, round_id, used, FACTS)
-        plan = plan_round(round_id, model, published, FACTS, (limits, used, directory()))
+        plan = plan_round(round_id, model, published, FACTS, (AvailableDevices(limits), used, directory()))
         assert sorted(plan.points.values()) == [1, 2, 3]
         at_one.append(next(name for name, x in plan.points.items() if x == 1))
     assert sorted(at_one) == sorted(AGGREGATORS * 2)
@@ -114,4 +117,4 @@ def test_too_few_devices_are_a_reason() -> None:
     used, model = settings(cohort=5, min_devices=4), state()
     limits = dict.fromkeys(DEVICES[:3], 0)
     with pytest.raises(PlanError, match="3 devices are there, expected at least min_devices = 4"):
-        plan_round(1, model, publish_model(model, 1, used, FACTS), FACTS, (limits, used, directory()))
+        plan_round(1, model, publish_model(model, 1, used, FACTS), FACTS, (AvailableDevices(limits), used, directory()))

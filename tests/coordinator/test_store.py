@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from coordinator.averaging import ServerMoments
-from coordinator.planning import ModelState
+from coordinator.planning import AvailableDevices, ModelState
 from coordinator.store import RoundStore
 from fedpruneshare.errors import SettingsError
 
@@ -53,12 +53,13 @@ def test_the_rung_that_a_device_was_left_bounds_what_it_is_expected_to_take(tmp_
     store.greet("device-1", 3)
     store.note_rung("device-1", 1)
     store.note_rung("device-9", 1)  # never heard of
-    assert store.fleet(2) == {"device-1": 1}
+    assert store.fleet(2) == AvailableDevices({"device-1": 3}, {"device-1": 1})
+    assert store.fleet(2).likely() == {"device-1": 1}
     store.note_rung("device-1", None)
-    assert store.fleet(2) == {"device-1": 3}
+    assert store.fleet(2) == AvailableDevices({"device-1": 3})
     store.note_rung("device-1", 0)
     store.greet("device-1", 3)
-    assert store.fleet(2) == {"device-1": 3}
+    assert store.fleet(2) == AvailableDevices({"device-1": 3})
 
 
 def reopened(store: RoundStore) -> RoundStore:
@@ -125,11 +126,11 @@ def test_devices_that_stay_away_are_left_out_until_they_are_heard_of(tmp_path: P
     for device in ("a", "b"):
         store.greet(device, 1)
     store.note_round(("a", "b"), {"a"})
-    assert store.fleet(2) == {"a": 1, "b": 1}
+    assert store.fleet(2).limits == {"a": 1, "b": 1}
     store.note_round(("a", "b"), {"a"})
-    assert store.fleet(2) == {"a": 1}
+    assert store.fleet(2).limits == {"a": 1}
     store.greet("b", 0)
-    assert store.fleet(2) == {"a": 1, "b": 0}
+    assert store.fleet(2).limits == {"a": 1, "b": 0}
 
 
 def test_only_so_many_models_are_kept_and_the_file_is_private(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from aggregator.service import Aggregator
 from aggregator.settings import AggregatorSettings
 from coordinator.answers import sum_vectors
 from coordinator.ledger import RoundLedger
-from coordinator.planning import ModelState, TaskFacts, plan_round
+from coordinator.planning import AvailableDevices, ModelState, TaskFacts, plan_round
 from coordinator.settings import CodingSettings, CoordinatorSettings, PruningSettings, RoundSettings, SharingSettings
 from coordinator.supports import publish_model
 from edge_client.outbox import Upload
@@ -114,7 +114,9 @@ def make_world(brokers: dict[str, Broker], k: int) -> World:
         )
     )
     facts = TaskFacts("known-words", bytes(32), table)
-    plan = plan_round(1, state, publish_model(state, 1, settings, facts), facts, (RUNGS, settings, directory))
+    plan = plan_round(
+        1, state, publish_model(state, 1, settings, facts), facts, (AvailableDevices(RUNGS), settings, directory)
+    )
     return World(directory, identities, check_plan(plan, digest(encode(plan)), directory))
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpruneshare.floors import contributor_counts, open_segments
+from fedpruneshare.floors import contributor_counts, lone_rungs, open_segments
 
 rung_lists = st.lists(st.integers(0, 4), max_size=14)
 
@@ -58,3 +58,37 @@ def test_no_difference_of_opened_sums_shows_fewer_than_the_floor(rungs: list[int
 )
 def test_at_the_boundaries(rungs: list[int], expected: tuple[int, ...]) -> None:
     assert open_segments(rungs, 3 if 2 in rungs else 2, 3, 3) == expected
+
+
+def opened_words(rungs: list[int], words: list[int]) -> int:
+    counts = contributor_counts(rungs, len(words))
+    return sum(counts[segment] * words[segment] for segment in open_segments(rungs, len(words), 3, 3))
+
+
+@given(st.lists(st.integers(0, 4), min_size=3, max_size=12), st.lists(st.integers(1, 1000), min_size=5, max_size=5))
+def test_leaving_lone_devices_out_opens_most(rungs: list[int], words: list[int]) -> None:
+    lone = lone_rungs(rungs, words, 3, 3)
+    kept = [rung for rung in rungs if rung not in lone]
+    assert all(rungs.count(rung) < 3 for rung in lone)
+    few = [rung for rung in set(rungs) if rungs.count(rung) < 3]
+    for left_out in (
+        {rung for place, rung in enumerate(few) if choice >> place & 1} for choice in range(2 ** len(few))
+    ):
+        assert opened_words(kept, words) >= opened_words([rung for rung in rungs if rung not in left_out], words)
+    if opened_words(rungs, words) == opened_words(kept, words):
+        assert not lone
+
+
+@pytest.mark.parametrize(
+    ("rungs", "lone"),
+    [
+        ([1] * 5 + [0], {0}),  # one weak device of six would cost all of them the second segment
+        ([1] * 5 + [0] * 3, set()),  # three are a stratum
+        ([1] + [0] * 5, set()),  # nothing is won: the second segment stays closed either way
+        ([2] * 5 + [1, 0], {0, 1}),
+        ([1] * 3 + [0, 0], {0}),
+        ([1, 1, 0], set()),  # without it the round would fail
+    ],
+)
+def test_who_is_left_out(rungs: list[int], lone: set[int]) -> None:
+    assert lone_rungs(rungs, [100] * (max(rungs) + 1), 3, 3) == lone
