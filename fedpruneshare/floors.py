@@ -14,6 +14,8 @@ from typing import Final
 
 #: No setting may go below this (docs/protocol.md §8.1).
 LOWEST_FLOOR: Final = 3
+#: Contributors to each device that may be left out for being alone on its rung.
+_PER_LEFT_OUT: Final = 10
 
 
 def contributor_counts(rungs: Sequence[int], segments: int) -> list[int]:
@@ -47,13 +49,16 @@ def lone_rungs(rungs: Sequence[int], words: Sequence[int], min_devices: int, min
     """Rungs whose few devices had better be left out: alone on their rung, they would keep longer segments closed.
 
     Of the rungs with fewer devices than `min_devices_segment`, the set without which most is opened: contributors times
-    `words` (of each segment), over all segments that may then be opened. Empty if nothing is won.
+    `words` (of each segment), over all segments that may then be opened. Never more than one device in ten is left out;
+    empty if nothing is won.
     """
     here = [sum(rung == own for rung in rungs) for own in range(len(words))]
     few = [rung for rung, count in enumerate(here) if 0 < count < min_devices_segment]
     best, most = set[int](), -1
     for size in range(len(few) + 1):
         for left_out in combinations(few, size):
+            if _PER_LEFT_OUT * sum(here[rung] for rung in left_out) > len(rungs):
+                continue
             kept = [0 if rung in left_out else count for rung, count in enumerate(here)]
             counts = [*accumulate(reversed(kept))][::-1]
             opened = _opened(counts, min_devices, min_devices_segment)

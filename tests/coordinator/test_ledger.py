@@ -350,11 +350,11 @@ def test_refusals_of_the_plan_end_the_wait_and_give_the_reason() -> None:
 
 def test_a_device_alone_on_its_rung_does_not_keep_the_others_segments_closed() -> None:
     ledger = RoundLedger(VIEW)
-    uploads = [contribution(device, 0, 2) for device in DEVICES[:6]] + [contribution(DEVICES[6], 0, 0)]
+    uploads = [contribution(device, 0, 2) for device in DEVICES[:9]] + [contribution(DEVICES[9], 0, 0)]
     for name in AGGREGATORS:
         ledger.attend(name, attendance(*uploads))
     freeze = ledger.choose_freeze()
     assert isinstance(freeze, Freeze)
     assert freeze.segments == (0, 1, 2)
-    assert ledger.lone_devices == (DEVICES[6],)
-    assert [c.device_id for c in freeze.contributors] == list(DEVICES[:6])
+    assert ledger.lone_devices == (DEVICES[9],)
+    assert [c.device_id for c in freeze.contributors] == list(DEVICES[:9])
