@@ -113,6 +113,21 @@ def merge_rungs(limits: Sequence[int], rungs: int, floor: int, cohort: int) -> t
     return tuple(allowed)
 
 
+def make_room(expected: Sequence[int], allowed: Sequence[int], floor: int, cohort: int) -> tuple[int, ...]:
+    """The allowed rungs, less those whose floors a cohort has no room for (docs/protocol.md §8.2).
+
+    `expected`: the rung each available device will probably take. Only strata of `floor` devices or more are given
+    their floor; of these the smallest goes first, and its devices take the next lower rung.
+    """
+    left = list(allowed)
+    while True:
+        strata = _strata(expected, left)
+        filled = [rung for rung in left if strata[rung] >= floor]
+        if len(filled) * floor <= cohort or len(filled) < 2:
+            return tuple(left)
+        left.remove(min((rung for rung in filled if rung > 0), key=lambda rung: (strata[rung], rung)))
+
+
 def _strata(limits: Sequence[int], allowed: Sequence[int]) -> Counter[int]:
     return Counter(max(rung for rung in allowed if rung <= limit) for limit in limits)
 
@@ -139,7 +154,7 @@ def _quotas(sizes: Mapping[int, int], size: int, floor: int) -> dict[int, int]:
     """Largest-remainder shares of `size`, each at least the floor where a stratum reaches it, at most its stratum."""
     total = sum(sizes.values())
     quota = {rung: floor if count >= floor else 0 for rung, count in sizes.items()}
-    while sum(quota.values()) > size:  # a cohort too small for all floors: merge_rungs left one stratum only
+    while sum(quota.values()) > size:  # a cohort too small for all floors: make_room left one stratum only
         largest = max(quota, key=lambda rung: quota[rung])
         quota[largest] -= 1
     while sum(quota.values()) < size:
@@ -167,9 +182,10 @@ def plan_round(
     rounds, limits = settings.rounds, available.limits
     if len(limits) < rounds.min_devices:
         raise PlanError(f"{len(limits)} devices are there, expected at least min_devices = {rounds.min_devices}")
-    allowed = merge_rungs(list(limits.values()), len(published.blobs), rounds.min_devices_segment, rounds.cohort)
-    rng = stream(rounds.seed, "cohort", round_id)
-    cohort = draw_cohort(available.likely(), allowed, rounds.cohort, rounds.min_devices_segment, rng)
+    floor, likely = rounds.min_devices_segment, available.likely()
+    allowed = merge_rungs(list(limits.values()), len(published.blobs), floor, rounds.cohort)
+    allowed = make_room(list(likely.values()), allowed, floor, rounds.cohort)
+    cohort = draw_cohort(likely, allowed, rounds.cohort, floor, stream(rounds.seed, "cohort", round_id))
     coding = _coding(settings, state, len(cohort))
     return RoundPlan(
         round_id=round_id,

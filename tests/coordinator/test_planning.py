@@ -13,6 +13,7 @@ from coordinator.planning import (
     ModelState,
     TaskFacts,
     draw_cohort,
+    make_room,
     merge_rungs,
     plan_round,
 )
@@ -71,6 +72,19 @@ def test_a_full_cohort_opens_every_rung_that_is_left(
     if len(drawn) >= floor:
         reached = {segment for segment in range(rungs) if any(rung >= segment for rung in taken)}
         assert set(open_segments(taken, rungs, floor, floor)) == reached
+
+
+@pytest.mark.parametrize(("rungs", "cohort"), [(4, 10), (6, 6), (5, 12)])
+def test_what_is_expected_of_devices_never_splits_a_cohort_below_the_floor(rungs: int, cohort: int) -> None:
+    """All say that they reach the top, measurements spread them evenly: nobody may train for a closed segment."""
+    names = [f"device-{index:02}" for index in range(10 * rungs)]
+    likely = {name: index % rungs for index, name in enumerate(names)}
+    allowed = merge_rungs([15] * len(names), rungs, 3, cohort)
+    allowed = make_room(list(likely.values()), allowed, 3, cohort)
+    drawn = draw_cohort(likely, allowed, cohort, 3, np.random.default_rng(1))
+    taken = [effective(likely[name], allowed) for name in drawn]
+    assert len(drawn) == cohort
+    assert all(taken.count(rung) >= 3 for rung in set(taken))
 
 
 @given(st.lists(st.integers(0, 3), min_size=20, max_size=60), st.integers(0, 99))
