@@ -23,7 +23,7 @@ from coordinator.planning import AvailableDevices, ModelState, plan_round
 from coordinator.publishing import Publisher
 from coordinator.settings import CoordinatorSettings
 from coordinator.store import OpenRound, RoundStore
-from coordinator.supports import publish_model
+from coordinator.supports import Press
 from coordinator.workbench import Workbench
 from fedpruneshare.errors import PeerError, PlanError, ProtocolError, SharingError
 from fedpruneshare.link import Delivery, Link
@@ -63,11 +63,10 @@ class Coordinator:
     def __init__(self, party: Party, settings: CoordinatorSettings, link: Link, bench: Workbench) -> None:
         self._party, self._settings, self._link, self._bench = party, settings, link, bench
         self._store = RoundStore(bench.folder, bench.facts.bundle)
-        self._publisher = Publisher(party, link, Backoff(random.Random()))
+        self._publisher, self._press = Publisher(party, link, Backoff(random.Random())), Press(settings, bench.facts)
         self._ledger: RoundLedger | None = None
-        self._changed = asyncio.Event()
+        self._changed, self._is_repeat_wanted = asyncio.Event(), False
         self._sent: tuple[str, bytes] | None = None
-        self._is_repeat_wanted = False
 
     # ------------------------------------------------------------------ the run
 
@@ -113,7 +112,7 @@ class Coordinator:
         if begun is None:
             return
         state = self._model()
-        published = publish_model(state, begun.round_id, self._settings, self._bench.facts)
+        published = await self._press.publish(state, begun.round_id)
         view = self._check_open_round(begun)
         if [digest(blob) for blob in published.blobs] != [segment.blob for segment in view.plan.segments]:
             # Packed by another version of the software, or of its compressor: what was announced cannot be said again.
@@ -140,7 +139,7 @@ class Coordinator:
         await self._await_devices()
         round_id = self._store.next_round_id()
         state = self._model()
-        published = publish_model(state, round_id, self._settings, self._bench.facts)
+        published = await self._press.publish(state, round_id)
         fleet = (self._fleet(), self._settings, self._party.directory)
         try:
             plan = plan_round(round_id, state, published, self._bench.facts, fleet)
@@ -303,9 +302,10 @@ class Coordinator:
         begun = self._store.open_round()
         if first or begun is None or self._ledger is None:
             return
-        published = publish_model(self._model(), begun.round_id, self._settings, self._bench.facts)
-        await self._publisher.announce(self._ledger.view, begun.plan, published, self._remaining_s(begun))
-        await self._publisher.send(self._sent)
+        published = await self._press.publish(self._model(), begun.round_id)
+        if self._ledger is not None and self._ledger.view.plan.round_id == begun.round_id:
+            await self._publisher.announce(self._ledger.view, begun.plan, published, self._remaining_s(begun))
+            await self._publisher.send(self._sent)
 
     async def _on_hello(self, delivery: Delivery) -> None:
         opened = self._party.take("hello", delivery)

@@ -17,7 +17,7 @@ from edge_client.pruning import mask_from_positions
 from edge_client.receiving import ReceivedModel
 from edge_client.tasks import Task, read_state, write_state
 from edge_client.torch_device import TorchDevice
-from edge_client.training import Masks, TrainingResult, TrainingSettings, fit
+from edge_client.training import Masks, Pace, TrainingResult, TrainingSettings, fit
 from edge_client.width.narrowing import narrow, narrow_masks, read_narrow, write_narrow
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sharing.digits import shift, zero_point
@@ -73,13 +73,18 @@ def prepare(work: Workplace, received: ReceivedModel) -> Prepared:
     return Prepared(work, received, model, narrow_masks(*channels, positions))
 
 
-def train(ready: Prepared, view: PlanView, rng: np.random.Generator, steps: int | None = None) -> LocalResult:
+def train(
+    ready: Prepared, view: PlanView, rng: np.random.Generator, steps: int | None = None, pace: Pace | None = None
+) -> LocalResult:
     """Train what `prepare` gave, and return what it learnt on the rung's support.
 
-    `steps`: of the plan's local steps only so many (None: all). Raises `TaskError` if training diverges.
+    `steps`: of the plan's local steps only so many (None: all). `pace`: how far it is. Raises `TaskError` if training
+    diverges, or was ended.
     """
     work, received = ready.work, ready.received
-    result = fit(ready.model, work.dataset, ready.masks, _settings(work, view, steps), rng, work.task.loss)
+    result = fit(
+        ready.model, work.dataset, ready.masks, _settings(work, view, steps, pace or Pace()), rng, work.task.loss
+    )
     if received.kept is None:
         after, vectors = read_state(ready.model, work.table)
     else:
@@ -100,11 +105,11 @@ def train(ready: Prepared, view: PlanView, rng: np.random.Generator, steps: int 
     return LocalResult(update, result, is_clamped)
 
 
-def _settings(work: Workplace, view: PlanView, steps: int | None) -> TrainingSettings:
+def _settings(work: Workplace, view: PlanView, steps: int | None, pace: Pace) -> TrainingSettings:
     t = view.plan.training
     return TrainingSettings(
         t.local_epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay, work.task.optimiser, t.proximal_mu,
-        max_steps=steps, torch_device=work.torch_device,
+        max_steps=steps, torch_device=work.torch_device, pace=pace,
     )  # fmt: skip
 
 

@@ -63,17 +63,25 @@ async def receive_model(
 
     Subscribes to the segments' retained chunks for as long as it takes. `count_received` gets every payload's bytes.
     """
-    blobs = [
-        _receive_segment(party, link, (index, segment, view.plan.chunk_bytes), count_received)
-        for index, segment in enumerate(view.plan.segments[: rung + 1])
-    ]
-    return list(await asyncio.gather(*blobs))
+    try:  # a group, so that no segment is waited for once another has failed
+        async with asyncio.TaskGroup() as group:
+            blobs = [
+                group.create_task(
+                    _receive_segment(party, link, (index, segment, view.plan.chunk_bytes), count_received)
+                )
+                for index, segment in enumerate(view.plan.segments[: rung + 1])
+            ]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [blob.result() for blob in blobs]
 
 
 async def _receive_segment(
     party: Party, link: Link, wanted: tuple[int, Segment, int], count_received: Callable[[int], None]
 ) -> bytes:
     index, segment, chunk_bytes = wanted
+    if segment.blob_bytes > _MAX_SEGMENT_BYTES:
+        raise ProtocolError(f"segment {index} of {segment.blob_bytes} bytes, expected at most {_MAX_SEGMENT_BYTES}")
     joiner = Joiner(segment.blob_bytes, chunk_bytes, limit_bytes=_MAX_SEGMENT_BYTES)
     complete = asyncio.Event()
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import structlog
 
 from edge_client import local_round
@@ -25,11 +26,12 @@ from edge_client.energy.account import EnergyAccount
 from edge_client.energy.parts import Phase, measured_j
 from edge_client.inference.model_file import received_model
 from edge_client.inference.rendering import keep_model
-from edge_client.local_round import Workplace
+from edge_client.local_round import LocalResult, Prepared, Workplace
 from edge_client.outbox import Outbox, Upload
 from edge_client.receiving import decode_model, receive_model
 from edge_client.settings import DeviceSettings
 from edge_client.share_chunks import open_shares
+from edge_client.training import Pace
 from edge_client.uploading import Courier, Parcel, is_accepted
 from fedpruneshare import __version__
 from fedpruneshare.errors import FedPruneShareError, LinkError, PeerError, PlanError
@@ -198,7 +200,7 @@ class Device:
         blobs = await receive_model(
             self._party, self._control, view, rung, lambda size: self._ledger.received("model", size)
         )
-        received = decode_model(view, self._work.table, blobs)
+        received = await self._in_worker(decode_model, view, self._work.table, blobs)
         entry.seconds["receive"], started = _lap(started)
         self._adapter.received(sum(len(blob) for blob in blobs), entry.seconds["receive"])
         await self._in_worker(keep_model, self._folder, received_model(view, received, self._work))
@@ -207,19 +209,30 @@ class Device:
         ready = await self._in_worker(local_round.prepare, self._work, received)
         entry.seconds["prune"], started = _lap(started)
         self._account.enter(Phase.TRAIN)
-        result = await self._in_worker(local_round.train, ready, view, rng, decision.local_steps)
-        self._adapter.trained(decision.width, result.training.seconds / max(result.training.steps, 1))
+        result = await self._train(ready, view, rng, decision)
         entry.examples, entry.loss = result.training.examples, result.training.mean_loss
         entry.seconds["train"], started = _lap(started)
         if result.is_clamped:
             _log.warning("weight-clamped", found=result.training.examples, max_weight=plan.coding.max_weight)
         self._account.enter(Phase.ENCODE)
-        artefact = write_update(result.update, self._work.table)
+        artefact = await self._in_worker(write_update, result.update, self._work.table)
         write_atomically(self._folder / "update.onnx", artefact, mode=0o600)
-        words = local_round.encode_words(view, self._work.table, result.update, rng)
+        words = await self._in_worker(local_round.encode_words, view, self._work.table, result.update, rng)
         entry.seconds["encode"], started = _lap(started)
         _log.info("trained", round_id=plan.round_id, rung=rung, loss=entry.loss, onnx_bytes=len(artefact))
         return local_round.new_upload(view, result.update, words, self._prg)
+
+    async def _train(
+        self, ready: Prepared, view: PlanView, rng: np.random.Generator, decision: DensityDecision
+    ) -> LocalResult:
+        """Train in the worker; what it took so far counts also if the round ends before it does, and ends it."""
+        pace = Pace()
+        try:
+            result: LocalResult = await self._in_worker(local_round.train, ready, view, rng, decision.local_steps, pace)
+            return result
+        finally:
+            pace.is_over = True
+            self._adapter.trained(decision.width, pace.step_s() or 0.0)
 
     async def _deliver(self, view: PlanView, upload: Upload, is_resumed: bool, ends_at: float) -> list[Receipt]:
         """One courier per aggregator, all at once, until every one has a receipt (or the round ends)."""

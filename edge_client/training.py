@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
@@ -32,6 +32,19 @@ Masks = list[torch.Tensor]
 """One 0/1 float32 tensor per prunable weight, in the table's order and of the weight's shape."""
 
 
+@dataclass
+class Pace:
+    """How far a training is, told from one thread to another, which may also end it: set `is_over`."""
+
+    steps: int = 0
+    began_s: float | None = None
+    is_over: bool = False
+
+    def step_s(self) -> float | None:
+        """Seconds of a step so far; None where training has not begun. Before the first has ended: at least so many."""
+        return None if self.began_s is None else (time.perf_counter() - self.began_s) / max(self.steps, 1)
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """What the round plan says about local training, and what of this device is used for it.
@@ -50,6 +63,7 @@ class TrainingSettings:
     max_steps: int | None = None
     """Stop after so many steps, on a device that has no time for all epochs."""
     torch_device: TorchDevice = "cpu"
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(frozen=True)
@@ -84,9 +98,9 @@ def fit(
 
     On another device than the processor a copy is trained, so that after a failure there (no memory, no kernel) the
     processor begins once more with the weights and the `rng` as they were given. Raises `TaskError` as soon as the
-    loss, or at the end a weight, is not finite.
+    loss, or at the end a weight, is not finite, or `settings.pace` says that it is over.
     """
-    started = time.perf_counter()
+    started = settings.pace.began_s = time.perf_counter()
     work = _Work(dataset, _named_masks(model, mask), settings, rng, loss or default_loss(dataset.has_classes))
     losses, choice = _train_where_it_works(model, work)
     if choice.reason:
@@ -142,6 +156,8 @@ def _train(model: nn.Module, work: _Work, device: torch.device) -> list[float]:
         _apply(masked)
         pull = _proximal_term(model, settings.proximal_mu)
         for batch in itertools.islice(_batches(len(dataset), settings, work.rng), settings.max_steps):
+            if settings.pace.is_over:
+                raise TaskError(f"training was ended after {len(losses)} steps")
             inputs, targets = (torch.from_numpy(part[batch]).to(device) for part in (dataset.inputs, dataset.targets))
             model.zero_grad(set_to_none=True)
             value = work.loss(model(inputs), targets)
@@ -150,6 +166,7 @@ def _train(model: nn.Module, work: _Work, device: torch.device) -> list[float]:
             pull()
             step()
             _apply(masked)
+            settings.pace.steps = len(losses)
     _refuse_non_finite(model, settings)
     return losses
 

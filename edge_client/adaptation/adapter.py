@@ -17,7 +17,7 @@ from edge_client.adaptation.predictions import Actual, PredictionLog
 from edge_client.adaptation.watches import LinkWatch, StepWatch
 from edge_client.board.profiles import BoardProfile, find_board, load_board
 from edge_client.byte_ledger import RoundEntry
-from edge_client.density import DECLINED, DensityDecision, DeviceState, Offer, RungCost, decide
+from edge_client.density import DECLINED, Constraint, DensityDecision, DeviceState, Offer, RungCost, decide
 from edge_client.device import Health, measure
 from edge_client.settings import DeviceSettings
 from edge_client.training import count_steps
@@ -26,6 +26,8 @@ from fedpruneshare.plan import PlanView
 _log = structlog.get_logger()
 
 CALIBRATION_FILE: Final = "calibration.toml"
+#: Most declines in a row before a device doubts what it has measured.
+_MOST_PATIENCE: Final = 64
 #: Envelope, seal and message around one chunk, in bytes (measured below it).
 _FRAMING_BYTES: Final = 256
 
@@ -45,6 +47,7 @@ class Adapter:
         self._uplink_bytes_s: float | None = None
         self._coolest_c: float | None = None
         self._last_rung: int | None = None
+        self._declines, self._patience = 0, 1
 
     @property
     def profile(self) -> BoardProfile:
@@ -70,12 +73,29 @@ class Adapter:
         offer = self._offer(view, examples, remaining_s)
         decision = decide(offer, self._settings.limits, self._state(*now))
         self._last_rung = DECLINED if decision.rung is None else decision.rung
+        self._doubt(decision)
         _log.info(
             "decided", round_id=view.plan.round_id, rung=decision.rung, width=decision.width,
             steps=decision.local_steps, constraint=str(decision.constraint), reason=decision.reason,
             inputs=decision.inputs,
         )  # fmt: skip
         return decision
+
+    def _doubt(self, decision: DensityDecision) -> None:
+        """Forget what was measured after enough declines for it: a device that declines measures nothing any more.
+
+        One stall would otherwise keep it out for good. After each time it waits twice as long for the next.
+        """
+        if decision.rung is not None or decision.constraint not in (Constraint.DEADLINE, Constraint.ENERGY):
+            return
+        self._declines += 1
+        if self._declines < self._patience:
+            return
+        self._declines, self._patience = 0, min(2 * self._patience, _MOST_PATIENCE)
+        self._steps, self._links = StepWatch(), LinkWatch()
+        self._receive_bytes_s = self._uplink_bytes_s = None
+        self._learnt.forget()
+        _log.info("measurements-doubted", reason=decision.reason, again_after_declines=self._patience)
 
     def trained(self, width: float, step_s: float) -> None:
         """Note how long a training step took."""
@@ -98,6 +118,7 @@ class Adapter:
         """
         if decision.predicted is None or not self._settings.adaptive:
             return {}
+        self._declines, self._patience = 0, 1
         down, up = entry.down.model + entry.down.plan, entry.up.shares + entry.up.resent
         if up >= _LARGE_BYTES and entry.seconds.get("send", 0.0) > 0:
             self._uplink_bytes_s = up / entry.seconds["send"]  # all links at once, which no single one shows

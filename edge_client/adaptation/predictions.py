@@ -97,6 +97,11 @@ class PredictionLog:
         """For `DeviceState.corrections`: by phase, "energy" and "memory"; what was never learnt is absent."""
         return {name: correction.ratio for name, correction in sorted(self._corrections.items())}
 
+    def forget(self) -> None:
+        """Begin anew: what was learnt keeps the device from learning anything else."""
+        self._corrections = {}
+        self._path.unlink(missing_ok=True)
+
     def record(self, predicted: Prediction, actual: Actual) -> dict[str, Any]:
         """Learn from a round; returns both sides and the new corrections, for the round's ledger entry (JSON-able)."""
         for name, (expected, found) in _pairs(predicted, actual).items():

@@ -34,7 +34,7 @@ class EnergyAccount:
             self._phases.enter(phase)
 
     def end(self, entry: RoundEntry) -> Mapping[Phase, PhaseEnergy]:
-        """Close the period: its joules by phase into the ledger's entry, and off the budget."""
+        """Close the period: its joules by phase into the ledger's entry, and those of a round off the budget."""
         if not self._is_metering:
             return {}
         self._is_metering = False
@@ -44,7 +44,8 @@ class EnergyAccount:
         )
         if found:
             entry.energy, entry.spans = ledger_energy(found), ledger_spans(self._phases.spans())
-            self._budget.spend(found, self._phases.modelled_j)
+            if entry.round:  # idling between rounds is in the ledger only: the budget is of rounds
+                self._budget.spend(found, self._phases.modelled_j)
         return found
 
     def left_j(self, health: Health | None, reserve_percent: float) -> float | None:

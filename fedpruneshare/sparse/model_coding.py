@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from fedpruneshare.errors import MessageError, PlanError
 from fedpruneshare.messages import Segment
 from fedpruneshare.sparse.channels import (
+    MAX_GROUPS,
     Groups,
     Kept,
     all_kept,
@@ -227,6 +228,9 @@ class SegmentReader:
                 check_groups(self._room.groups, self._room.table)
             except (msgspec.DecodeError, PlanError) as error:
                 raise MessageError(f"channel groups of the model: {error}") from None
+            # Without any, a device would train the whole model where it chose a narrow one for what that costs.
+            if not 1 <= len(self._room.groups) <= MAX_GROUPS:
+                raise MessageError(f"{len(self._room.groups)} channel groups, expected 1 to {MAX_GROUPS}")
 
     def _widen(self, sections: _Sections, width: float) -> None:
         room = self._room

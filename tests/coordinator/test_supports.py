@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from coordinator import supports
 from coordinator.planning import ModelState, PublishedModel, TaskFacts
 from coordinator.settings import CoordinatorSettings, PruningSettings, RoundSettings
-from coordinator.supports import check_widths, probe_count, publish_model
+from coordinator.supports import Press, check_widths, probe_count, publish_model
 from fedpruneshare.errors import SettingsError
 from fedpruneshare.messages import Segment
 from fedpruneshare.party import PartySettings
@@ -157,3 +158,19 @@ def test_widths_of_a_model_that_cannot_be_cut() -> None:
 def test_rungs_rise_in_density_or_width(changes: dict[str, object], path: str) -> None:
     found = [fault.path for fault in settings(**changes).pruning.faults("pruning")]
     assert found == ([path] if path else [])
+
+
+async def test_the_model_of_a_round_is_coded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the size of a ResNet-18 it takes seconds, off the round's own time."""
+    made: list[int] = []
+
+    def counting(model: ModelState, round_id: int, *rest: object) -> PublishedModel:
+        made.append(round_id)
+        return publish_model(model, round_id, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(supports, "publish_model", counting)
+    press, model = Press(settings(), FACTS), state()
+    first = await press.publish(model, 4)
+    assert await press.publish(model, 4) is first
+    assert await press.publish(model, 5) is not first
+    assert made == [4, 5]

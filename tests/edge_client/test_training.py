@@ -10,7 +10,7 @@ from torch import nn
 
 from edge_client.datasets import Dataset
 from edge_client.tasks.model import parameter_table
-from edge_client.training import TrainingSettings, accuracy, fit
+from edge_client.training import Pace, TrainingSettings, accuracy, fit
 from fedpruneshare.errors import TaskError
 
 SETTINGS = TrainingSettings(local_epochs=2, batch_size=8, learning_rate=0.1)
@@ -193,3 +193,18 @@ def test_training_does_not_import_torchs_compiler():
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+
+
+def test_a_training_that_is_over_stops_at_its_next_step_and_has_told_its_pace():
+    pace = Pace()
+
+    def loss(outputs, targets):
+        pace.is_over = pace.steps == 3
+        return nn.functional.cross_entropy(outputs, targets)
+
+    assert pace.step_s() is None
+    settings = TrainingSettings(local_epochs=100, batch_size=8, learning_rate=0.1, pace=pace)
+    with pytest.raises(TaskError, match="ended after 4 steps"):
+        fit(net(), data(), None, settings, rng(), loss)
+    assert pace.steps == 4
+    assert 0 < pace.step_s() < 10

@@ -126,3 +126,20 @@ def test_uploads_show_what_the_links_carry(tmp_path: Path) -> None:
     after = learner.decide(view(), EXAMPLES, 600.0, (None, None)).predicted
     assert after is not None
     assert after.seconds["send"] > 10 * before
+
+
+def test_one_stall_does_not_keep_a_device_out_for_good(tmp_path: Path) -> None:
+    """What it declines for it cannot measure again: after a while it has to doubt it."""
+    stalled = adapter(tmp_path)
+    stalled.trained(1.0, 60.0)
+    rungs = [stalled.decide(view(), EXAMPLES, 60.0, (None, None)).rung for _ in range(2)]
+    assert rungs == [None, view().plan.rungs[-1]]
+
+
+def test_a_device_that_stays_too_slow_tries_ever_more_seldom(tmp_path: Path) -> None:
+    slow, taken = adapter(tmp_path), []
+    for _ in range(40):
+        taken.append(slow.decide(view(), EXAMPLES, 60.0, (None, None)).rung is not None)
+        if taken[-1]:
+            slow.trained(1.0, 60.0)
+    assert [place for place, is_taken in enumerate(taken) if is_taken] == [0, 2, 5, 10, 19, 36]

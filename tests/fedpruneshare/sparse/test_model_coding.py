@@ -362,3 +362,13 @@ def test_channel_groups_that_do_not_fit_the_table_are_refused() -> None:
     for groups in (outside, b"\xff", b""):
         with pytest.raises(MessageError, match="group"):
             SegmentReader(NARROWABLE).read(blob_of(GAPS, b"", 0, groups, bytes(2)), planned(0, 0, 0.25))
+
+
+def test_a_narrow_model_says_what_is_cut_in_no_more_groups_than_there_may_be() -> None:
+    """A device that chose width 0.25 for its cost would otherwise train a whole model, or count for minutes."""
+    table = ParameterTable((Parameter("w", (1200, 1), Role.WEIGHT),))
+    many = tuple(ChannelGroup(1, 1, (Cut(0, 0, place),)) for place in range(1025))
+    for groups, bitmap in (((), b""), (many, b"\xff" * 128 + b"\x01")):
+        blob = blob_of(GAPS, b"", 0, msgspec.msgpack.encode(groups), bitmap)
+        with pytest.raises(MessageError, match="channel groups, expected 1 to 1024"):
+            SegmentReader(table).read(blob, planned(0, 0, 0.25))

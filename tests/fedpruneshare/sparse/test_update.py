@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -177,3 +179,16 @@ def test_an_update_shows_no_value() -> None:
     update = SparseUpdate(1, bytes(32), 0, 5, np.arange(3), values, np.arange(3), values)
     assert "0.123" not in repr(update)
     assert "values=3" in repr(update)
+
+
+def test_quantising_takes_little_more_room_than_what_comes_of_it() -> None:
+    """On a board of 512 MiB the values in between must not take five times the result."""
+    count = 1_000_000
+    values, clips = np.full(count, 0.03, dtype=np.float32), np.full(count, 0.1, dtype=np.float32)
+    tracemalloc.start()
+    made = quantise(values, clips, 7, (3, 4), np.random.default_rng(0))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < made.nbytes + 8 * 2**20
+    scaled = np.float64(0.03) * 0.75 / 0.1 * 7
+    assert np.array_equal(made, np.floor(scaled) + (np.random.default_rng(0).random(count) < scaled - np.floor(scaled)))

@@ -1,0 +1,49 @@
+"""Model segments in: one that is wrong ends the waiting for all of them (docs/protocol.md §6.5)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from builders import directory, identity, plan, view
+
+from edge_client.receiving import receive_model
+from fedpruneshare.errors import ProtocolError
+from fedpruneshare.link import Delivery, Handler
+from fedpruneshare.messages import ModelChunk, digest
+from fedpruneshare.party import Party
+from fedpruneshare.topics import Role
+
+
+class _Link:
+    """Delivers `payloads[topic filter]` at once, as retained messages are."""
+
+    def __init__(self, payloads: dict[str, bytes]) -> None:
+        self.payloads, self.handlers = payloads, dict[str, Handler]()
+
+    async def subscribe(self, topic_filter: str, handler: Handler) -> None:
+        self.handlers[topic_filter] = handler
+        if payload := self.payloads.get(topic_filter):
+            await handler(Delivery(topic_filter, payload))
+
+    async def unsubscribe(self, topic_filter: str) -> None:
+        self.handlers.pop(topic_filter, None)
+
+
+@pytest.mark.parametrize("blob_bytes", [3, 2**30])
+async def test_a_wrong_segment_leaves_no_subscription_behind(blob_bytes: int) -> None:
+    """Else the one left over would end the next round's subscription to the same topic, or wait for ever."""
+    segments = plan().segments
+    wrong = msgspec.structs.replace(segments[1], blob=digest(b"abc"), blob_bytes=blob_bytes)
+    seen = view(segments=(segments[0], wrong, segments[2]))
+    party = Party(identity("device-00"), directory(), Role.DEVICE)
+    coordinator = Party(identity("coordinator"), directory(), Role.COORDINATOR)
+    chunk = coordinator.sign(ModelChunk(1, digest(b"abc"), 0, 1, b"xyz"))
+    link: Any = _Link({party.topics.segment(1): chunk})
+    before = asyncio.all_tasks()
+    with pytest.raises(ProtocolError, match="segment 1"):
+        await asyncio.wait_for(receive_model(party, link, seen, 2, lambda _: None), 5)
+    assert not link.handlers
+    assert asyncio.all_tasks() == before
