@@ -157,9 +157,12 @@ class Device:
         """Write what the entry under way has cost in joules, and what the prediction has to learn from it."""
         entry, decision = self._ledger.entry, self._decision
         self._decision = None
-        found = self._account.end(entry)
-        if decision is not None and entry.status == "uploaded":
-            entry.prediction = self._adapter.learn(decision, entry, measured_j(found))
+        try:
+            found = self._account.end(entry)
+            if decision is not None and entry.status == "uploaded":
+                entry.prediction = self._adapter.learn(decision, entry, measured_j(found))
+        except OSError as error:  # a full disk costs figures, not the device
+            _log.error("figures-not-kept", round_id=entry.round, reason=str(error))
         self._ledger.end()
 
     async def take_part(self, view: PlanView, ends_at: float) -> None:
@@ -188,7 +191,8 @@ class Device:
         self._ledger.entry.constraint = decision.constraint
         if decision.rung is None:
             raise PlanError(decision.reason)
-        self._ledger.entry.width, self._ledger.entry.local_steps = decision.width, decision.local_steps
+        entry = self._ledger.entry  # the rung, too: a round cut short must not be told as one at rung 0
+        entry.rung, entry.width, entry.local_steps = decision.rung, decision.width, decision.local_steps
         return decision
 
     async def _make_upload(self, view: PlanView, decision: DensityDecision) -> Upload:
