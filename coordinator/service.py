@@ -178,7 +178,7 @@ class Coordinator:
         return check_plan(plan, digest(begun.plan), self._party.directory)
 
     def _remaining_s(self, begun: OpenRound) -> float:
-        deadline_s = self._settings.rounds.deadline_s
+        deadline_s = self._open_ledger().view.plan.deadline_s
         return deadline_s - min(max(time.time() - begun.started_at, 0.0), deadline_s)
 
     async def _collect(self, remaining_s: float) -> None:
