@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from fedpruneshare import logs
-from testbed.benchmarks.pages import check_page
+from testbed.benchmarks.pages import check_page, write_figures
 
 
 @click.command()
@@ -21,7 +21,7 @@ def memory(target: Path | None, markdown: Path | None) -> int:
     if markdown is not None:
         check_page(markdown, bench.PAGE_NAME)
     report = bench.measure_here(lambda step: click.echo(step, err=True))
-    bench.write_all(report, target, markdown)
+    write_figures(report, target, markdown, bench.PAGE_NAME, bench.page(report))
     click.echo(bench.table(report))
     for line in bench.missed(report):
         click.echo(f"MISSED: {line}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from fedpruneshare import logs
-from testbed.benchmarks.pages import check_page
+from testbed.benchmarks.pages import check_page, write_figures
 
 
 @click.command()
@@ -22,7 +22,7 @@ def width(target: Path | None, markdown: Path | None, quick: bool) -> int:
     if markdown is not None:
         check_page(markdown, bench.PAGE_NAME)
     report = bench.measure_here(quick, lambda net: click.echo(net, err=True))
-    bench.write_all(report, target, markdown)
+    write_figures(report, target, markdown, bench.PAGE_NAME, bench.page(report))
     click.echo(bench.table(report))
     for line in bench.missed(report):
         click.echo(f"MISSED: {line}")

@@ -12,7 +12,6 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from edge_client.adaptation.watches import width_key
 from fedpruneshare.settings import load_settings, render_toml
 from fedpruneshare.storage import write_atomically
 
@@ -52,10 +51,6 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Resident after imports, task, data and model."""
     step_mib: dict[_Width, _NotNegative] = {}
     """Width -> peak on top of `base_mib` while training."""
-
-    def step_of(self, width: float) -> float | None:
-        """Seconds of one step at a width; None where it was not measured."""
-        return self.step_s.get(width_key(width))
 
 
 def load_calibration(path: Path) -> Calibration:

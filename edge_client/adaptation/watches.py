@@ -6,7 +6,6 @@ Rules without I/O and without a clock: whoever publishes or trains reports how l
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Final
@@ -72,11 +71,6 @@ class LinkWatch:
         """What is known of every link that anything was published on, by aggregator."""
         return {ident: self.estimate(ident) for ident in sorted(self._links)}
 
-    def forget(self, aggregators: Iterable[str]) -> None:
-        """Drop what is known of links that are gone or have changed their route."""
-        for ident in aggregators:
-            self._links.pop(ident, None)
-
 
 def _rate(count: int, seconds: float, rtt_s: float) -> float:
     """Bytes a second while the payload was on its way.
@@ -98,11 +92,6 @@ class StepWatch:
         if not 0 < width <= 1 or not 0 < seconds < float("inf"):
             raise ValueError(f"a step of {seconds} s at width {width}, expected seconds > 0 and 0 < width <= 1")
         self._steps.setdefault(width_key(width), deque(maxlen=KEPT)).append(seconds)
-
-    def step_s(self, width: float) -> float | None:
-        """Seconds of a step at `width`; None before the first."""
-        steps = self._steps.get(width_key(width))
-        return median(steps) if steps else None
 
     def steps_s(self) -> dict[str, float]:
         """Seconds of a step by width as text ("0.5"), as a calibration keeps them."""

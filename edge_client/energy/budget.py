@@ -101,12 +101,6 @@ class EnergyBudget:
         """What was spent."""
         return self._account
 
-    def remaining_j(self) -> float | None:
-        """What is left of `budget_j`; None without one."""
-        if not self._settings.budget_j:
-            return None
-        return max(0.0, self._settings.budget_j - self._account.spent_j)
-
     def allow(self, battery: Battery) -> Allowance:
         """What the next round may use."""
         return allow(self._settings, self._account, battery)

@@ -23,9 +23,7 @@ from edge_client.running import workplace_of
 from edge_client.settings import DeviceTask
 from fedpruneshare import __version__
 from fedpruneshare.errors import RunError
-from fedpruneshare.storage import write_atomically
 from testbed.benchmarks.packages import ONE_THREAD, installed_version
-from testbed.benchmarks.pages import write_page
 from testbed.benchmarks.sharing_figures import Machine
 from testbed.benchmarks.sharing_report import machine
 
@@ -170,12 +168,3 @@ def page(report: MemoryReport) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     where = f"{report.machine.cpu}, {report.machine.architecture}"
     return f"FedPruneShare {report.version} on {report.date}. {where}; {versions}.\n\n{table(report)}\n"
-
-
-def write_all(report: MemoryReport, target: Path | None, markdown: Path | None) -> None:
-    """The JSON and the table, where they are wanted. Raises `SettingsError` for a page without the markers."""
-    if target is not None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-    if markdown is not None:
-        write_page(markdown, PAGE_NAME, page(report))

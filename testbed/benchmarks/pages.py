@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from fedpruneshare.errors import SettingsError
 from fedpruneshare.storage import write_atomically
 
@@ -25,6 +27,15 @@ def check_page(path: Path, bench: str) -> str:
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise SettingsError(f"{path}: no place for the tables, expected one line {begin} and below it {end}")
     return text
+
+
+def write_figures(report: msgspec.Struct, target: Path | None, markdown: Path | None, bench: str, tables: str) -> None:
+    """The JSON of a report and its tables, where they are wanted. Raises `SettingsError` as `check_page`."""
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    if markdown is not None:
+        write_page(markdown, bench, tables)
 
 
 def write_page(path: Path, bench: str, tables: str) -> None:

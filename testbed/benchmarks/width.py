@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -16,9 +15,7 @@ from numpy.typing import NDArray
 
 from edge_client.tasks.benchmark_models import BATCH_SIZE, NETS, STEPS, Prepared, prepare
 from fedpruneshare import __version__
-from fedpruneshare.storage import write_atomically
 from testbed.benchmarks.packages import installed_version
-from testbed.benchmarks.pages import write_page
 from testbed.benchmarks.sharing_figures import Machine
 from testbed.benchmarks.sharing_report import machine
 from testbed.benchmarks.timing import Clock, Work, rate
@@ -178,12 +175,3 @@ def page(report: WidthReport) -> str:
         " time of the process, median of the turns; × is how many times as fast as width 1."
     )
     return f"{heading}\n\n{table(report)}\n"
-
-
-def write_all(report: WidthReport, target: Path | None, markdown: Path | None) -> None:
-    """The JSON and the table, where they are wanted. Raises `SettingsError` for a page without the markers."""
-    if target is not None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-    if markdown is not None:
-        write_page(markdown, PAGE_NAME, page(report))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge_client.adaptation.calibration import Calibration, LinkRate, load_calibration, save_calibration
+from edge_client.adaptation.watches import width_key
 from fedpruneshare.errors import SettingsError
 
 WHOLE = Calibration(
@@ -28,11 +29,7 @@ def test_it_comes_back(tmp_path: Path, calibration: Calibration) -> None:
 @pytest.mark.parametrize(("width", "key"), [(1.0, "1.0"), (0.5, "0.5"), (0.25, "0.25"), (1 / 3, "0.3333333333333333")])
 def test_a_step_is_found_by_its_width(tmp_path: Path, width: float, key: str) -> None:
     save_calibration(tmp_path / "calibration.toml", Calibration("b", "t", 1, {key: 2.0}))
-    assert load_calibration(tmp_path / "calibration.toml").step_of(width) == 2.0
-
-
-def test_a_width_that_was_not_measured_has_no_time() -> None:
-    assert WHOLE.step_of(0.75) is None
+    assert load_calibration(tmp_path / "calibration.toml").step_s[width_key(width)] == 2.0
 
 
 @pytest.mark.parametrize(

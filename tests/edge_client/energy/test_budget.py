@@ -30,25 +30,25 @@ def modelled(joules: float) -> dict[Phase, PhaseEnergy]:
 
 def test_what_is_measured_counts_while_no_round_is_missing(tmp_path: Path) -> None:
     budget = EnergyBudget(tmp_path, EnergySettings(budget_j=100.0))
-    assert budget.remaining_j() == 100.0
+    assert budget.allow(MAINS).joules == 100.0
     budget.spend(measured(9.0), 30.0)
-    assert (budget.remaining_j(), budget.account.is_measured) == (90.0, True)
+    assert (budget.allow(MAINS).joules, budget.account.is_measured) == (90.0, True)
     budget.spend(measured(19.0), 15.0)
-    assert budget.remaining_j() == 70.0
+    assert budget.allow(MAINS).joules == 70.0
     # A round without a figure: the model has all of them, the sensor has not. Neither is filled up with the other.
     budget.spend(measured(None), 5.0)
     assert budget.account == Account(rounds=3, unmeasured_rounds=1, measured_j=30.0, modelled_j=50.0)
-    assert (budget.remaining_j(), budget.account.is_measured) == (50.0, False)
+    assert (budget.allow(MAINS).joules, budget.account.is_measured) == (50.0, False)
     budget.spend(modelled(80.0), 80.0)
     assert budget.account.measured_j == 30.0
-    assert budget.remaining_j() == 0.0
+    assert budget.allow(MAINS).joules == 0.0
 
 
 def test_the_accounts_outlive_a_restart(tmp_path: Path) -> None:
     settings = EnergySettings(budget_j=50.0)
     EnergyBudget(tmp_path, settings).spend(measured(9.0), 30.0)
     again = EnergyBudget(tmp_path, settings)
-    assert again.remaining_j() == 40.0
+    assert again.allow(MAINS).joules == 40.0
     again.spend(measured(4.0), 2.0)
     assert json.loads((tmp_path / "energy.json").read_text()) == {
         "schema": 1, "rounds": 2, "unmeasured_rounds": 0, "measured_j": 15.0, "modelled_j": 32.0,
@@ -67,7 +67,6 @@ def test_a_damaged_account_is_no_new_budget(tmp_path: Path, damage: str) -> None
 def test_without_energy_nothing_is_written(tmp_path: Path) -> None:
     budget = EnergyBudget(tmp_path, EnergySettings(meter="none"))
     budget.spend({}, None)
-    assert budget.remaining_j() is None
     assert budget.allow(MAINS) == Allowance(None, "none")
     assert not list(tmp_path.iterdir())
 
