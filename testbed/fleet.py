@@ -28,7 +28,7 @@ from fedpruneshare.errors import RunError, SettingsError
 from firmware_configs.brokers import Broker
 from firmware_configs.brokers.embedded import embedded_broker
 from firmware_configs.brokers.mosquitto import MosquittoSettings, mosquitto_broker
-from testbed.devices import DeviceProcesses
+from testbed.engines import new_engine
 from testbed.federation import CONTROL, COORDINATOR, Federation, RunFolder, aggregator_ids, device_ids
 from testbed.ledger import CoordinatorRound, read_coordinator_rounds
 from testbed.processes import Processes, tail
@@ -53,7 +53,7 @@ class Fleet:
         self.directory: Directory | None = None
         self.data: DataSource = "full"
         self._services = Processes(self.folder.logs)
-        self._devices = DeviceProcesses(self.folder.logs)
+        self._devices = new_engine(scenario, self.folder.logs)
         self._killed: set[str] = set()
 
     def __enter__(self) -> Fleet:

@@ -29,6 +29,7 @@ from fedpruneshare.errors import Fault, SettingsError
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES
 from fedpruneshare.settings import load_settings
 from fedpruneshare.settings_words import describe, sole_member
+from testbed.engines import EngineName
 
 SCENARIOS: Final = Path(__file__).parent / "scenarios"
 #: Tasks that ship with the project, by name (`edge_client.tasks.BUILT_IN`, which only torch can import).
@@ -71,9 +72,14 @@ class FleetSettings(_Table, frozen=True):
 
     `prg`: keystream algorithm of the devices' seed shares; `auto` lets each take the one its processor is quicker at.
     `adaptive`: devices take the rung that what they measure allows; if not, the highest that plan and group allow.
+    `engine`: what runs the devices (docs/large-fleets.md). Synthetic ones upload random words for a model of
+    `synthetic_values` weights, `synthetic_per_process` of them in a process.
     """
 
     devices: Annotated[int, Meta(ge=1, le=MAX_DEVICES)] = 24
+    engine: EngineName = "process"
+    synthetic_values: Annotated[int, Meta(ge=100, le=10_000_000)] = 10_000
+    synthetic_per_process: Annotated[int, Meta(ge=1, le=MAX_DEVICES)] = 500
     prg: Literal["auto", "chacha20", "aes-256-ctr"] = "auto"
     adaptive: bool = True
     groups: Annotated[tuple[DeviceGroup, ...], Meta(max_length=16)] = ()

@@ -1,0 +1,62 @@
+"""What runs the devices of a fleet: one interface, and which of its makers a scenario asks for (`fleet.engine`).
+
+`process`: a real device a process, forked from one warm parent (`testbed.devices`). `synthetic`: many devices a
+process that share, seal, sign and wait as real ones do and train nothing (`testbed.synthetic`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from testbed.scenario import Scenario
+
+EngineName = Literal["process", "synthetic"]
+
+
+class DeviceEngine(Protocol):
+    """Starts, signals and watches devices by name. Not for use from several threads."""
+
+    def launch(self, task: str, data_dir: Path) -> None:
+        """Start what the devices run in, without waiting for it (`wait_ready` does)."""
+
+    def wait_ready(self) -> None:
+        """Return once devices can be started. Raises `TaskError` if the task cannot be used, else `RunError`."""
+
+    def export(self, seed: int, bundle: Path) -> None:
+        """Write the task's bundle with initial weights from `seed`. Raises `TaskError` with the reason."""
+
+    def start(self, name: str, settings: Path) -> int:
+        """Start a device and return the pid of its process. Raises `RunError` where it runs already."""
+
+    def is_running(self, name: str) -> bool:
+        """Whether it was started and has not ended."""
+
+    def exit_code(self, name: str) -> int | None:
+        """Its exit code (negative: the signal that ended it), None while it runs."""
+
+    def ended(self) -> dict[str, int]:
+        """Exit code of every device that has ended and was not started again."""
+
+    def kill(self, name: str) -> None:
+        """End a device as a loss of power would; returns when it is gone."""
+
+    def stop(self, grace_s: float) -> None:
+        """End all devices, cleanly within `grace_s` where they can, and what they run in. Never raises."""
+
+
+def new_engine(scenario: Scenario, logs: Path) -> DeviceEngine:
+    """The engine a scenario asks for; nothing is started yet."""
+    if scenario.fleet.engine == "synthetic":
+        from testbed.synthetic.engine import SyntheticDevices
+
+        return SyntheticDevices(scenario.fleet, logs)
+    from testbed.devices import DeviceProcesses
+
+    return DeviceProcesses(logs)
+
+
+def conditions(scenario: Scenario) -> dict[str, Any]:
+    """What a run's summary says of its engine."""
+    return {"engine": scenario.fleet.engine}
