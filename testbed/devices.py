@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from fedpruneshare.errors import RunError, TaskError
 from testbed.orphans import bound_command
+from testbed.places import HERE, Place
 from testbed.processes import environment, tail
 
 _WARM_UP_TIMEOUT_S: Final = 180.0
@@ -59,12 +60,13 @@ class DeviceProcesses:
         if reason:
             raise TaskError(str(reason))
 
-    def start(self, name: str, settings: Path) -> int:
-        """Fork a device and return its pid. Raises `RunError` where it runs already."""
+    def start(self, name: str, settings: Path, place: Place = HERE) -> int:
+        """Fork a device, which enters its place first, and return its pid. Raises `RunError` where it runs already."""
         if self.is_running(name):
             raise RunError(f"{name} runs already, expected it to have ended before it is started again")
         self._codes.pop(name, None)
-        self._send({"do": "start", "name": name, "settings": str(settings), "log": str(self._logs / f"{name}.log")})
+        log = str(self._logs / f"{name}.log")
+        self._send({"do": "start", "name": name, "settings": str(settings), "log": log, "place": place.to_json()})
         self._pids[name] = int(self._reply(("started",), _REPLY_TIMEOUT_S)["pid"])
         return self._pids[name]
 

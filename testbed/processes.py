@@ -12,6 +12,7 @@ from typing import Final
 
 from fedpruneshare.errors import RunError
 from testbed.orphans import bound_command
+from testbed.places import HERE, Place
 
 #: One thread a process: with more, processes that share cores wait for each other instead of working.
 ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -25,8 +26,8 @@ class Processes:
         self._logs = logs
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str, arguments: Sequence[str]) -> int:
-        """Start a program and return its pid; output is appended to `NAME.log`.
+    def start(self, name: str, arguments: Sequence[str], place: Place = HERE) -> int:
+        """Start a program in its place and return its pid; output is appended to `NAME.log`.
 
         Raises `RunError` where a process of this name still runs.
         """
@@ -34,7 +35,7 @@ class Processes:
             raise RunError(f"{name} runs already, expected it to have ended before it is started again")
         with open(self.log(name), "ab") as log:
             self._running[name] = subprocess.Popen(
-                bound_command(arguments),
+                bound_command(place.command(arguments)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

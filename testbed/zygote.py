@@ -6,7 +6,7 @@ warm-up), no thread at all before a fork, and fresh random generators in every c
 
 Commands come as JSON lines on standard input, replies and news go as JSON lines to the first standard output:
 
-    {"do": "start", "name": …, "settings": FILE, "log": FILE}   -> {"started": name, "pid": …}
+    {"do": "start", "name": …, "settings": FILE, "log": FILE, "place": {…}}   -> {"started": name, "pid": …}
     {"do": "signal", "name": …, "signal": …}                    -> {"signalled": name, "pid": pid or null}
     {"do": "export", "seed": …, "bundle": FILE}                 -> {"exported": "" or the reason it failed}
     a device ended                                              -> {"ended": name, "code": …}
@@ -36,6 +36,7 @@ from numpy import random as numpy_global
 from fedpruneshare import logs
 from fedpruneshare.errors import FedPruneShareError, SettingsError
 from testbed.orphans import die_with
+from testbed.places import Place
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,13 @@ class Zygote:
     def _obey(self, command: dict[str, Any]) -> None:
         name = command.get("name", "")
         if command["do"] == "start":
-            pid = self._fork(lambda: self._work.device(name, Path(command["settings"])), Path(command["log"]))
+            place = Place.from_json(command["place"])
+
+            def work() -> int:
+                place.enter()
+                return self._work.device(name, Path(command["settings"]))
+
+            pid = self._fork(work, Path(command["log"]))
             self._pids[name] = pid
             self._reply({"started": name, "pid": pid})
         elif command["do"] == "signal":
