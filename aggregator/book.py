@@ -135,6 +135,13 @@ class ShareBook:
         return True
 
     def _check_privacy(self, view: PlanView) -> None:
+        if view.is_plain:
+            if not self._floors.allow_plain:
+                raise ProtocolError(
+                    "plan has updates travel unshared (reveal = plain),"
+                    " expected shares: this aggregator's allow_plain is off"
+                )
+            return
         if view.scheme.t < self._floors.privacy_threshold:
             raise ProtocolError(
                 f"plan with t = {view.scheme.t}, expected at least the privacy_threshold of this aggregator,"

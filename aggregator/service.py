@@ -132,8 +132,8 @@ class Aggregator:
             self._store.open_round(plan.round_id, opened.body, time.time() + remaining_s)
             self._set_deadline(remaining_s)
             _log.info("round-open", round_id=plan.round_id, cohort=len(plan.cohort), deadline_s=remaining_s)
-            if plan.sharing.reveal is Reveal.EACH:
-                _log.warning("updates-revealed", round_id=plan.round_id, to="the coordinator", reveal="each")
+            if plan.sharing.reveal is not Reveal.SUM:
+                _log.warning("updates-revealed", round_id=plan.round_id, reveal=plan.sharing.reveal)
         else:
             await self._repeat_answers()
 

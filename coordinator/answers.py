@@ -11,6 +11,7 @@ import structlog
 from fedpruneshare.errors import ProtocolError, SharingError
 from fedpruneshare.floors import open_segments
 from fedpruneshare.messages import Contribution, Freeze
+from fedpruneshare.plain import PlainSegment
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sharing.dispersal import rebuild
 from fedpruneshare.sharing.field import Words, check_canonical, from_bytes
@@ -23,6 +24,7 @@ _log = structlog.get_logger()
 class Opened:
     """The words of the sum by opened segment, whose they are, and who was found out on the way.
 
+    `plain` stands for the words where updates are not shared: Σw, Σw·v (docs/protocol.md §5.10).
     `points` answered; `wrong_points` of them answered something else than the others. `is_verified`: a wrong answer
     would have been noticed. `left_out_devices`: their updates could not be rebuilt, or are none a device may send.
     """
@@ -33,6 +35,12 @@ class Opened:
     is_verified: bool
     wrong_points: tuple[int, ...] = ()
     left_out_devices: tuple[str, ...] = ()
+    plain: Mapping[int, PlainSegment] = field(default_factory=dict, repr=False)
+
+    @property
+    def segments(self) -> list[int]:
+        """The opened segments."""
+        return sorted(self.plain or self.words)
 
 
 def open_answers(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes]) -> Opened:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from coordinator.answers import Opened, open_answers
 from coordinator.averaging import SegmentSum, apply_update, server_step
 from coordinator.ledger import RoundLedger
+from coordinator.plain_updates import open_plain
 from coordinator.planning import ModelState, PublishedModel
 from coordinator.settings import CoordinatorSettings
 from coordinator.workbench import Workbench
@@ -46,7 +47,8 @@ def open_and_apply(current: Round, bench: Workbench, settings: CoordinatorSettin
     others for answers that do not decode or a model that is not finite.
     """
     ledger = current.ledger
-    opened = open_answers(ledger.view, ledger.frozen, ledger.answers())
+    open_them = open_plain if ledger.view.is_plain else open_answers
+    opened = open_them(ledger.view, ledger.frozen, ledger.answers())
     model = next_model(current, bench, settings, decode_sums(current, bench, opened))
     evaluation = bench.score(model)
     return Opening(model, opened, evaluation.metric, evaluation.loss)
@@ -56,6 +58,12 @@ def decode_sums(current: Round, bench: Workbench, opened: Opened) -> dict[int, S
     """Opened words -> Σw and folded sums by segment."""
     view, coding = current.ledger.view, current.ledger.view.plan.coding
     counts = contributor_counts([c.rung for c in opened.contributors], view.rungs)
+    if view.is_plain:
+        folded = 1 / coding.max_weight
+        return {
+            index: SegmentSum(part.weight, counts[index], part.values * folded, part.vectors * folded)
+            for index, part in opened.plain.items()
+        }
     vector_bounds = bench.table.vector_bounds()
     sums = {}
     for index, words in opened.words.items():

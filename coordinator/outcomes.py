@@ -13,8 +13,9 @@ from fedpruneshare.messages import RoundPhase
 
 @dataclass
 class Seconds:
-    """How long the phases of a round took, by the monotonic clock."""
+    """How long the phases of a round took, by the monotonic clock, and when it began, in seconds since 1970."""
 
+    started_at: float = field(default_factory=time.time)
     started: float = field(default_factory=time.monotonic)
     phases: dict[str, float] = field(default_factory=dict)
     _last: float = field(default_factory=time.monotonic)
@@ -38,7 +39,7 @@ def outcome_line(round_id: int, phase: RoundPhase, seconds: Seconds, facts: dict
         "model_bytes": 0, "cohort": 0, "reveal": "sum", "dealers_checked": False, "left_out_devices": [],
         "wrong_aggregators": [],
     }  # fmt: skip
-    return {**blank, **facts, "seconds": seconds.all()}
+    return {**blank, **facts, "started_at": round(seconds.started_at, 3), "seconds": seconds.all()}
 
 
 def round_facts(ledger: RoundLedger, reason: str, opening: Opening | None) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def round_facts(ledger: RoundLedger, reason: str, opening: Opening | None) -> di
         "aggregators": sorted(names[x] for x in opened.points),
         "verified": opened.is_verified,
         "rungs": [rungs.count(rung) for rung in range(view.rungs)],
-        "segments_open": sorted(opened.words),
+        "segments_open": opened.segments,
         "accuracy": opening.accuracy,
         "loss": opening.loss,
         "left_out_devices": facts["left_out_devices"] + list(opened.left_out_devices),

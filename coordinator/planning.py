@@ -14,6 +14,7 @@ from coordinator.settings import CoordinatorSettings
 from fedpruneshare.directory import Directory
 from fedpruneshare.errors import PlanError
 from fedpruneshare.messages import Coding, Reveal, RoundPlan, Segment, Sharing, SupportRule, Training, digest
+from fedpruneshare.plain import PlainLayout
 from fedpruneshare.rng import stream
 from fedpruneshare.sharing.field import FIELDS
 from fedpruneshare.sparse.channels import Groups
@@ -185,8 +186,16 @@ def plan_round(
     floor, likely = rounds.min_devices_segment, available.likely()
     allowed = merge_rungs(list(limits.values()), len(published.blobs), floor, rounds.cohort)
     allowed = make_room(list(likely.values()), allowed, floor, rounds.cohort)
-    cohort = draw_cohort(likely, allowed, rounds.cohort, floor, stream(rounds.seed, "cohort", round_id))
+    drawn_by = (likely, allowed)
+    if rounds.strata:
+        drawn_by = (dict(limits), merge_rungs(list(limits.values()), rounds.strata, floor, rounds.cohort))
+    cohort = draw_cohort(*drawn_by, rounds.cohort, floor, stream(rounds.seed, "cohort", round_id))
     coding = _coding(settings, state, len(cohort))
+    layout = (
+        PlainLayout(coding)
+        if settings.sharing.reveal == "plain"
+        else WordLayout(coding, FIELDS[settings.sharing.field])
+    )
     return RoundPlan(
         round_id=round_id,
         directory_version=directory.version,
@@ -196,7 +205,7 @@ def plan_round(
         sharing=_sharing(settings, len(directory.aggregators)),
         points=_points(sorted(directory.aggregators), round_id),
         coding=coding,
-        segments=_segments(round_id, published, WordLayout(coding, FIELDS[settings.sharing.field])),
+        segments=_segments(round_id, published, layout),
         rungs=allowed,
         training=_training(settings),
         cohort=cohort,
@@ -238,7 +247,7 @@ def _training(settings: CoordinatorSettings) -> Training:
     )
 
 
-def _segments(round_id: int, published: PublishedModel, layout: WordLayout) -> tuple[Segment, ...]:
+def _segments(round_id: int, published: PublishedModel, layout: WordLayout | PlainLayout) -> tuple[Segment, ...]:
     segments = []
     support = published.support
     supports = support.digests(round_id)

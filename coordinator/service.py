@@ -151,8 +151,8 @@ class Coordinator:
         started_at = time.time()
         self._store.begin(round_id, body, started_at)
         _log.info("round-planned", round_id=round_id, cohort=len(plan.cohort), rungs=plan.rungs, t=plan.sharing.t)
-        if plan.sharing.reveal is Reveal.EACH:
-            _log.warning("updates-revealed", round_id=round_id, to="this coordinator", reveal="each")
+        if plan.sharing.reveal is not Reveal.SUM:
+            _log.warning("updates-revealed", round_id=round_id, reveal=plan.sharing.reveal)
         return OpenRound(round_id, body, started_at, None)
 
     async def _await_devices(self) -> None:

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from fedpruneshare.errors import Fault
 from fedpruneshare.floors import LOWEST_FLOOR
-from fedpruneshare.messages import MAX_AGGREGATORS, MAX_CHUNK_BYTES, MAX_DEVICES
+from fedpruneshare.messages import MAX_AGGREGATORS, MAX_CHUNK_BYTES, MAX_DEVICES, MAX_SEGMENTS
 from fedpruneshare.party import LinkSettings, PartySettings
 from fedpruneshare.sharing.field import FIELDS
 
@@ -24,7 +24,11 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RoundSettings(_Table, frozen=True):
-    """How many rounds, of whom, and how long. `cohort` devices are drawn for each round (all if fewer are there)."""
+    """How many rounds, of whom, and how long. `cohort` devices are drawn for each round (all if fewer are there).
+
+    `strata`: draw them as if there were so many rungs, by what devices say they may take, whatever the plan offers and
+    is expected of them: so different settings draw the same devices. 0: by the plan (docs/protocol.md §8.2).
+    """
 
     count: Annotated[int, Meta(ge=1)] = 20
     cohort: Count = 24
@@ -36,6 +40,7 @@ class RoundSettings(_Table, frozen=True):
     wait_for_devices_s: Annotated[float, Meta(ge=0)] = 30.0
     max_failed: Annotated[int, Meta(ge=0)] = 0
     seed: Annotated[int, Meta(ge=0)] = 0
+    strata: Annotated[int, Meta(ge=0, le=MAX_SEGMENTS)] = 0
 
     def faults(self, path: str) -> Iterator[Fault]:
         """Cross-field checks."""
@@ -48,14 +53,15 @@ class SharingSettings(_Table, frozen=True):
 
     `privacy_threshold`: t, how many of them together learn nothing; 0 stands for threshold − 1, less gives shorter
     shares (ramp sharing). `dealer_checks`: linear checks of every device's dealing (§5.7). `reveal`: `sum`, or `each`
-    to have every single update shown to the coordinator (§5.9), which aggregators must allow.
+    to have every single update shown to the coordinator (§5.9), which aggregators must allow, or `plain` to share
+    nothing (§5.10), with one aggregator and a threshold of 1, which the directory must allow.
     """
 
-    threshold: Annotated[int, Meta(ge=2, le=MAX_AGGREGATORS)] = 2
+    threshold: Annotated[int, Meta(ge=1, le=MAX_AGGREGATORS)] = 2
     privacy_threshold: Annotated[int, Meta(ge=0, lt=MAX_AGGREGATORS)] = 0
     field: Literal["F31", "F61"] = "F31"
     dealer_checks: Annotated[int, Meta(ge=0, le=4)] = 0
-    reveal: Literal["sum", "each"] = "sum"
+    reveal: Literal["sum", "each", "plain"] = "sum"
 
     @property
     def t(self) -> int:
@@ -64,12 +70,28 @@ class SharingSettings(_Table, frozen=True):
 
     def faults(self, path: str) -> Iterator[Fault]:
         """Cross-field checks."""
-        if self.t >= self.threshold:
+        if self.reveal == "plain":
+            yield from self._plain_faults(path)
+            return
+        if self.threshold < 2:
+            yield Fault(f"{path}.threshold", str(self.threshold), "at least 2 unless reveal = plain")
+        elif self.t >= self.threshold:
             yield Fault(f"{path}.privacy_threshold", str(self.t), f"below threshold = {self.threshold}")
         if self.reveal == "each" and self.t < self.threshold - 1:
             yield Fault(f"{path}.privacy_threshold", str(self.t), "threshold - 1 (or 0) with reveal = each")
         if self.reveal == "each" and self.dealer_checks:
             yield Fault(f"{path}.dealer_checks", str(self.dealer_checks), "0 with reveal = each")
+
+    def _plain_faults(self, path: str) -> Iterator[Fault]:
+        """What goes with no sharing at all."""
+        for name, found, expected in (
+            ("threshold", self.threshold, 1),
+            ("privacy_threshold", self.privacy_threshold, 0),
+            ("field", self.field, "F31"),
+            ("dealer_checks", self.dealer_checks, 0),
+        ):
+            if found != expected:
+                yield Fault(f"{path}.{name}", str(found), f"{expected} with reveal = plain")
 
 
 class PruningSettings(_Table, frozen=True):
@@ -118,10 +140,10 @@ class PruningSettings(_Table, frozen=True):
 
 
 class CodingSettings(_Table, frozen=True):
-    """How updates are quantised (docs/protocol.md §6.4)."""
+    """How updates are quantised (docs/protocol.md §6.4); with reveal = plain 16 and 32 bits are float16 and float32."""
 
-    value_bits: Annotated[int, Meta(ge=2, le=16)] = 4
-    vector_bits: Annotated[int, Meta(ge=2, le=16)] = 16
+    value_bits: Annotated[int, Meta(ge=2, le=32)] = 4
+    vector_bits: Annotated[int, Meta(ge=2, le=32)] = 16
     max_weight: Annotated[int, Meta(ge=1, lt=2**24)] = 512
     clip_initial: Positive = 0.1
     clip_factor: Positive = 3.0
@@ -159,8 +181,13 @@ class AveragingSettings(_Table, frozen=True):
 
 
 def word_faults(sharing: SharingSettings, coding: CodingSettings, cohort: int) -> Iterator[Fault]:
-    """Sums that could wrap, chunks that would cut words."""
+    """Sums that could wrap, chunks that would cut words, bits that are not those of what is sent."""
     field = FIELDS[sharing.field]
+    for name, bits in (("value_bits", coding.value_bits), ("vector_bits", coding.vector_bits)):
+        if sharing.reveal == "plain" and bits not in (16, 32):
+            yield Fault(f"coding.{name}", str(bits), "16 or 32 with sharing.reveal = plain")
+        elif sharing.reveal != "plain" and bits > 16:
+            yield Fault(f"coding.{name}", str(bits), "at most 16 unless sharing.reveal = plain")
     if cohort * coding.max_weight >= field.p:
         expected = f"below {field.p // cohort} for rounds.cohort = {cohort}"
         yield Fault("coding.max_weight", str(coding.max_weight), expected, "the sum of weights could wrap")

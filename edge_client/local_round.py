@@ -6,9 +6,12 @@ No I/O and no clock: `service.py` calls this in a worker thread.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from edge_client.datasets import Dataset
@@ -115,6 +118,8 @@ def _settings(work: Workplace, view: PlanView, steps: int | None, pace: Pace) ->
 
 def encode_words(view: PlanView, table: ParameterTable, update: SparseUpdate, rng: np.random.Generator) -> Words:
     """Quantise an update and pack it, segment by segment: the words of the whole upload."""
+    if view.is_plain:
+        return _plain_words(view, update)
     coding = view.plan.coding
     value_clips = per_element_clips(table.weight_bounds(), update.positions, coding.weight_clips)
     vector_clips = per_element_clips(table.vector_bounds(), update.vector_positions, coding.vector_clips)
@@ -122,11 +127,24 @@ def encode_words(view: PlanView, table: ParameterTable, update: SparseUpdate, rn
     value_bits, vector_bits = coding.value_bits, coding.vector_bits
     values = shift(quantise(update.values, value_clips, zero_point(value_bits), fold, rng), value_bits)
     vectors = shift(quantise(update.vectors, vector_clips, zero_point(vector_bits), fold, rng), vector_bits)
-    segments = view.plan.segments[: update.rung + 1]
-    ends = np.cumsum([[segment.vectors, segment.weights] for segment in segments], axis=0)
-    parts = zip(np.split(vectors, ends[:-1, 0]), np.split(values, ends[:-1, 1]), strict=True)
+    parts = _by_segment(view, update.rung, vectors, values)
     words = [view.layout.pack(SegmentWords(update.weight, own_vectors, own)) for own_vectors, own in parts]
     return np.concatenate(words)
+
+
+def _plain_words(view: PlanView, update: SparseUpdate) -> Words:
+    """The numbers as they are, for a round without sharing (docs/protocol.md §5.10)."""
+    parts = _by_segment(view, update.rung, update.vectors, update.values)
+    return np.concatenate([view.plain_layout.pack(update.weight, vectors, values) for vectors, values in parts])
+
+
+def _by_segment(
+    view: PlanView, rung: int, vectors: NDArray[Any], values: NDArray[Any]
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Vector elements and values of an update, cut where its segments end."""
+    segments = view.plan.segments[: rung + 1]
+    ends = np.cumsum([[segment.vectors, segment.weights] for segment in segments], axis=0)
+    return zip(np.split(vectors, ends[:-1, 0]), np.split(values, ends[:-1, 1]), strict=True)
 
 
 def new_upload(view: PlanView, update: SparseUpdate, words: Words, prg: Prg) -> Upload:
@@ -141,12 +159,12 @@ def new_upload(view: PlanView, update: SparseUpdate, words: Words, prg: Prg) -> 
         prg=prg,
         seeds={} if is_each else {x: Seed.fresh().reveal() for x in range(1, view.scheme.t + 1)},
         masks=_masks(view, prg),
-        key=os.urandom(KEY_BYTES) if is_each else b"",
+        key=os.urandom(KEY_BYTES) if is_each and not view.is_plain else b"",
         words=words,
     )
 
 
 def _masks(view: PlanView, prg: Prg) -> Words:
     """Uniform words of the mask elements, as many as those carry (docs/protocol.md §5.7)."""
-    masks = np.empty(view.checks * view.scheme.secrets, dtype=view.field.word_type)
+    masks = np.empty(0 if view.is_plain else view.checks * view.scheme.secrets, dtype=view.field.word_type)
     return fill_elements(prg, Seed.fresh(), b"dealer masks", masks, view.field, LEAN_BACKEND)

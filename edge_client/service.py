@@ -179,7 +179,7 @@ class Device:
         entry.rung, entry.weight = upload.rung, upload.weight
         _log.info("uploading", round_id=view.plan.round_id, rung=upload.rung, is_resumed=is_resumed)
         if view.is_each_revealed:
-            _log.warning("update-revealed", round_id=view.plan.round_id, to="the coordinator", reveal="each")
+            _log.warning("update-revealed", round_id=view.plan.round_id, reveal=view.plan.sharing.reveal)
         receipts = await self._deliver(view, upload, is_resumed, ends_at)
         accepted = sum(is_accepted(receipt) for receipt in receipts)
         _log.info("delivered", round_id=view.plan.round_id, receipts=accepted, of=len(receipts))

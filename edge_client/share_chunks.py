@@ -20,7 +20,7 @@ from fedpruneshare.sharing.prg import LEAN_BACKEND, Seed
 
 
 class WholeShare:
-    """A share that is at hand: a seed, or a fragment of a dispersed upload."""
+    """A share that is at hand: a seed, a fragment of a dispersed upload, or an upload that is not shared."""
 
     def __init__(self, share: bytes, chunk_bytes: int) -> None:
         self._pieces = cut(share, chunk_bytes)
@@ -91,7 +91,9 @@ def open_shares(view: PlanView, device_id: str, upload: Upload) -> dict[int, Sha
     Raises `SharingError`, before anything is sent, for words that are not canonical or not as many as the plan says.
     """
     _check_words(view, upload)
-    chunk_bytes, n = view.plan.chunk_bytes, view.scheme.n
+    chunk_bytes, n = view.plan.chunk_bytes, view.plan.sharing.n
+    if view.is_plain:
+        return {1: WholeShare(bytes(to_bytes(upload.words, view.field)), chunk_bytes)}
     if view.is_each_revealed:
         context = view.dispersal_context(device_id, upload.upload_id, upload.rung)
         fragments = disperse(to_bytes(upload.words, view.field), n, view.scheme.k, context, upload.key)
@@ -105,5 +107,7 @@ def _check_words(view: PlanView, upload: Upload) -> None:
     expected = view.upload_words(upload.rung), 0 if view.is_each_revealed else view.checks * view.scheme.secrets
     if found != expected:
         raise SharingError(f"upload of {found[0]} words and {found[1]} masks, expected {expected[0]} and {expected[1]}")
+    if view.is_plain:
+        return  # floats, no elements of the field
     for words in (upload.words, upload.masks):
         check_canonical(words, view.field)

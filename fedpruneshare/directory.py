@@ -54,16 +54,21 @@ class Service(_Entry, frozen=True):
 
 
 class Directory(_Entry, frozen=True):
-    """One version of the federation's directory. `version` strictly rises."""
+    """One version of the federation's directory. `version` strictly rises.
+
+    `plain_updates`: whether plans may have updates travel unshared, to the one aggregator there is (§5.10). A
+    coordinator alone cannot bring that about, and where it is allowed nothing else is.
+    """
 
     federation: Identifier
     version: Annotated[int, Meta(ge=1)]
     coordinator_id: Identifier
     coordinator: Service
-    aggregators: Annotated[dict[Identifier, Service], Meta(min_length=2, max_length=MAX_AGGREGATORS)]
+    aggregators: Annotated[dict[Identifier, Service], Meta(min_length=1, max_length=MAX_AGGREGATORS)]
     devices: Annotated[dict[Identifier, Party], Meta(max_length=MAX_DEVICES)]
     min_devices: Annotated[int, Meta(ge=LOWEST_FLOOR)]
     min_devices_segment: Annotated[int, Meta(ge=LOWEST_FLOOR)]
+    plain_updates: bool = False
 
     def signing_key(self, role: Role, ident: str) -> bytes:
         """Raw Ed25519 key of a party in a role. Raises `SignatureError` if there is no such party."""

@@ -1,8 +1,7 @@
 """Every wire message, one `encode`, one `decode` (docs/protocol.md §1.3, §4).
 
-A message is a frozen struct that refuses unknown fields. On the wire it travels as the body of a signed
-`Envelope` (`fedpruneshare.sealing` signs and opens it); who sent it stands in the envelope only, so a message
-cannot claim another sender. Structs are coded as MessagePack arrays: field order is part of the protocol.
+A message is a frozen struct that refuses unknown fields, the body of a signed `Envelope` (`fedpruneshare.sealing`). Who
+sent it stands in the envelope only. Structs are coded as MessagePack arrays: field order is part of the protocol.
 """
 
 from __future__ import annotations
@@ -47,10 +46,11 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_li
 
 
 class Reveal(StrEnum):
-    """What the coordinator gets to see of a round: the sum alone, or every single update (docs/protocol.md §5.9)."""
+    """What the coordinator sees: the sum alone, or every update (§5.9); with `plain` the aggregator, too (§5.10)."""
 
     SUM = "sum"
     EACH = "each"
+    PLAIN = "plain"
 
 
 class Sharing(_Message, frozen=True):
@@ -59,9 +59,9 @@ class Sharing(_Message, frozen=True):
     `dealer_checks`: mask elements in every share, one for each linear check of the dealing (§5.7); 0 for none.
     """
 
-    n: Annotated[int, Meta(ge=2, le=MAX_AGGREGATORS)]
-    k: Annotated[int, Meta(ge=2, le=MAX_AGGREGATORS)]
-    t: Annotated[int, Meta(ge=1, lt=MAX_AGGREGATORS)]
+    n: Annotated[int, Meta(ge=1, le=MAX_AGGREGATORS)]
+    k: Annotated[int, Meta(ge=1, le=MAX_AGGREGATORS)]
+    t: Annotated[int, Meta(ge=0, lt=MAX_AGGREGATORS)]
     field: Annotated[str, Meta(pattern="^F(31|61)$")] = "F31"
     dealer_checks: Annotated[int, Meta(ge=0, le=4)] = 0
     reveal: Reveal = Reveal.SUM
@@ -73,8 +73,8 @@ class Coding(_Message, frozen=True):
     `weight_clips` and `vector_clips` hold one positive clip per tensor, in the order of the parameter table.
     """
 
-    value_bits: Annotated[int, Meta(ge=2, le=16)]
-    vector_bits: Annotated[int, Meta(ge=2, le=16)]
+    value_bits: Annotated[int, Meta(ge=2, le=32)]
+    vector_bits: Annotated[int, Meta(ge=2, le=32)]
     weight_clips: Annotated[tuple[Annotated[float, Meta(gt=0)], ...], Meta(max_length=MAX_TENSORS)]
     vector_clips: Annotated[tuple[Annotated[float, Meta(gt=0)], ...], Meta(max_length=MAX_TENSORS)]
     max_weight: Annotated[int, Meta(ge=1, lt=2**24)]

@@ -15,6 +15,7 @@ from fedpruneshare.directory import Directory
 from fedpruneshare.errors import PlanError
 from fedpruneshare.floors import LOWEST_FLOOR
 from fedpruneshare.messages import MAX_CHUNKS, Freeze, Reveal, RoundPlan
+from fedpruneshare.plain import PlainLayout
 from fedpruneshare.sharing.dispersal import fragment_bytes
 from fedpruneshare.sharing.field import FIELDS, Field
 from fedpruneshare.sharing.prg import SEED_BYTES
@@ -45,8 +46,13 @@ class PlanView:
 
     @property
     def is_each_revealed(self) -> bool:
-        """Whether the coordinator gets every single update instead of their sum (docs/protocol.md §5.9)."""
-        return self.plan.sharing.reveal is Reveal.EACH
+        """Whether the coordinator gets every single update instead of their sum (docs/protocol.md §5.9, §5.10)."""
+        return self.plan.sharing.reveal is not Reveal.SUM
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether updates travel whole, without sharing; there is no `scheme` then (docs/protocol.md §5.10)."""
+        return self.plan.sharing.reveal is Reveal.PLAIN
 
     @property
     def checks(self) -> int:
@@ -57,6 +63,11 @@ class PlanView:
     def layout(self) -> WordLayout:
         """How integers become words."""
         return WordLayout(self.plan.coding, self.field)
+
+    @cached_property
+    def plain_layout(self) -> PlainLayout:
+        """How numbers become words where they are not shared."""
+        return PlainLayout(self.plan.coding)
 
     @cached_property
     def segment_words(self) -> tuple[int, ...]:
@@ -82,7 +93,9 @@ class PlanView:
         return sum(self.segment_elements[: rung + 1]) + self.checks
 
     def share_bytes(self, rung: int, x: int) -> int:
-        """Exact plaintext bytes of what point x is sent of an upload: a seed, a share's elements, or a fragment."""
+        """Exact plaintext bytes of what point x is sent of an upload: a seed, elements, a fragment, or all of it."""
+        if self.is_plain:
+            return self.upload_words(rung) * self.field.word_bytes
         if self.is_each_revealed:
             return fragment_bytes(self.upload_words(rung) * self.field.word_bytes, self.scheme.n, self.scheme.k)
         return SEED_BYTES if self.scheme.is_seed_point(x) else self.share_elements(rung) * self.field.word_bytes
@@ -111,7 +124,10 @@ def check_plan(plan: RoundPlan, digest: bytes, directory: Directory) -> PlanView
     _check_parties(plan, directory)
     _check_floors(plan, directory)
     view = PlanView(plan, digest)
-    _check_sharing(view)
+    if view.is_plain or directory.plain_updates:
+        _check_plain(view, directory)
+    else:
+        _check_sharing(view)
     _check_coding(view)
     _check_segments(view)
     _check_sizes(view)
@@ -145,8 +161,23 @@ def _check_floors(plan: RoundPlan, directory: Directory) -> None:
         raise PlanError(f"cohort of {len(plan.cohort)} devices, expected at least min_devices = {plan.min_devices}")
 
 
+def _check_plain(view: PlanView, directory: Directory) -> None:
+    sharing, coding = view.plan.sharing, view.plan.coding
+    if not directory.plain_updates:
+        raise PlanError("plan without sharing (reveal = plain), expected shares: the directory does not allow it")
+    if not view.is_plain:
+        raise PlanError(f"reveal = {sharing.reveal}, expected plain: the directory is of a federation without sharing")
+    found = (sharing.n, sharing.k, sharing.t, sharing.field, sharing.dealer_checks)
+    if found != (1, 1, 0, "F31", 0):
+        raise PlanError(f"sharing {found} with reveal = plain, expected n = k = 1, t = 0, F31 and no dealer checks")
+    if not {coding.value_bits, coding.vector_bits} <= {16, 32} or coding.tail_words:
+        raise PlanError(f"value_bits = {coding.value_bits}, vector_bits = {coding.vector_bits}, expected 16 or 32 each")
+
+
 def _check_sharing(view: PlanView) -> None:
-    sharing, scheme = view.plan.sharing, view.scheme
+    sharing, coding, scheme = view.plan.sharing, view.plan.coding, view.scheme
+    if max(coding.value_bits, coding.vector_bits) > 16:
+        raise PlanError(f"value_bits = {coding.value_bits}, vector_bits = {coding.vector_bits}, expected at most 16")
     if scheme.k + scheme.t < scheme.n:
         # k aggregators open one sum; the n - k others, given another freeze, would show so many shares of one device.
         raise PlanError(f"k = {scheme.k}, t = {scheme.t} of n = {scheme.n}, expected k + t >= n: t shares tell nothing")
@@ -187,7 +218,8 @@ def _check_segments(view: PlanView) -> None:
         raise PlanError(f"rungs {plan.rungs}, expected rising numbers from 0 below {len(plan.segments)}")
     _check_widths(plan)
     for index, segment in enumerate(plan.segments):
-        expected = view.layout.words(segment.vectors, segment.weights)
+        layout = view.plain_layout if view.is_plain else view.layout
+        expected = layout.words(segment.vectors, segment.weights)
         if segment.words != expected:
             raise PlanError(f"segment {index} of {segment.words} words, expected {expected}")
 

@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from fedpruneshare import logs
+from testbed.arms import ARMS
 from testbed.benchmarks.rounds import measure_rounds, write_measurements
 from testbed.cli_memory import memory
 from testbed.cli_width import width
@@ -58,6 +59,7 @@ def list_keys() -> None:
 @_set_option
 @click.option("--task", help="Train this task instead: a name, a dotted module or a .py file.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Run this one seed instead of the scenario's.")
+@click.option("--arm", type=click.Choice(list(ARMS)), help="Run the scenario as this arm of a comparison.")
 @click.option("--replace", is_flag=True, help="Delete the old run that lies in the folder.")
 @click.option("--keep-state", is_flag=True, help="Keep what the services stored, in OUT/state.")
 @click.option("--verbose", is_flag=True, help="Show the log of the run itself, too.")
@@ -68,6 +70,7 @@ def run(
     overrides: tuple[str, ...],
     task: str | None,
     seed: int | None,
+    arm: str | None,
     replace: bool,
     keep_state: bool,
     verbose: bool,
@@ -77,7 +80,7 @@ def run(
     chosen = load_scenario(scenario, [*overrides, *_options_as_overrides(task, seed)])
     progress = Progress()
     try:
-        finished = run_scenario(chosen, RunOptions(out, replace, keep_state), progress)
+        finished = run_scenario(chosen, RunOptions(out, replace, keep_state, arm or ""), progress)
     finally:
         progress.end()
     _conclude(finished)

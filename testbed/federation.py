@@ -150,6 +150,7 @@ class Federation:
             devices={ident: Party(*self._new_keys(ident)) for ident in device_ids(self.scenario)},
             min_devices=rounds.min_devices,
             min_devices_segment=rounds.min_devices_segment,
+            plain_updates=self.scenario.sharing.reveal == "plain",
         )
 
     def _service(self, ident: str, broker: BrokerAddress) -> Service:
@@ -187,11 +188,12 @@ class Federation:
 
     def _aggregator(self, ident: str, root_key: str) -> AggregatorSettings:
         rounds, sharing = self.scenario.rounds, self.scenario.sharing
-        is_each_allowed = sharing.reveal == "each"  # the operator of the scenario is that of its aggregators
+        # The operator of the scenario is that of its aggregators.
+        allowed = {"allow_reveal_each": sharing.reveal == "each", "allow_plain": sharing.reveal == "plain"}
         return AggregatorSettings(
             party=self._party(ident, root_key),
             store=str(self.folder.store(ident)),
-            floors=AggregatorFloors(rounds.min_devices, rounds.min_devices_segment, sharing.t, is_each_allowed),
+            floors=AggregatorFloors(rounds.min_devices, rounds.min_devices_segment, max(sharing.t, 1), **allowed),
             link=_LINK,
         )
 

@@ -7,9 +7,10 @@ bytes outside any round, such as a device's hello, so that the lines of a run ad
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -17,7 +18,9 @@ from fedpruneshare.errors import PeerError
 
 T = TypeVar("T")
 Phase = Literal["APPLIED", "FAILED", "OUTSIDE"]
-UPLOADED = "uploaded"
+#: The arm that is the project itself (docs/glossary.md, "arm").
+OWN_ARM: Final = "fedpruneshare"
+UPLOADED: Final = "uploaded"
 #: How an entry reads of a round in which the device did nothing: not asked, or never begun.
 _IDLE_STATUS = ("not-in-cohort", "")
 
@@ -38,10 +41,22 @@ class CoordinatorRound(msgspec.Struct, frozen=True):
     loss: float | None = None
     seconds: dict[str, float] = {}
     model_bytes: int = 0
-    reveal: Literal["sum", "each"] = "sum"
+    reveal: Literal["sum", "each", "plain"] = "sum"
     dealers_checked: bool = False
     left_out_devices: tuple[str, ...] = ()
     wrong_aggregators: tuple[str, ...] = ()
+    started_at: float = 0.0
+
+
+class InterfaceBytes(NamedTuple):
+    """Bytes that left (`up`) and reached (`down`) a device's network interface, headers of every layer included."""
+
+    up: int
+    down: int
+
+
+#: Interface bytes by round and device. A round that is not in it was not counted.
+InterfaceLedger = Mapping[int, Mapping[str, InterfaceBytes]]
 
 
 class BytesUp(msgspec.Struct, frozen=True):
@@ -110,6 +125,8 @@ class DeviceRound(msgspec.Struct, frozen=True):
     local_steps: int = 0
     prediction: dict[str, Any] = {}
     energy: dict[str, PhaseJoules] = {}
+    spans: tuple[tuple[str, float, float], ...] = ()
+    shares_by: dict[str, int] = {}
 
     @property
     def has_energy(self) -> bool:
@@ -125,7 +142,9 @@ class RunRound(msgspec.Struct, frozen=True):
     `energy_j` are joules of all devices by source and phase, from `energy_entries` entries of their ledgers by source;
     those of different sources are never added. `energy_missing` counts entries that ought to have joules and have none.
     `left_out_devices` uploaded what does not fit together or no device may send, `wrong_aggregators` answered otherwise
-    than the rest.
+    than the rest. `wire_up`, `wire_down`: bytes at the interfaces of all devices, None where nobody counted them there.
+    `started_at`: when the coordinator began the round, in seconds since 1970 (0: not known). `events`: what the testbed
+    did to the fleet in it.
     """
 
     seed: int
@@ -148,13 +167,32 @@ class RunRound(msgspec.Struct, frozen=True):
     uplink_bytes_so_far: int
     seconds: dict[str, float]
     model_bytes: int
-    reveal: Literal["sum", "each"] = "sum"
+    reveal: Literal["sum", "each", "plain"] = "sum"
     dealers_checked: bool = False
     left_out_devices: tuple[str, ...] = ()
     wrong_aggregators: tuple[str, ...] = ()
     energy_j: dict[str, dict[str, float]] = {}
     energy_entries: dict[str, int] = {}
     energy_missing: int = 0
+    arm: str = OWN_ARM
+    shares_by: dict[str, int] = {}
+    wire_up: int | None = None
+    wire_down: int | None = None
+    started_at: float = 0.0
+    events: tuple[str, ...] = ()
+
+
+#: Fields of a round that are as the coordinator says.
+_SAID: Final = tuple(name for name in CoordinatorRound.__struct_fields__ if name in RunRound.__struct_fields__)
+
+
+@dataclass(frozen=True)
+class Around:
+    """What the testbed adds to what the parties wrote: the arm, interface bytes and events by round."""
+
+    arm: str = OWN_ARM
+    interface: InterfaceLedger = field(default_factory=dict)
+    events: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
 def read_coordinator_rounds(path: Path) -> list[CoordinatorRound]:
@@ -193,64 +231,78 @@ def uplink_bytes(ledgers: Mapping[str, Sequence[DeviceRound]]) -> int:
 
 
 def merge(
-    seed: int, rounds: Iterable[CoordinatorRound], ledgers: Mapping[str, Sequence[DeviceRound]]
+    seed: int,
+    rounds: Iterable[CoordinatorRound],
+    ledgers: Mapping[str, Sequence[DeviceRound]],
+    around: Around | None = None,
 ) -> list[RunRound]:
     """The lines of a run's rounds.jsonl, round 0 first.
 
     Bytes of a round the coordinator never finished (it was stopped in it) are added to round 0: nothing is lost.
     """
-    finished = list(rounds)
-    numbers = {line.round for line in finished}
-    by_round: dict[int, dict[str, list[DeviceRound]]] = defaultdict(lambda: defaultdict(list))
-    for device, lines in ledgers.items():
-        for entry in lines:
-            by_round[entry.round if entry.round in numbers else 0][device].append(entry)
+    finished, around = list(rounds), around or Around()
+    by_round = entries_by_round({line.round for line in finished}, ledgers)
     merged = []
     so_far = 0
     for line in [CoordinatorRound(0, "OUTSIDE"), *finished]:
-        made = _merged(seed, line, by_round[line.round], so_far)
+        made = _merged(seed, line, by_round.get(line.round, {}), so_far)
         so_far = made.uplink_bytes_so_far
-        merged.append(made)
+        merged.append(_surrounded(made, around))
     return merged
+
+
+def entries_by_round(
+    finished: Collection[int], ledgers: Mapping[str, Sequence[DeviceRound]]
+) -> dict[int, dict[str, list[DeviceRound]]]:
+    """Ledger entries by round and device; those of a round that never finished stand in round 0."""
+    by_round: dict[int, dict[str, list[DeviceRound]]] = defaultdict(lambda: defaultdict(list))
+    for device, lines in ledgers.items():
+        for entry in lines:
+            by_round[entry.round if entry.round in finished else 0][device].append(entry)
+    return by_round
+
+
+def _surrounded(line: RunRound, around: Around) -> RunRound:
+    found = around.interface.get(line.round)
+    return msgspec.structs.replace(
+        line,
+        arm=around.arm,
+        wire_up=None if found is None else sum(one.up for one in found.values()),
+        wire_down=None if found is None else sum(one.down for one in found.values()),
+        events=tuple(around.events.get(line.round, ())),
+    )
 
 
 def _merged(seed: int, line: CoordinatorRound, devices: Mapping[str, Sequence[DeviceRound]], so_far: int) -> RunRound:
     """One line. A device restarted within the round has several entries: bytes add up, the last status counts."""
     up = {device: sum((entry.up for entry in entries), BytesUp()) for device, entries in devices.items()}
-    down = sum((entry.down for entries in devices.values() for entry in entries), BytesDown())
     status = {} if line.phase == "OUTSIDE" else {device: entries[-1].status for device, entries in devices.items()}
     uploads = [device for device, ending in status.items() if ending == UPLOADED]
     total = sum(up.values(), BytesUp())
     every = [entry for entries in devices.values() for entry in entries]
+    said = {name: getattr(line, name) for name in _SAID}
     return RunRound(
+        **said,
         seed=seed,
-        round=line.round,
-        phase=line.phase,
-        reason=line.reason,
-        accuracy=line.accuracy,
-        loss=line.loss,
-        density=line.density,
-        contributors=line.contributors,
-        aggregators=line.aggregators,
-        verified=line.verified,
-        rungs=line.rungs,
-        segments_open=line.segments_open,
         devices=dict(sorted(Counter(status.values()).items())),
         up=total,
-        down=down,
+        down=sum((entry.down for entry in every), BytesDown()),
         uploads=len(uploads),
         uploaded_bytes=sum(up[device].total for device in uploads),
         uplink_bytes_so_far=so_far + total.total,
-        seconds=line.seconds,
-        model_bytes=line.model_bytes,
-        reveal=line.reveal,
-        dealers_checked=line.dealers_checked,
-        left_out_devices=line.left_out_devices,
-        wrong_aggregators=line.wrong_aggregators,
         energy_j=_joules(every),
         energy_entries=dict(sorted(Counter(_source(entry) for entry in every if entry.has_energy).items())),
         energy_missing=sum(not entry.has_energy for entry in every if entry.energy or _took_part(entry)),
+        shares_by=added(entry.shares_by for entry in every),
     )
+
+
+def added(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Counts added up by name."""
+    total = Counter[str]()
+    for part in parts:
+        total.update(part)
+    return dict(sorted(total.items()))
 
 
 def _joules(entries: Iterable[DeviceRound]) -> dict[str, dict[str, float]]:

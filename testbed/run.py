@@ -13,15 +13,20 @@ import msgspec
 from edge_client.datasets import DataSource
 from fedpruneshare.errors import RunError, SettingsError
 from fedpruneshare.settings import render_toml
+from testbed.arms import arm_scenario
+from testbed.device_lines import DEVICES, DeviceLine, device_facts, device_lines, write_devices
 from testbed.federation import COORDINATOR, RunFolder
 from testbed.fleet import Fleet
-from testbed.ledger import CoordinatorRound, merge, read_ledgers, uplink_bytes, write_rounds
+from testbed.ledger import Around, CoordinatorRound, merge, read_ledgers, uplink_bytes, write_rounds
 from testbed.progress import Progress
 from testbed.report.page import REPORT, write_report
 from testbed.scenario import Scenario
 from testbed.summary import ARM, SeedRun, Sharing, Summary, arm_figures, write_summary
 
-RESULTS: Final = ("summary.json", "rounds.jsonl", REPORT, "model.onnx", "settings.toml", "logs", "state")
+RESULTS: Final = (
+    "summary.json", "rounds.jsonl", DEVICES, "progress.json", REPORT, "report.csv", "rounds.csv", "plots", "model.onnx",
+    "settings.toml", "logs", "state",
+)  # fmt: skip
 #: What a round may take beyond its own time-outs before the run is given up: evaluation, a crowded machine.
 _SLACK_S: Final = 60.0
 _START_S: Final = 120.0
@@ -29,11 +34,15 @@ _START_S: Final = 120.0
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line says beside the scenario. `keep_state` keeps what the services stored."""
+    """What the command line says beside the scenario. `keep_state` keeps what the services stored.
+
+    `arm`: run the scenario as this arm of a comparison (`testbed.arms`); empty: as it is.
+    """
 
     folder: Path
     replace: bool = False
     keep_state: bool = False
+    arm: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ class Finished:
 @dataclass(frozen=True)
 class _SeedResult:
     run: SeedRun
+    devices: list[DeviceLine]
     data: DataSource
     succeeded: bool
 
@@ -60,25 +70,27 @@ def run_scenario(scenario: Scenario, options: RunOptions, progress: Progress) ->
     end of its own; what the services stored and logged is then kept in the folder.
     """
     clear_folder(options)
+    scenario = arm_scenario(scenario, options.arm) if options.arm else scenario
+    arm = options.arm or ARM
     results = []
     for seed in scenario.seeds:
         one = msgspec.structs.replace(scenario, seeds=(seed,))
         folder = options.folder if len(scenario.seeds) == 1 else options.folder / f"seed-{seed}"
         try:
-            results.append(_run_seed(one, RunFolder(folder.absolute()), progress))
+            results.append(_run_seed(one, RunFolder(folder.absolute()), progress, arm))
         except SettingsError:  # nothing ran: the same folder must do once the mistake is put right
             shutil.rmtree(RunFolder(folder).logs, ignore_errors=True)
             RunFolder(folder).delete_state()
             raise
-        _write_results(one, folder, results[-1:])
+        _write_results(one, folder, (arm, results[-1:]))
         if not options.keep_state:
             RunFolder(folder).delete_state()
     if len(scenario.seeds) > 1:
         last = options.folder / f"seed-{scenario.seeds[-1]}" / "model.onnx"
         shutil.copyfile(last, options.folder / "model.onnx")
-        summary = _write_results(scenario, options.folder, results)
+        summary = _write_results(scenario, options.folder, (arm, results))
     else:
-        summary = _summarise(scenario, results)
+        summary = _summarise(scenario, arm, results)
     return Finished(summary, options.folder, results[0].data, all(result.succeeded for result in results))
 
 
@@ -101,7 +113,7 @@ def clear_folder(options: RunOptions) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _run_seed(scenario: Scenario, folder: RunFolder, progress: Progress) -> _SeedResult:
+def _run_seed(scenario: Scenario, folder: RunFolder, progress: Progress, arm: str) -> _SeedResult:
     seed, started = scenario.seeds[0], time.monotonic()
     progress.say(f"{scenario.name}: starting {scenario.fleet.devices} devices, seed {seed}")
     with Fleet(scenario, folder.root, seed) as fleet:
@@ -119,9 +131,11 @@ def _run_seed(scenario: Scenario, folder: RunFolder, progress: Progress) -> _See
         raise RunError(
             f"the coordinator ended with code {code} after {len(rounds)} rounds:\n{fleet.log_tail(COORDINATOR)}"
         )
-    merged = merge(seed, rounds, read_ledgers({ident: folder.ledger(ident) for ident in fleet.devices}))
+    ledgers, around = read_ledgers({ident: folder.ledger(ident) for ident in fleet.devices}), Around(arm)
+    merged = merge(seed, rounds, ledgers, around)
+    devices = device_lines(seed, rounds, ledgers, device_facts(scenario, fleet.devices), around)
     run = SeedRun(merged, wall_s, _sharing(scenario), _initial_accuracy(scenario, folder, rounds), metric)
-    return _SeedResult(run, data, succeeded=code == 0)
+    return _SeedResult(run, devices, data, succeeded=code == 0)
 
 
 FIXTURE_NOTICE: Final = (
@@ -160,8 +174,10 @@ def _bytes_so_far(fleet: Fleet) -> int:
     return uplink_bytes(read_ledgers({ident: fleet.folder.ledger(ident) for ident in fleet.devices}))
 
 
-def _sharing(scenario: Scenario) -> Sharing:
+def _sharing(scenario: Scenario) -> Sharing | None:
     own = scenario.sharing
+    if own.reveal == "plain":
+        return None
     return Sharing(n=scenario.aggregators.count, k=own.threshold, t=own.t, reveal=own.reveal)
 
 
@@ -175,7 +191,7 @@ def _initial_accuracy(scenario: Scenario, folder: RunFolder, rounds: list[Coordi
     return float(bench.score(bench.first_model()).metric)
 
 
-def _summarise(scenario: Scenario, results: list[_SeedResult]) -> Summary:
+def _summarise(scenario: Scenario, arm: str, results: list[_SeedResult]) -> Summary:
     return Summary(
         scenario=scenario.name,
         seeds=scenario.seeds,
@@ -183,19 +199,21 @@ def _summarise(scenario: Scenario, results: list[_SeedResult]) -> Summary:
         metric=results[0].run.metric,
         devices=scenario.fleet.devices,
         emulated=True,
-        arms={ARM: arm_figures([result.run for result in results])},
+        arms={arm: arm_figures([result.run for result in results])},
     )
 
 
-def _write_results(scenario: Scenario, folder: Path, results: list[_SeedResult]) -> Summary:
-    """Everything a run folder holds. The settings say which data were used, so a repeat uses the same."""
-    summary = _summarise(scenario, results)
+def _write_results(scenario: Scenario, folder: Path, of: tuple[str, list[_SeedResult]]) -> Summary:
+    """Everything a run folder holds, of an arm. The settings say which data were used, so a repeat uses the same."""
+    results = of[1]
+    summary = _summarise(scenario, *of)
     model = RunFolder(folder).store(COORDINATOR) / "model.onnx"
     if model.is_file():
         shutil.copyfile(model, folder / "model.onnx")
     used = msgspec.structs.replace(scenario, task=msgspec.structs.replace(scenario.task, data=results[0].data))
     (folder / "settings.toml").write_text(render_toml(used), "utf-8")
     write_rounds(folder / "rounds.jsonl", [line for result in results for line in result.run.rounds])
+    write_devices(folder / DEVICES, [line for result in results for line in result.devices])
     write_summary(folder / "summary.json", summary)
     write_report(folder)
     return summary

@@ -99,7 +99,7 @@ class FleetSettings(_Table, frozen=True):
 class AggregatorFleet(_Table, frozen=True):
     """How many aggregators, each with a broker of its own."""
 
-    count: Annotated[int, Meta(ge=2, le=MAX_AGGREGATORS)] = 3
+    count: Annotated[int, Meta(ge=1, le=MAX_AGGREGATORS)] = 3
 
 
 class BrokerSettings(_Table, frozen=True):
@@ -152,6 +152,11 @@ def _count_faults(scenario: Scenario) -> Iterator[Fault]:
     )
     if k > n:
         yield Fault("sharing.threshold", str(k), f"at most aggregators.count = {n}")
+    if scenario.sharing.reveal == "plain":
+        if n != 1:
+            yield Fault("aggregators.count", str(n), "1 with sharing.reveal = plain")
+    elif n < 2:
+        yield Fault("aggregators.count", str(n), "at least 2 unless sharing.reveal = plain")
     if 2 * k <= n:
         yield Fault(
             "sharing.threshold",
@@ -164,13 +169,13 @@ def _count_faults(scenario: Scenario) -> Iterator[Fault]:
     if 2 * k > n > k + scenario.sharing.t:
         expected, hint = f"at least n - threshold = {n - k}", "so many shares of one device could otherwise be had"
         yield Fault("sharing.privacy_threshold", str(scenario.sharing.t), expected, hint)
-    if scenario.sharing.dealer_checks and k == n:
+    if scenario.sharing.dealer_checks and k == n > 1:
         expected = f"0 with sharing.threshold = aggregators.count = {n}"
         yield Fault("sharing.dealer_checks", str(scenario.sharing.dealer_checks), expected, "k shares always agree")
 
 
 def _group_faults(scenario: Scenario) -> Iterator[Fault]:
-    rungs = len(scenario.pruning.rungs) + bool(scenario.pruning.probe)
+    rungs = max(len(scenario.pruning.rungs) + bool(scenario.pruning.probe), scenario.rounds.strata)
     for index, group in enumerate(scenario.fleet.groups):
         if group.rung_max >= rungs and group.rung_max != DeviceGroup().rung_max:
             expected = f"below {rungs}, the number of pruning.rungs"
