@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -18,9 +18,9 @@ from msgspec import Meta
 from fedpruneshare.errors import PeerError, RunError
 from fedpruneshare.metrics import METRICS, MetricName
 from fedpruneshare.storage import write_atomically
-from testbed.ledger import RunRound
+from testbed.ledger import OWN_ARM, RunRound
 
-ARM: Final = "fedpruneshare"
+ARM: Final = OWN_ARM
 #: Evaluations whose mean is the final accuracy.
 LAST_EVALUATIONS: Final = 5
 
@@ -97,7 +97,7 @@ class Arm(Figures, frozen=True, kw_only=True):
 
 
 class Summary(_Closed, frozen=True, kw_only=True):
-    """The whole of summary.json."""
+    """The whole of summary.json. `conditions`: what was emulated and how, as `Fleet.conditions` says."""
 
     schema: Literal[1] = 1
     scenario: str
@@ -107,6 +107,7 @@ class Summary(_Closed, frozen=True, kw_only=True):
     devices: Count
     emulated: bool
     arms: dict[str, Arm]
+    conditions: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         if METRICS[self.metric].is_share:
@@ -160,10 +161,18 @@ def seed_figures(run: SeedRun) -> Figures:
         uplink_share_bytes=sum(line.up.shares for line in run.rounds),
         uplink_bytes_per_device_round=sum(line.uploaded_bytes for line in rounds) / uploads if uploads else 0.0,
         uplink_bytes_last_round_per_device=last.uploaded_bytes / last.uploads if last else 0.0,
-        wire_bytes=WireBytes(up, down, "payload"),
+        wire_bytes=_wire_bytes(run.rounds, WireBytes(up, down, "payload")),
         energy_j=energy_figures(run.rounds),
         wall_s=run.wall_s,
     )
+
+
+def _wire_bytes(rounds: Sequence[RunRound], payload: WireBytes) -> WireBytes:
+    """What passed the devices' interfaces where every line counted it, else the payload alone."""
+    ups, downs = [line.wire_up for line in rounds], [line.wire_down for line in rounds]
+    if not rounds or None in ups or None in downs:
+        return payload
+    return WireBytes(sum(up or 0 for up in ups), sum(down or 0 for down in downs), "interface")
 
 
 def energy_figures(rounds: Sequence[RunRound]) -> dict[str, Energy] | None:
@@ -215,7 +224,7 @@ def arm_figures(runs: Sequence[SeedRun]) -> Arm:
         uplink_share_bytes=sum(one.uplink_share_bytes for one in seeds),
         uplink_bytes_per_device_round=uploaded / uploads if uploads else 0.0,
         uplink_bytes_last_round_per_device=statistics.fmean(one.uplink_bytes_last_round_per_device for one in seeds),
-        wire_bytes=WireBytes(up, down, "payload"),
+        wire_bytes=_wire_bytes([line for run in runs for line in run.rounds], WireBytes(up, down, "payload")),
         energy_j=energy_figures([line for run in runs for line in run.rounds]),
         wall_s=sum(one.wall_s for one in seeds),
         by_seed=seeds,

@@ -146,7 +146,7 @@ def test_the_file_has_the_contracts_keys_and_no_others(tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
     write_summary(path, summary)
     body = json.loads(path.read_text())
-    assert set(body) == {"schema", "scenario", "seeds", "task", "metric", "devices", "emulated", "arms"}
+    assert set(body) == {"schema", "scenario", "seeds", "task", "metric", "devices", "emulated", "arms", "conditions"}
     assert (body["schema"], body["metric"], list(body["arms"])) == (1, "accuracy", ["fedpruneshare"])
     written = body["arms"]["fedpruneshare"]
     assert set(written) == FIGURES | {"by_seed"}
