@@ -5,7 +5,6 @@ No I/O and no clock: `service.py` calls this in a worker thread.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edge_client.datasets import Dataset
-from edge_client.outbox import Upload
 from edge_client.pruning import mask_from_positions
 from edge_client.receiving import ReceivedModel
 from edge_client.tasks import Task, read_state, write_state
@@ -24,9 +22,7 @@ from edge_client.training import Masks, Pace, TrainingResult, TrainingSettings, 
 from edge_client.width.narrowing import narrow, narrow_masks, read_narrow, write_narrow
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sharing.digits import shift, zero_point
-from fedpruneshare.sharing.dispersal import KEY_BYTES
 from fedpruneshare.sharing.field import Words
-from fedpruneshare.sharing.prg import LEAN_BACKEND, Prg, Seed, fill_elements
 from fedpruneshare.sparse.parameters import ParameterTable
 from fedpruneshare.sparse.support import decode_values
 from fedpruneshare.sparse.update import SparseUpdate, clamp_weight, per_element_clips, quantise
@@ -145,26 +141,3 @@ def _by_segment(
     segments = view.plan.segments[: rung + 1]
     ends = np.cumsum([[segment.vectors, segment.weights] for segment in segments], axis=0)
     return zip(np.split(vectors, ends[:-1, 0]), np.split(values, ends[:-1, 1]), strict=True)
-
-
-def new_upload(view: PlanView, update: SparseUpdate, words: Words, prg: Prg) -> Upload:
-    """Give an update its upload id and sharing secrets, from the operating system's generator only."""
-    is_each = view.is_each_revealed
-    return Upload(
-        plan=view.digest,
-        round_id=update.round_id,
-        upload_id=os.urandom(16),
-        rung=update.rung,
-        weight=update.weight,
-        prg=prg,
-        seeds={} if is_each else {x: Seed.fresh().reveal() for x in range(1, view.scheme.t + 1)},
-        masks=_masks(view, prg),
-        key=os.urandom(KEY_BYTES) if is_each and not view.is_plain else b"",
-        words=words,
-    )
-
-
-def _masks(view: PlanView, prg: Prg) -> Words:
-    """Uniform words of the mask elements, as many as those carry (docs/protocol.md §5.7)."""
-    masks = np.empty(0 if view.is_plain else view.checks * view.scheme.secrets, dtype=view.field.word_type)
-    return fill_elements(prg, Seed.fresh(), b"dealer masks", masks, view.field, LEAN_BACKEND)

@@ -24,6 +24,7 @@ from edge_client.byte_ledger import ByteLedger
 from edge_client.density import DensityDecision
 from edge_client.energy.account import EnergyAccount
 from edge_client.energy.parts import Phase, measured_j
+from edge_client.fresh_upload import new_upload
 from edge_client.inference.model_file import received_model
 from edge_client.inference.rendering import keep_model
 from edge_client.local_round import LocalResult, Prepared, Workplace
@@ -32,7 +33,7 @@ from edge_client.receiving import decode_model, receive_model
 from edge_client.settings import DeviceSettings
 from edge_client.share_chunks import open_shares
 from edge_client.training import Pace
-from edge_client.uploading import Courier, Parcel, is_accepted
+from edge_client.uploading import CountSent, Courier, Parcel, is_accepted
 from fedpruneshare import __version__
 from fedpruneshare.errors import FedPruneShareError, LinkError, PeerError, PlanError
 from fedpruneshare.link import Delivery, Handler, Link
@@ -69,6 +70,7 @@ class Device:
         self._folder = Path(settings.store)
         self._outbox = Outbox(self._folder / "outbox")
         self._ledger = ByteLedger(self._folder)
+        self._ledger.watch((self._control, *self._uplinks.values()))
         self._backoff = Backoff(random.Random())
         # One worker: a round that is cut short must not train beside the next one on the same model.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="train")
@@ -102,6 +104,7 @@ class Device:
             self._close_entry()
             await _cancel(connecting)
             await asyncio.gather(self._control.close(), *(link.close() for link in self._uplinks.values()))
+            self._ledger.close()
             self._worker.shutdown(wait=False, cancel_futures=True)
 
     async def _serve(self) -> None:
@@ -117,8 +120,7 @@ class Device:
                 self._current = announced.view
                 self._close_entry()
                 self._account.begin()
-                self._ledger.begin(announced.view.plan.round_id)
-                self._ledger.received("plan", announced.size_bytes)
+                self._ledger.begin(announced.view.plan.round_id, announced.size_bytes)
                 round_task = asyncio.create_task(self._round(announced.view, announced.ends_at))
         finally:
             if round_task is not None:
@@ -201,9 +203,7 @@ class Device:
         assert rung is not None
         started = time.monotonic()
         self._account.enter(Phase.RECEIVE)
-        blobs = await receive_model(
-            self._party, self._control, view, rung, lambda size: self._ledger.received("model", size)
-        )
+        blobs = await receive_model(self._party, self._control, view, rung)
         received = await self._in_worker(decode_model, view, self._work.table, blobs)
         entry.seconds["receive"], started = _lap(started)
         self._adapter.received(sum(len(blob) for blob in blobs), entry.seconds["receive"])
@@ -224,7 +224,7 @@ class Device:
         words = await self._in_worker(local_round.encode_words, view, self._work.table, result.update, rng)
         entry.seconds["encode"], started = _lap(started)
         _log.info("trained", round_id=plan.round_id, rung=rung, loss=entry.loss, onnx_bytes=len(artefact))
-        return local_round.new_upload(view, result.update, words, self._prg)
+        return new_upload(view, result.update.rung, result.update.weight, words, self._prg)
 
     async def _train(
         self, ready: Prepared, view: PlanView, rng: np.random.Generator, decision: DensityDecision
@@ -250,13 +250,9 @@ class Device:
             link, outstanding = self._uplinks[aggregator_id], self._settings.limits.outstanding_chunks
             self._couriers[aggregator_id] = Courier(self._party, link, parcel, self._backoff, outstanding)
             self._couriers[aggregator_id].watch = self._adapter.uploaded
-
-        def count_share(size_bytes: int, is_first: bool) -> None:
-            # What a killed process had sent is not known chunk by chunk: a resumed upload counts as sent again.
-            self._ledger.sent("shares" if is_first and not is_resumed else "resent", size_bytes)
-
         deliveries = [
-            asyncio.create_task(self._bring(courier, view, started, count_share)) for courier in self._couriers.values()
+            asyncio.create_task(self._bring(courier, view, started, self._share_counter(aggregator_id, is_resumed)))
+            for aggregator_id, courier in self._couriers.items()
         ]
         try:
             return list(await asyncio.gather(*deliveries))
@@ -273,9 +269,14 @@ class Device:
         if "send" in seconds:
             seconds["send"] = round(max(0.0, seconds["send"] - made_s), 4)
 
-    async def _bring(
-        self, courier: Courier, view: PlanView, started: float, count_share: Callable[[int, bool], None]
-    ) -> Receipt:
+    def _share_counter(self, aggregator_id: str, is_resumed: bool) -> CountSent:
+        def count(size_bytes: int, is_first: bool) -> None:
+            # What a killed process had sent is not known chunk by chunk: a resumed upload counts as sent again.
+            self._ledger.sent("shares" if is_first and not is_resumed else "resent", size_bytes, aggregator_id)
+
+        return count
+
+    async def _bring(self, courier: Courier, view: PlanView, started: float, count_share: CountSent) -> Receipt:
         entry = self._ledger.entry
         receipt = await courier.deliver(count_share)
         if not is_accepted(receipt):
@@ -295,8 +296,11 @@ class Device:
     async def _on_connected(self, first: bool) -> None:
         """Say hello after every connect: the broker may have forgotten the last one."""
         hello = self._party.sign(Hello(__version__, self._settings.limits.rung_max))
-        await self._control.publish(self._party.topics.name("hello", self._party.ident), hello, retain=True)
-        self._ledger.sent("control", len(hello))
+        topic = self._party.topics.name("hello", self._party.ident)
+        await self._control.publish(topic, hello, retain=True, on_sent=self._control_counter(hello))
+
+    def _control_counter(self, payload: bytes) -> Callable[[], None]:
+        return lambda: self._ledger.sent("control", len(payload))
 
     async def _decline(self, view: PlanView, reason: str) -> None:
         entry = self._ledger.entry
@@ -304,10 +308,8 @@ class Device:
         _log.warning("declined", round_id=view.plan.round_id, reason=reason)
         payload = self._party.sign(Decline(view.plan.round_id, view.digest, reason[:500]))
         message = (self._party.topics.name("decline", self._party.ident), payload)
-        if await publish_until_taken(
-            self._control, message, self._backoff, is_wanted=lambda: not self._is_closed.is_set()
-        ):
-            self._ledger.sent("control", len(payload))
+        wanted, count = lambda: not self._is_closed.is_set(), self._control_counter(payload)
+        await publish_until_taken(self._control, message, self._backoff, is_wanted=wanted, on_sent=count)
 
     async def _beat(self, view: PlanView) -> None:
         """Tell the coordinator how the round went; one try, nothing depends on it."""
@@ -318,8 +320,8 @@ class Device:
         beat = Heartbeat(view.plan.round_id, entry.rung or 0, entry.constraint, train_s, upload_s, sent, received)
         payload = self._party.sign(beat)
         try:
-            await self._control.publish(self._party.topics.name("heartbeat", self._party.ident), payload)
-            self._ledger.sent("control", len(payload))
+            topic = self._party.topics.name("heartbeat", self._party.ident)
+            await self._control.publish(topic, payload, on_sent=self._control_counter(payload))
         except LinkError as error:
             _log.info("heartbeat-lost", error=str(error))
 
@@ -331,7 +333,7 @@ class Device:
             return
         announced = self._announced(delivery, plan, plan.message)
         if announced is None:
-            self._ledger.received("plan", len(delivery.payload))
+            self._ledger.plan_dropped(len(delivery.payload))
         else:
             self._newest_round = plan.message.round_id
             await self._plans.put(announced)
@@ -354,7 +356,6 @@ class Device:
         return _Announced(view, ends_at, len(delivery.payload))
 
     async def _on_outcome(self, delivery: Delivery) -> None:
-        self._ledger.received("other", len(delivery.payload))
         opened = self._party.take("outcome", delivery)
         if opened is None or not isinstance(opened.message, Outcome) or self._current is None:
             return
@@ -363,7 +364,6 @@ class Device:
 
     def _ack_handler(self, aggregator_id: str) -> Handler:
         async def on_ack(delivery: Delivery) -> None:
-            self._ledger.received("receipts", len(delivery.payload))
             opened = self._party.take("ack", delivery)
             courier = self._couriers.get(aggregator_id)
             if opened is None or courier is None or not isinstance(opened.message, (Receipt, Missing)):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from testbed.places import HERE, Place
+
 if TYPE_CHECKING:
     from testbed.scenario import Scenario
 
@@ -27,8 +29,8 @@ class DeviceEngine(Protocol):
     def export(self, seed: int, bundle: Path) -> None:
         """Write the task's bundle with initial weights from `seed`. Raises `TaskError` with the reason."""
 
-    def start(self, name: str, settings: Path) -> int:
-        """Start a device and return the pid of its process. Raises `RunError` where it runs already."""
+    def start(self, name: str, settings: Path, place: Place = HERE) -> int:
+        """Start a device in its place and return the pid of its process. Raises `RunError` where it runs already."""
 
     def is_running(self, name: str) -> bool:
         """Whether it was started and has not ended."""

@@ -11,13 +11,12 @@ from simulators.whole_shares import split_upload
 
 from aggregator.summing import answer_freeze, check_share
 from coordinator.answers import open_answers, sum_vectors
-from edge_client.local_round import new_upload
+from edge_client.fresh_upload import new_upload
 from fedpruneshare.errors import InconsistentSharesError, PeerError, ProtocolError, SharingError
 from fedpruneshare.messages import Contribution, Freeze, Reveal, Segment, Sharing, digest, encode
 from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.sharing.field import FIELDS
 from fedpruneshare.sharing.prg import Prg
-from fedpruneshare.sparse.update import SparseUpdate
 from fedpruneshare.words import SegmentWords, WordLayout
 
 SHAPES = ((40, 5), (30, 0), (21, 0))
@@ -57,8 +56,7 @@ class Scene:
             )
             for w, v in SHAPES[: rung + 1]
         ])  # fmt: skip
-        update = SparseUpdate(1, bytes(32), rung, place + 1, *[np.zeros(0)] * 4)  # type: ignore[arg-type]
-        upload = new_upload(self.view, update, words, Prg.AES_256_CTR)
+        upload = new_upload(self.view, rung, place + 1, words, Prg.AES_256_CTR)
         contribution = Contribution(device, upload.upload_id, rung)
         self.words[contribution] = words
         for x, share in split_upload(self.view, device, upload).items():

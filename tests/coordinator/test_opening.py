@@ -19,7 +19,8 @@ from coordinator.planning import AvailableDevices, TaskFacts, plan_round
 from coordinator.settings import CodingSettings, CoordinatorSettings, PruningSettings, RoundSettings
 from coordinator.supports import publish_model
 from coordinator.workbench import Workbench
-from edge_client.local_round import encode_words, new_upload
+from edge_client.fresh_upload import new_upload
+from edge_client.local_round import encode_words
 from fedpruneshare.bundle import Bundle, Manifest
 from fedpruneshare.errors import InconsistentSharesError, PeerError, SharingError
 from fedpruneshare.messages import Attendance, Contribution, Freeze, digest, encode
@@ -65,7 +66,8 @@ class Scene:
     def share(self, segments: tuple[int, ...] = (0, 1, 2)) -> tuple[Freeze, dict[str, bytes]]:
         contributors, held = [], {name: [] for name in AGGREGATORS}
         for device, update in self.updates.items():
-            upload = new_upload(self.view, update, encode_words(self.view, TABLE, update, RNG), Prg.CHACHA20)
+            words = encode_words(self.view, TABLE, update, RNG)
+            upload = new_upload(self.view, update.rung, update.weight, words, Prg.CHACHA20)
             contribution = Contribution(device, upload.upload_id, upload.rung)
             contributors.append(contribution)
             shares = split_upload(self.view, device, upload)

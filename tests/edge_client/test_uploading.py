@@ -11,7 +11,7 @@ import pytest
 from builders import AGGREGATORS, DEVICES, directory, identity, plan
 from simulators.whole_shares import split_upload
 
-from edge_client.local_round import new_upload
+from edge_client.fresh_upload import new_upload
 from edge_client.share_chunks import open_shares
 from edge_client.uploading import Courier, Parcel
 from fedpruneshare.errors import DisconnectedError
@@ -21,7 +21,6 @@ from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.sharing.field import FIELDS, from_bytes
 from fedpruneshare.sharing.prg import Prg
-from fedpruneshare.sparse.update import SparseUpdate
 from fedpruneshare.topics import Role
 from fedpruneshare.words import SegmentWords, WordLayout
 
@@ -50,8 +49,7 @@ def view_of(sharing: Sharing, bits: int, devices: int, values: int, chunk_bytes:
 def upload_of(view: PlanView, values: int, bits: int) -> Any:
     draw = np.random.default_rng(1).integers(0, 2**bits, values, np.uint32)
     words = view.layout.pack(SegmentWords(7, draw[:0], draw))
-    update = SparseUpdate(1, bytes(32), 0, 7, np.arange(values), np.zeros(values), np.zeros(0), np.zeros(0))  # type: ignore[arg-type]
-    return new_upload(view, update, words, Prg.CHACHA20)
+    return new_upload(view, 0, 7, words, Prg.CHACHA20)
 
 
 class Wire:

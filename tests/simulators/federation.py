@@ -32,7 +32,7 @@ from coordinator.publishing import Publisher
 from coordinator.service import Coordinator
 from coordinator.settings import CodingSettings, CoordinatorSettings, PruningSettings, RoundSettings, SharingSettings
 from coordinator.workbench import Workbench
-from edge_client.local_round import new_upload
+from edge_client.fresh_upload import new_upload
 from edge_client.outbox import Upload
 from edge_client.receiving import decode_model, receive_model
 from edge_client.share_chunks import WholeShare
@@ -45,7 +45,6 @@ from fedpruneshare.messages import Hello, Missing, Receipt, RoundPlan
 from fedpruneshare.party import Party, PartySettings
 from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.sharing.prg import Prg
-from fedpruneshare.sparse.update import SparseUpdate
 from fedpruneshare.topics import Role
 from fedpruneshare.words import SegmentWords
 
@@ -184,8 +183,7 @@ class Federation:
 
     def _upload(self, view: PlanView, upload_id: bytes, rung: int, words: np.ndarray) -> Upload:
         """As `new_upload` makes it, with the keystream algorithm drawn."""
-        update = SparseUpdate(view.plan.round_id, b"", rung, int(words[0]), *[np.empty(0)] * 4)  # type: ignore[arg-type]
-        made = new_upload(view, update, words, self.rng.choice(list(Prg)))
+        made = new_upload(view, rung, int(words[0]), words, self.rng.choice(list(Prg)))
         return replace(made, upload_id=upload_id)
 
     def _words(self, view: PlanView, rung: int, device: str) -> np.ndarray:

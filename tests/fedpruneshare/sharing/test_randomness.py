@@ -13,7 +13,7 @@ SHARING = sorted((ROOT / "fedpruneshare" / "sharing").glob("*.py"))
 DRAWS_FROM_THE_SYSTEM = {
     "fedpruneshare/sharing/prg.py",  # seeds
     "fedpruneshare/sharing/dispersal.py",  # keys of blobs
-    "edge_client/local_round.py",  # upload ids and dispersal keys
+    "edge_client/fresh_upload.py",  # upload ids and dispersal keys
     "coordinator/service.py",  # the challenge of a dealer check, which is public
 }
 GENERATORS = {"random", "secrets", "uuid", "torch", "numpy.random", "Crypto.Random", "fedpruneshare.rng"}
@@ -55,10 +55,10 @@ def test_the_systems_generator_is_used_in_few_places() -> None:
 
 def test_seeds_and_ids_of_an_upload_come_from_the_system() -> None:
     """`new_upload` is given no generator: it could not use another one."""
-    module = ast.parse((ROOT / "edge_client" / "local_round.py").read_text("utf-8"))
+    module = ast.parse((ROOT / "edge_client" / "fresh_upload.py").read_text("utf-8"))
     (function,) = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "new_upload"]
     assert draws(ast.Module(body=[function], type_ignores=[])) == ["urandom", "urandom"]
-    assert [argument.arg for argument in function.args.args] == ["view", "update", "words", "prg"]
+    assert [argument.arg for argument in function.args.args] == ["view", "rung", "weight", "words", "prg"]
 
 
 @pytest.mark.parametrize(
