@@ -13,6 +13,7 @@ import msgspec
 from fedpruneshare import logs
 from testbed.arms import ARMS
 from testbed.benchmarks.rounds import measure_rounds, write_measurements
+from testbed.cli_compare import compare
 from testbed.cli_memory import memory
 from testbed.cli_width import width
 from testbed.progress import Progress
@@ -187,3 +188,4 @@ def sharing(target: Path, markdown: Path | None, plot: Path | None, quick: bool,
 
 bench.add_command(width)
 bench.add_command(memory)
+testbed.add_command(compare)
