@@ -29,7 +29,7 @@ from fedpruneshare.errors import Fault, SettingsError
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES
 from fedpruneshare.settings import load_settings
 from fedpruneshare.settings_words import describe, sole_member
-from testbed.engines import EngineName
+from testbed.engines import SYNTHETIC_TASK, EngineName
 
 SCENARIOS: Final = Path(__file__).parent / "scenarios"
 #: Tasks that ship with the project, by name (`edge_client.tasks.BUILT_IN`, which only torch can import).
@@ -128,15 +128,20 @@ class Scenario(_Table, frozen=True):
 
     def faults(self, path: str) -> Iterator[Fault]:
         """Checks across tables."""
-        yield from _task_faults(self.task)
+        yield from _task_faults(self)
         yield from _count_faults(self)
         yield from word_faults(self.sharing, self.coding, self.rounds.cohort)
         yield from _group_faults(self)
         yield from _single_place_faults(self)
 
 
-def _task_faults(task: ScenarioTask) -> Iterator[Fault]:
-    if "." in task.name or task.name in SHIPPED_TASKS:
+def _task_faults(scenario: Scenario) -> Iterator[Fault]:
+    task, is_synthetic = scenario.task, scenario.fleet.engine == "synthetic"
+    if is_synthetic != (task.name == SYNTHETIC_TASK):
+        expected = SYNTHETIC_TASK if is_synthetic else f"a task to train, or {SYNTHETIC_TASK} with that engine"
+        yield Fault("task.name", f"{task.name!r} with fleet.engine = {scenario.fleet.engine!r}", expected)
+        return
+    if is_synthetic or "." in task.name or task.name in SHIPPED_TASKS:
         return
     near = difflib.get_close_matches(task.name, SHIPPED_TASKS, n=1)
     expected = f"one of {', '.join(SHIPPED_TASKS)}, a dotted module or a .py file"

@@ -7,7 +7,7 @@ process that share, seal, sign and wait as real ones do and train nothing (`test
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from testbed.places import HERE, Place
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from testbed.scenario import Scenario
 
 EngineName = Literal["process", "synthetic"]
+#: The one task of the synthetic engine: random values for a linear layer.
+SYNTHETIC_TASK: Final = "synthetic"
 
 
 class DeviceEngine(Protocol):

@@ -10,9 +10,8 @@ import numpy as np
 from fedpruneshare.bundle import Bundle, Manifest
 from fedpruneshare.rng import stream
 from fedpruneshare.sparse.parameters import Parameter, ParameterTable, Role
+from testbed.engines import SYNTHETIC_TASK
 
-#: What a scenario calls it.
-TASK: Final = "synthetic"
 _MOST_OUTPUTS: Final = 10
 _EXAMPLES: Final = 20
 
@@ -27,7 +26,7 @@ def write_bundle(values: int, seed: int, path: Path) -> None:
     rng = stream(seed, "synthetic", "bundle")
     bundle = Bundle(
         # "full" is what there is of it: no sample stands in for anything.
-        Manifest(TASK, table, (inputs,), _EXAMPLES, outputs, seed, "full"),
+        Manifest(SYNTHETIC_TASK, table, (inputs,), _EXAMPLES, outputs, seed, "full"),
         _template(inputs, outputs),
         rng.standard_normal(values).astype(np.float32),
         np.zeros(outputs, dtype=np.float32),
