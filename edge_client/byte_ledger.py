@@ -1,12 +1,23 @@
-"""The device's byte ledger: every MQTT payload byte by direction and cause, as it happens (docs/protocol.md §9.1)."""
+"""The device's byte ledger: every MQTT payload byte by direction and cause, as it happens (docs/protocol.md §9.1).
+
+Bytes are counted where the links count theirs: up when a connection has the payload, whether or not an answer ever
+comes, and down when it arrives, whether or not anybody still wants it. So both counts must be the same (`LinkCounts`).
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from fedpruneshare.link import Link
+
+#: Cause of what arrives, by the channel in its topic (docs/protocol.md §2); everything else is `other`.
+_CAUSES: Final = {"round": "plan", "model": "model", "ack": "receipts"}
+_CHANNEL_LEVEL: Final = 3
 
 
 @dataclass
@@ -29,12 +40,33 @@ class Down:
 
 
 @dataclass
+class LinkCounts:
+    """What a device's links counted for themselves, all of them together (`fedpruneshare.link.Traffic`)."""
+
+    sent_bytes: int = 0
+    sent_messages: int = 0
+    received_bytes: int = 0
+    received_messages: int = 0
+    connects: int = 0
+
+    def __sub__(self, other: LinkCounts) -> LinkCounts:
+        return LinkCounts(*(getattr(self, one.name) - getattr(other, one.name) for one in fields(self)))
+
+    @staticmethod
+    def of(links: Iterable[Link]) -> LinkCounts:
+        """The counts of several links, added."""
+        traffic = [link.traffic for link in links]
+        return LinkCounts(*(sum(getattr(one, own.name) for one in traffic) for own in fields(LinkCounts)))
+
+
+@dataclass
 class RoundEntry:
     """What one round cost this device; `round` 0 is what passed outside any round.
 
     `status` says how it ended here, `receipts` how many aggregators hold the whole share, `seconds` are by phase.
     `energy`: by phase, as `edge_client.energy.parts.ledger_energy` gives it. `spans`: (phase, from, to) in seconds
-    since 1970, for the record of an external meter.
+    since 1970, for the record of an external meter. `shares_by`: bytes of `up.shares` by aggregator. `traffic`: what
+    the links counted since the entry before this one; the plan that starts the next round may be in it.
     """
 
     round: int = 0
@@ -54,18 +86,25 @@ class RoundEntry:
     examples: int = 0
     weight: int = 0
     loss: float | None = None
+    shares_by: dict[str, int] = field(default_factory=dict)
+    traffic: LinkCounts | None = None
 
 
 class ByteLedger:
     """Counts into the entry of the current round, which is appended to `ledger.jsonl` when the round ends.
 
     The unfinished entry stands in `ledger.partial` after every count, so that a killed process loses no byte: the
-    next one appends it with status "killed".
+    next one appends it with status "killed". With `is_durable` false there is no such file, and lines are not synced:
+    for thousands of emulated devices on one disk.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_durable: bool = True) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path, self._partial = folder / "ledger.jsonl", folder / "ledger.partial"
+        self._is_durable = is_durable
+        self._links: tuple[Link, ...] = ()
+        self._reported = LinkCounts()
+        self._plan_waiting = 0
         self.entry = RoundEntry()
         self._recover()
 
@@ -76,36 +115,78 @@ class ByteLedger:
             return
         self._append({**line, "status": "killed"})
 
-    def sent(self, cause: str, size_bytes: int) -> None:
-        """Count a payload sent; `cause` is a field of `Up`."""
+    def watch(self, links: Iterable[Link]) -> None:
+        """Count whatever arrives over these links from now on, by the channel of its topic."""
+        self._links = tuple(links)
+        for link in self._links:
+            link.traffic.on_received = self._on_received
+
+    def _on_received(self, topic: str, size_bytes: int) -> None:
+        channel = topic.split("/", _CHANNEL_LEVEL + 1)[_CHANNEL_LEVEL:][:1]
+        cause = _CAUSES.get(channel[0], "other") if channel else "other"
+        if cause == "plan":  # of the round that it starts, if it does
+            self._plan_waiting += size_bytes
+            self._save_partial()
+        else:
+            self.received(cause, size_bytes)
+
+    def sent(self, cause: str, size_bytes: int, aggregator: str = "") -> None:
+        """Count a payload sent; `cause` is a field of `Up`. Shares also count by `aggregator`, where it is given."""
         setattr(self.entry.up, cause, getattr(self.entry.up, cause) + size_bytes)
+        if cause == "shares" and aggregator:
+            self.entry.shares_by[aggregator] = self.entry.shares_by.get(aggregator, 0) + size_bytes
         self._save_partial()
 
     def received(self, cause: str, size_bytes: int) -> None:
-        """Count a payload received; `cause` is a field of `Down`."""
+        """Count a payload received; `cause` is a field of `Down`. What comes over watched links is counted already."""
         setattr(self.entry.down, cause, getattr(self.entry.down, cause) + size_bytes)
         self._save_partial()
 
-    def begin(self, round_id: int) -> None:
-        """Write what was counted before and start a round's entry."""
+    def plan_dropped(self, size_bytes: int) -> None:
+        """A plan that arrived starts no round: it belongs to the entry under way."""
+        self._plan_waiting -= size_bytes
+        self.received("plan", size_bytes)
+
+    def begin(self, round_id: int, plan_bytes: int = 0) -> None:
+        """Write what was counted before and start a round's entry with the bytes of its plan."""
         self.end()
         self.entry = RoundEntry(round=round_id)
+        self._plan_waiting -= plan_bytes
+        if plan_bytes:
+            self.received("plan", plan_bytes)
 
     def end(self) -> None:
         """Append the entry; what follows counts as outside any round until the next `begin`."""
         if self.entry != RoundEntry():
+            now = LinkCounts.of(self._links)
+            self.entry.traffic = now - self._reported if self._links else None
             self._append(asdict(self.entry))
+            self._reported = now
         self.entry = RoundEntry()
+        if self._plan_waiting:
+            self._save_partial()
+
+    def close(self) -> None:
+        """`end` for good, once the links are closed: a plan that nobody took up is counted, too."""
+        if self._plan_waiting:
+            self.plan_dropped(self._plan_waiting)
+        self.end()
 
     def _save_partial(self) -> None:
         # Not synced: it must survive a killed process, for which the page cache suffices.
+        if not self._is_durable:
+            return
+        line = asdict(self.entry)
+        line["down"]["plan"] += self._plan_waiting
+        line["traffic"] = asdict(LinkCounts.of(self._links) - self._reported) if self._links else None
         written = self._partial.with_name(self._partial.name + ".part")
-        written.write_text(json.dumps(asdict(self.entry)))
+        written.write_text(json.dumps(line))
         written.replace(self._partial)
 
     def _append(self, line: dict[str, Any]) -> None:
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            if self._is_durable:
+                os.fsync(file.fileno())
         self._partial.unlink(missing_ok=True)

@@ -57,7 +57,7 @@ class ReceivedModel:
 
 
 async def receive_model(
-    party: Party, link: Link, view: PlanView, rung: int, count_received: Callable[[int], None]
+    party: Party, link: Link, view: PlanView, rung: int, count_received: Callable[[int], None] = lambda _size: None
 ) -> list[bytes]:
     """The blobs of segments 0 to `rung`, each matching its digest in the plan.
 

@@ -42,7 +42,6 @@ from fedpruneshare.messages import Decline, Heartbeat, Hello, Missing, Outcome, 
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.rng import stream
-from fedpruneshare.sealing import Opened
 from fedpruneshare.sharing.prg import LEAN_BACKEND, Prg, quickest_prg
 from fedpruneshare.sparse.onnx_writer import write_update
 from fedpruneshare.storage import write_atomically
@@ -328,18 +327,19 @@ class Device:
     # ------------------------------------------------------------------ what arrives
 
     async def _on_plan(self, delivery: Delivery) -> None:
-        plan = self._party.take("round", delivery)
-        if plan is None or not isinstance(plan.message, RoundPlan):
-            return
-        announced = self._announced(delivery, plan, plan.message)
+        announced = self._announced(delivery)
         if announced is None:
             self._ledger.plan_dropped(len(delivery.payload))
         else:
-            self._newest_round = plan.message.round_id
+            self._newest_round = announced.view.plan.round_id
             await self._plans.put(announced)
 
-    def _announced(self, delivery: Delivery, opened: Opened, plan: RoundPlan) -> _Announced | None:
+    def _announced(self, delivery: Delivery) -> _Announced | None:
         """A plan worth serving: newer than any before (also before a restart), sound, and for this model."""
+        opened = self._party.take("round", delivery)
+        if opened is None or not isinstance(opened.message, RoundPlan):
+            return None
+        plan = opened.message
         if plan.round_id == self._newest_round:
             return None  # published again, or over for this device
         try:

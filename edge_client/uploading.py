@@ -62,6 +62,7 @@ class Courier:
         self._count = parcel.share.count
         self.prepared_s = 0.0
         """Seconds spent on making, sealing and signing chunks."""
+        self._begun: set[int] = set()
         self._sent: set[int] = set()
         self._sending: frozenset[int] = frozenset()
         self._under_way = 0
@@ -120,8 +121,7 @@ class Courier:
                 started = loop.time()
                 payload = self._payload(chunk)
                 self.prepared_s += loop.time() - started
-                await self._publish(payload)
-                count_sent(len(payload), chunk not in self._sent)
+                await self._publish(payload, lambda: self._begin(chunk, len(payload), count_sent))
                 self._sent.add(chunk)
 
         self._sending = frozenset(chunks)
@@ -131,12 +131,17 @@ class Courier:
             _log.info("chunk-not-sent", aggregator=self._parcel.aggregator_id, error=str(error))
         return not results
 
-    async def _publish(self, payload: bytes) -> None:
+    def _begin(self, chunk: int, size_bytes: int, count_sent: CountSent) -> None:
+        """A chunk is on the wire, also if the broker never acknowledges it."""
+        count_sent(size_bytes, chunk not in self._begun)
+        self._begun.add(chunk)
+
+    async def _publish(self, payload: bytes, on_sent: Callable[[], None]) -> None:
         """Publish one chunk, and report how long the broker took to acknowledge it."""
         self._under_way += len(payload)
         ahead, started = self._under_way, asyncio.get_running_loop().time()
         try:
-            await self._link.publish(self._topic(), payload, expiry_s=self._remaining_s())
+            await self._link.publish(self._topic(), payload, expiry_s=self._remaining_s(), on_sent=on_sent)
         finally:
             self._under_way -= len(payload)
         seconds = asyncio.get_running_loop().time() - started

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,38 @@ class Traffic:
     """MQTT payload bytes and messages that passed one link.
 
     Sent: every publish handed to a live connection, acknowledged or not (a link never re-sends; its callers do, and
-    each attempt counts). Received: every delivery, duplicates included.
+    each attempt counts). Received: every delivery, duplicates included. `connects`: connections the broker granted.
+    `on_received` is told of each delivery as it is counted, before any handler: topic and payload bytes.
     """
 
     sent_bytes: int = 0
     sent_messages: int = 0
     received_bytes: int = 0
     received_messages: int = 0
+    connects: int = 0
+    on_received: Callable[[str, int], None] | None = None
+
+    def sent(self, size_bytes: int, on_sent: Callable[[], None] | None = None) -> None:
+        """Count a payload that was handed to a live connection, and say so to who sent it."""
+        self.sent_bytes += size_bytes
+        self.sent_messages += 1
+        if on_sent is not None:
+            on_sent()
+
+    def received(self, topic: str, size_bytes: int) -> None:
+        """Count a delivery."""
+        self.received_bytes += size_bytes
+        self.received_messages += 1
+        if self.on_received is not None:
+            self.on_received(topic, size_bytes)
+
+
+class PublishOptions(TypedDict, total=False):
+    """What `Link.publish` takes beside topic and payload, for those that pass it on."""
+
+    retain: bool
+    expiry_s: float | None
+    on_sent: Callable[[], None] | None
 
 
 @dataclass(frozen=True)
@@ -97,11 +122,20 @@ class Link(Protocol):
         is tried for ever instead (services may start before their broker).
         """
 
-    async def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: float | None = None) -> None:
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        expiry_s: float | None = None,
+        on_sent: Callable[[], None] | None = None,
+    ) -> None:
         """Publish with QoS 1 and return when the broker has taken it.
 
         A return is *not* delivery: only an application `Receipt` is (docs/protocol.md §3.2).
         `expiry_s` is rounded up to whole seconds, and to one at least. Waits while `outgoing_messages` are on the way.
+        `on_sent` is called once the connection has the payload, also where no answer ever comes: `traffic` counts it.
 
         Raises `PayloadTooLargeError` before queueing, `RefusedError` on a negative reason, `DisconnectedError` when
         there is no connection or it falls first (the message is then forgotten, never re-sent by the link),
@@ -132,6 +166,7 @@ __all__ = [
     "Handler",
     "Link",
     "LinkLimits",
+    "PublishOptions",
     "Subscription",
     "Traffic",
 ]

@@ -86,8 +86,7 @@ class Inbox:
 
     def put(self, delivery: Delivery, acknowledge: Callable[[], None]) -> None:
         """Queue one delivery. One above the payload limit is logged, acknowledged and dropped."""
-        self._traffic.received_bytes += len(delivery.payload)
-        self._traffic.received_messages += 1
+        self._traffic.received(delivery.topic, len(delivery.payload))
         if len(delivery.payload) > self._limits.payload_bytes:
             found, expected = len(delivery.payload), self._limits.payload_bytes
             log.warning("incoming message too large", topic=delivery.topic, bytes=found, limit_bytes=expected)

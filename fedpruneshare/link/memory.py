@@ -221,7 +221,15 @@ class MemoryLink:
             raise LinkError(f"{self._client_id} is cut off, expected a connection")
         await self._up.wait()
 
-    async def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: float | None = None) -> None:
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        expiry_s: float | None = None,
+        on_sent: Callable[[], None] | None = None,
+    ) -> None:
         """See `Link.publish`."""
         limit = min(self._limits.payload_bytes, PACKET_BYTES)
         if len(payload) > limit:
@@ -232,8 +240,7 @@ class MemoryLink:
         until_s = math.inf if expiry_s is None else self._broker.clock() + max(1, math.ceil(expiry_s))
         try:
             async with asyncio.timeout(self._limits.publish_timeout_s), self._slots:
-                self.traffic.sent_bytes += len(payload)
-                self.traffic.sent_messages += 1
+                self.traffic.sent(len(payload), on_sent)
                 is_taken = await self._broker.publish(self._client_id, _Stored(topic, payload, until_s), retain)
         except TimeoutError:
             raise LinkError(f"publish to {topic}: no answer within {self._limits.publish_timeout_s} s") from None
@@ -273,6 +280,7 @@ class MemoryLink:
     def connected(self) -> None:
         """The broker took us (back): subscriptions first, then the `on_connect` handlers."""
         self._connections += 1
+        self.traffic.connects += 1
         self._up.set()
         for topic_filter in list(self._inbox.subscriptions):
             self._broker.subscribe(self._client_id, topic_filter)

@@ -16,7 +16,7 @@ import random
 import socket
 import time
 from collections.abc import Awaitable
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 import paho.mqtt.client as paho
 import structlog
@@ -27,7 +27,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fedpruneshare.errors import DisconnectedError, LinkError, PayloadTooLargeError, RefusedError
-from fedpruneshare.link import BrokerAddress, ConnectHandler, Delivery, Handler, LinkLimits, Traffic
+from fedpruneshare.link import BrokerAddress, ConnectHandler, Delivery, Handler, LinkLimits, PublishOptions, Traffic
 from fedpruneshare.link.inbox import Inbox
 from fedpruneshare.link.keeper import Keeper
 from fedpruneshare.link.tcp import acknowledge_at_once, connect_tcp
@@ -83,7 +83,7 @@ class MqttLink:
             await self.close()
             raise
 
-    async def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: float | None = None) -> None:
+    async def publish(self, topic: str, payload: bytes, **options: Unpack[PublishOptions]) -> None:
         """See `Link.publish`."""
         if len(payload) > self._limits.payload_bytes:
             raise PayloadTooLargeError(
@@ -91,7 +91,7 @@ class MqttLink:
             )
         if self._connection is None:
             raise DisconnectedError(f"publish to {topic}: {self!r}, expected a connection")
-        code = await self._answer(self._connection.publish(topic, payload, retain, expiry_s), f"publish to {topic}")
+        code = await self._answer(self._connection.publish(topic, payload, options), f"publish to {topic}")
         if code >= _NEGATIVE:
             raise _refused(f"publish to {topic}", ReasonCode(PacketTypes.PUBACK, identifier=code))
 
@@ -254,6 +254,7 @@ class _Connection:
         if answer is None:
             raise LinkError(f"{address}: closed ({self.lost.result()}) without an answer, expected a login")
         reason, properties = answer
+        self._traffic.connects += not reason.is_failure
         if reason.value in _PASSING_REASONS:
             raise LinkError(f"{address}: {reason}, expected a login")
         if reason.is_failure:
@@ -262,8 +263,9 @@ class _Connection:
         for _ in range(self._limits.outgoing_messages - getattr(properties, "ReceiveMaximum", 65_535)):
             await self._slots.acquire()
 
-    async def publish(self, topic: str, payload: bytes, retain: bool, expiry_s: float | None) -> int | None:
+    async def publish(self, topic: str, payload: bytes, options: PublishOptions) -> int | None:
         """Send one message as soon as a slot is free; the PUBACK's code, None where the connection falls first."""
+        expiry_s, retain = options.get("expiry_s"), options.get("retain", False)
         size = len(payload) + len(topic.encode()) + _PUBLISH_OVERHEAD_BYTES
         if size > self._packet_bytes:
             raise PayloadTooLargeError(f"packet of {size} bytes to {topic}, the broker takes {self._packet_bytes}")
@@ -281,8 +283,7 @@ class _Connection:
                 self._slots.release()
         # The slot is held until the answer, also when the caller gives up: paho holds the message as long.
         answer.add_done_callback(lambda _answer: self._slots.release())
-        self._traffic.sent_bytes += len(payload)
-        self._traffic.sent_messages += 1
+        self._traffic.sent(len(payload), options.get("on_sent"))
         return await asyncio.shield(answer)
 
     def subscribe(self, topic_filter: str) -> Awaitable[int | None]:

@@ -6,11 +6,12 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Unpack
 
 import structlog
 
 from fedpruneshare.errors import LinkError, PayloadTooLargeError, RefusedError
-from fedpruneshare.link import Link
+from fedpruneshare.link import Link, PublishOptions
 
 _log = structlog.get_logger()
 
@@ -34,10 +35,11 @@ async def publish_until_taken(
     backoff: Backoff,
     *,
     is_wanted: Callable[[], bool] = lambda: True,
-    retain: bool = False,
-    expiry_s: float | None = None,
+    **options: Unpack[PublishOptions],
 ) -> bool:
     """Publish `(topic, payload)` again and again until the broker takes it or it is no longer wanted.
+
+    `options` are those of `Link.publish`, for every try.
 
     Returns whether it was taken.
     Raises `PayloadTooLargeError` and `RefusedError` at once: repeating would not help.
@@ -46,7 +48,7 @@ async def publish_until_taken(
     attempt = 0
     while is_wanted():
         try:
-            await link.publish(topic, payload, retain=retain, expiry_s=expiry_s)
+            await link.publish(topic, payload, **options)
             return True
         except (PayloadTooLargeError, RefusedError):
             raise

@@ -42,6 +42,7 @@ class Counter:
         assert isinstance(upload, ShareUpload)
         assert self.courier is not None
         self.sent.append(upload.chunk)
+        options["on_sent"]()
         is_repeat = upload.chunk in self.stored
         self.stored.add(upload.chunk)
         await asyncio.sleep(0)
