@@ -15,9 +15,25 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options shared by all tables."""
 
 
+SplitKind = Literal["", "dirichlet", "iid", "shards", "person"]
+
+
+class SplitSettings(_Table, frozen=True):
+    """How a task's training data are dealt to devices; `edge_client.datasets.splits.deal` does it.
+
+    `kind`: the task's own way (empty), each class by shares from Dirichlet(`alpha`), evenly, `shards` pieces of the
+    data sorted by class to each device, or whole people.
+    """
+
+    kind: SplitKind = ""
+    alpha: Annotated[float, Meta(gt=0, le=1e6)] = 0.5
+    shards: Annotated[int, Meta(ge=1, le=1000)] = 2
+
+
 class DeviceTask(_Table, frozen=True):
     """What is trained, and which part of the data is this device's: part `index` of `devices`.
 
+    `split`, `alpha`, `shards`: how the data are dealt, as `SplitSettings`; equal on all devices of a fleet.
     `bundle`: path of the task's bundle, whose ONNX graph then serves `device predict`; empty: the device exports one.
     """
 
@@ -26,7 +42,15 @@ class DeviceTask(_Table, frozen=True):
     devices: Annotated[int, Meta(ge=1)]
     data_dir: str = "data"
     seed: Annotated[int, Meta(ge=0)] = 0
+    split: SplitKind = ""
+    alpha: Annotated[float, Meta(gt=0, le=1e6)] = 0.5
+    shards: Annotated[int, Meta(ge=1, le=1000)] = 2
     bundle: str = ""
+
+    @property
+    def dealing(self) -> SplitSettings:
+        """How the data are dealt."""
+        return SplitSettings(self.split, self.alpha, self.shards)
 
 
 class DeviceLimits(_Table, frozen=True):
@@ -56,7 +80,8 @@ class DeviceSettings(_Table, frozen=True):
 
     `board`: name of the board profile; empty: the one that fits. `calibration`: path of calibration.toml; empty: the
     one in `store`, if any. `adaptive = false` decides by the plan, `limits.rung_max` and the energy budget alone, so
-    that two runs are alike (docs/adaptation.md).
+    that two runs are alike (docs/adaptation.md). `root`: below which the board's files lie (`/proc`, `/sys`); another
+    than `/` only where a board is emulated (docs/emulated-boards.md).
     """
 
     party: PartySettings
@@ -64,6 +89,7 @@ class DeviceSettings(_Table, frozen=True):
     store: str
     board: str = ""
     calibration: str = ""
+    root: str = "/"
     adaptive: bool = True
     limits: DeviceLimits = DeviceLimits()
     energy: EnergySettings = EnergySettings()

@@ -35,11 +35,11 @@ _FRAMING_BYTES: Final = 256
 class Adapter:
     """Decides for one device, and learns from each of its rounds."""
 
-    def __init__(self, settings: DeviceSettings, parameters: int, root: Path = Path("/")) -> None:
+    def __init__(self, settings: DeviceSettings, parameters: int) -> None:
         """`parameters`: of the dense model. Raises `SettingsError` for a board or calibration that cannot be read."""
         folder = Path(settings.store)
-        self._settings, self._parameters, self._root = settings, parameters, root
-        self._profile = load_board(settings.board) if settings.board else find_board(root)
+        self._settings, self._parameters, self._root = settings, parameters, Path(settings.root)
+        self._profile = load_board(settings.board) if settings.board else find_board(self._root)
         self._calibration = _calibration(settings.calibration, folder)
         self._learnt = PredictionLog(folder)
         self._steps, self._links = StepWatch(), LinkWatch()

@@ -17,8 +17,8 @@ from edge_client.settings import DeviceSettings
 class EnergyAccount:
     """Meters one period after another: rounds, and what lies between them. Raises `MeterError` and `SettingsError`."""
 
-    def __init__(self, settings: DeviceSettings, profile: BoardProfile, root: Path = Path("/")) -> None:
-        self._phases = find_energy(root, profile, settings.energy)
+    def __init__(self, settings: DeviceSettings, profile: BoardProfile) -> None:
+        self._phases = find_energy(Path(settings.root), profile, settings.energy)
         self._budget = EnergyBudget(Path(settings.store), settings.energy)
         self._is_metering = False
 

@@ -94,20 +94,28 @@ class Radio:
 class EnergyModel:
     """Joules of a round on one board, from what its phases took and what went over its link.
 
-    `work_scale`: how many times longer the board would have worked than this machine that stands for it.
+    `work_scale`: how many times longer the board would have worked than this machine that stands for it. With
+    `work_is_slowed` the machine was held to that speed: its seconds are the board's, as uncertain as the scale is.
     """
 
     profile: BoardProfile
     radio: Radio
     work_scale: float = 1.0
+    work_is_slowed: bool = False
 
     @property
     def source(self) -> Source:
         """The profile, and where the radio's coefficients come from."""
         covers = f"the whole board by the profile {self.profile.name}, radio by {self.radio.source}"
         if self.work_scale != 1.0:
-            covers += f", time of work x {self.work_scale:g}"
+            how = "slowed down" if self.work_is_slowed else "x"
+            covers += f", time of work {how} {self.work_scale:g}"
         return Source("model", covers, "watts x seconds + joules x bytes, not measured", self._error_share)
+
+    @property
+    def _seconds_scale(self) -> float:
+        """From seconds of this machine to the board's."""
+        return 1.0 if self.work_is_slowed else self.work_scale
 
     @property
     def _error_share(self) -> float:
@@ -125,7 +133,7 @@ class EnergyModel:
             if phase not in seconds and not radio_j:
                 continue
             is_busy, here_s = phase in _BUSY, seconds.get(phase, 0.0)
-            length_s = here_s * self.work_scale if is_busy else here_s
+            length_s = here_s * self._seconds_scale if is_busy else here_s
             board_j = (power.busy_w if is_busy else power.idle_w) * length_s
             error_share = self._error_share if is_busy else WATTS_ERROR
             made[phase] = PhaseEnergy(
@@ -147,7 +155,7 @@ class EnergyModel:
         A tail ends with the period: what follows in the next one has its own, and none is paid for twice.
         """
         radio, idle_s = self.radio, seconds.get(Phase.IDLE, 0.0)
-        pause_s = self.work_scale * sum(seconds.get(phase, 0.0) for phase in _BUSY)
+        pause_s = self._seconds_scale * sum(seconds.get(phase, 0.0) for phase in _BUSY)
         tails_s = {Phase.RECEIVE: pause_s if bytes_up else pause_s + idle_s, Phase.SEND: idle_s}
         costs = {
             Phase.RECEIVE: (bytes_down, radio.down_j_byte, radio.down_error_j),

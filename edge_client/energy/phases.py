@@ -228,7 +228,9 @@ def find_energy(
     Raises `MeterError` where they insist on a sensor that is not there; `auto` logs why there is none, and models.
     """
     radio = Radio.of(profile, settings.radio)
-    model = EnergyModel(profile, radio, settings.work_scale) if settings.meter != "none" else None
+    model = (
+        EnergyModel(profile, radio, settings.work_scale, settings.work_is_slowed) if settings.meter != "none" else None
+    )
     return PhaseMeter(_meter(root, settings), model, settings.every_s, clock, wall)
 
 

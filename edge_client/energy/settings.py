@@ -29,7 +29,8 @@ class EnergySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `meter`: `auto` takes the sensor the board has, else the model; `model` never reads a sensor; `none` says nothing;
     the name of a sensor insists on it. A sensor may be the whole machine's: several devices on one machine must take
     `model` or `none`. It is read every `every_s` seconds and where a phase begins or ends.
-    `work_scale`: a machine that stands for a slower board works as many times longer in the model's eyes.
+    `work_scale`: a machine that stands for a slower board works as many times longer in the model's eyes; with
+    `work_is_slowed` the machine is itself held to that speed, so what it takes is the board's time already.
     `budget_j`: of all rounds together, over restarts. `round_j`: of one round. `battery_wh`: what the battery holds
     when full; what is above the reserve is spread over `horizon_rounds` rounds.
     """
@@ -37,6 +38,7 @@ class EnergySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     meter: MeterName = "auto"
     every_s: Annotated[float, Meta(ge=0.01, le=60)] = 0.2
     work_scale: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    work_is_slowed: bool = False
     budget_j: Joules = 0.0
     round_j: Joules = 0.0
     battery_wh: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0

@@ -29,7 +29,7 @@ def settings(folder: Path, **changes: object) -> DeviceSettings:
 
 
 def adapter(folder: Path, tree: str = "raspberry-pi-4b", **changes: object) -> Adapter:
-    return Adapter(settings(folder, **changes), 5000, TREES / tree)
+    return Adapter(settings(folder, root=str(TREES / tree), **changes), 5000)
 
 
 def finished(**seconds: float) -> RoundEntry:

@@ -99,6 +99,16 @@ def test_a_machine_that_stands_for_a_slower_board_is_charged_the_boards_time() -
     assert "time of work" not in plain.source.covers
 
 
+def test_a_machine_held_to_the_boards_speed_needs_no_scale_but_is_no_less_doubted() -> None:
+    profile = board("ethernet")
+    plain = EnergyModel(profile, Radio.of(profile)).round_energy(SECONDS, 1_250_000, 2_500_000)
+    slowed = EnergyModel(profile, Radio.of(profile), work_scale=10.0, work_is_slowed=True)
+    found = slowed.round_energy(SECONDS, 1_250_000, 2_500_000)
+    assert {phase: part.joules for phase, part in found.items()} == {p: part.joules for p, part in plain.items()}
+    assert found[Phase.TRAIN].uncertainty_j == pytest.approx(50 * (0.3**2 + 0.5**2) ** 0.5)
+    assert "time of work slowed down 10" in slowed.source.covers
+
+
 def test_wifi_is_doubted_as_far_as_the_radios_of_2012() -> None:
     radio = Radio.of(board("wifi"))
     assert (radio.up_j_byte, radio.down_j_byte) == pytest.approx((0.8e-6, 0.2e-6))
