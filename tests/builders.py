@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from fedpruneshare.directory import Directory, Party, Service
-from fedpruneshare.messages import Coding, RoundPlan, Segment, Sharing, Training, digest, encode
+from fedpruneshare.messages import Coding, Reveal, RoundPlan, Segment, Sharing, Training, digest, encode
+from fedpruneshare.plain import PlainLayout
 from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.sealing import Identity
 from fedpruneshare.words import WordLayout
@@ -78,3 +79,29 @@ def view(round_id: int = 1, **changes: Any) -> PlanView:
     """A checked plan."""
     made = plan(round_id, **changes)
     return check_plan(made, digest(encode(made)), directory())
+
+
+def plain_directory() -> Directory:
+    """One aggregator, to which updates may travel unshared."""
+    one = {"aggregator-1": directory().aggregators["aggregator-1"]}
+    return directory(aggregators=one, plain_updates=True)
+
+
+def plain_plan(bits: int = 32, **changes: Any) -> RoundPlan:
+    """No sharing: floats of so many bits, to one aggregator (docs/protocol.md §5.10)."""
+    base = plan()
+    coding = msgspec.structs.replace(base.coding, value_bits=bits, vector_bits=bits)
+    layout = PlainLayout(coding)
+    segments = tuple(
+        msgspec.structs.replace(segment, words=layout.words(segment.vectors, segment.weights))
+        for segment in base.segments
+    )
+    sharing = Sharing(1, 1, 0, reveal=Reveal.PLAIN)
+    whole = plan(sharing=sharing, points={"aggregator-1": 1}, coding=coding, segments=segments)
+    return msgspec.structs.replace(whole, **changes)
+
+
+def plain_view(bits: int = 32, **changes: Any) -> PlanView:
+    """A checked plan without sharing."""
+    made = plain_plan(bits, **changes)
+    return check_plan(made, digest(encode(made)), plain_directory())

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 import pytest
-from builders import DEVICES, plan, view
+from builders import DEVICES, plain_view, plan, view
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -420,3 +420,9 @@ def test_one_upload_has_one_keystream_algorithm(book: ShareBook) -> None:
     refused = book.admit("device-00", msgspec.structs.replace(upload, chunk=1, prg="aes-256-ctr"))
     assert isinstance(refused, Refused)
     assert "rung 1 with aes-256-ctr, expected 1 with chacha20 as before" in refused.detail
+
+
+def test_updates_that_are_not_shared_need_this_aggregators_leave() -> None:
+    with pytest.raises(ProtocolError, match="allow_plain is off"):
+        ShareBook("aggregator-1", AggregatorFloors(allow_reveal_each=True)).open_round(plain_view())
+    assert ShareBook("aggregator-1", AggregatorFloors(allow_plain=True)).open_round(plain_view())

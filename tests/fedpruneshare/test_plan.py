@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from builders import AGGREGATORS, DEVICES, directory, plan, view
+from builders import AGGREGATORS, DEVICES, directory, plain_directory, plain_plan, plan, view
 
 import fedpruneshare.plan as plan_module
 from fedpruneshare.errors import PlanError
-from fedpruneshare.messages import Coding, Contribution, Freeze, Reveal, Segment, Sharing, digest, encode
+from fedpruneshare.messages import Coding, Contribution, Freeze, Reveal, RoundPlan, Segment, Sharing, digest, encode
 from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.sharing.field import F31
 
@@ -153,3 +153,50 @@ def test_lengths_follow_from_the_plan() -> None:
     assert [made.chunks(size) for size in (32, 1024, 1025)] == [1, 1, 2]
     domains = {made.keystream_domain(d, u) for d in ("device-01", "device-02") for u in (bytes(16), b"\1" * 16)}
     assert len(domains) == 4
+
+
+def test_updates_travel_unshared_only_where_the_directory_says_so() -> None:
+    """A coordinator alone must not be able to bring that about, nor to share where nothing is (§5.10)."""
+    made = plain_plan()
+    assert check_plan(made, bytes(32), plain_directory()).is_plain
+    one = directory(aggregators=plain_directory().aggregators)
+    with pytest.raises(PlanError, match="the directory does not allow it"):
+        check_plan(made, bytes(32), one)
+    for sharing in (Sharing(1, 1, 0), Sharing(1, 1, 0, reveal=Reveal.EACH)):
+        with pytest.raises(PlanError, match="expected plain"):
+            check_plan(plain_plan(sharing=sharing), bytes(32), plain_directory())
+        with pytest.raises(PlanError, match="k = 1 of n = 1, expected 2 <= k"):
+            check_plan(plain_plan(sharing=sharing), bytes(32), one)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"sharing": Sharing(1, 1, 0, "F61", reveal=Reveal.PLAIN)}, "expected n = k = 1"),
+        ({"sharing": Sharing(1, 1, 1, reveal=Reveal.PLAIN)}, "expected n = k = 1"),
+        ({"sharing": Sharing(1, 1, 0, dealer_checks=1, reveal=Reveal.PLAIN)}, "expected n = k = 1"),
+        ({"coding": coding(value_bits=4)}, "value_bits = 4, vector_bits = 16, expected 16 or 32"),
+        ({"coding": coding(value_bits=16)}, "words, expected"),
+        ({"segments": plan().segments}, "words, expected"),
+    ],
+    ids=str,
+)
+def test_an_unsound_plan_without_sharing_is_refused(changes: dict[str, object], text: str) -> None:
+    with pytest.raises(PlanError, match=text):
+        check_plan(plain_plan(**changes), bytes(32), plain_directory())
+
+
+def test_floats_are_not_shared() -> None:
+    with pytest.raises(PlanError, match="value_bits = 32, vector_bits = 16, expected at most 16"):
+        check_plan(plan(coding=coding(value_bits=32)), bytes(32), directory())
+    with pytest.raises(PlanError, match="t = 0"):
+        check_plan(plan(sharing=Sharing(3, 2, 0)), bytes(32), directory())
+
+
+def test_an_update_without_sharing_is_all_of_its_numbers() -> None:
+    made = view_of(plain_plan())
+    assert [made.share_bytes(rung, 1) for rung in range(3)] == [4 * 1221, 4 * (1221 + 901), 4 * (1221 + 901 + 501)]
+
+
+def view_of(made: RoundPlan) -> PlanView:
+    return check_plan(made, digest(encode(made)), plain_directory())
