@@ -53,7 +53,7 @@ def export_bundle(task: Task, path: Path, seed: int, start_from: Path | None = N
     weights, vectors = read_state(model, table)
     if start_from is not None:
         weights, vectors = _weights_of(start_from, table, table.unflatten(weights, vectors))
-    manifest = Manifest(task.name, table, tuple(shape), len(test), classes, seed, task.data_source)
+    manifest = Manifest(task.label, table, tuple(shape), len(test), classes, seed, task.data_source)
     cuts = examine(model, table, torch.from_numpy(test.inputs[:2]))
     manifest = msgspec.structs.replace(
         manifest,

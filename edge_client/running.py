@@ -12,7 +12,7 @@ import torch
 
 from edge_client.local_round import Workplace
 from edge_client.service import Device
-from edge_client.settings import DeviceSettings, DeviceTask
+from edge_client.settings import DeviceSettings, DeviceTask, SplitKind, SplitSettings
 from edge_client.tasks import Task, load_task, parameter_table
 from edge_client.training import TrainingSettings, fit
 from fedpruneshare import logs
@@ -28,21 +28,25 @@ def _task(name: str, data_dir: str) -> Task:
     return load_task(name, Path(data_dir))
 
 
-def warm_up(task_name: str, data_dir: str) -> Task:
-    """Import torch, load the task and take one training step, in one thread.
+def warm_up(task_name: str, data_dir: str, split: SplitKind = "") -> Task:
+    """Import torch, load the task, deal its data so (`split`) and take one training step, in one thread.
 
     A process that forks devices calls this first: they then share the pages. No thread is left behind.
     """
     torch.set_num_threads(1)
     task = _task(task_name, data_dir)
-    dataset = task.load_train(0, 1 if task_name.endswith(".py") else _WARM_DEVICES, stream(0, "warm-up"))
-    one_step = TrainingSettings(local_epochs=1, batch_size=len(dataset), learning_rate=1e-4)
+    devices = 1 if task_name.endswith(".py") else _WARM_DEVICES
+    dataset = task.load_train(0, devices, stream(0, "warm-up"), SplitSettings(split))
+    dataset = dataset.take(np.arange(min(len(dataset), _WARM_EXAMPLES)))
+    one_step = TrainingSettings(local_epochs=1, batch_size=_WARM_EXAMPLES, learning_rate=1e-4)
     fit(task.build_model(), dataset, None, one_step, np.random.default_rng(0), task.loss)
     return task
 
 
 #: Into how many parts the data is cut for the warm-up step; any number that every task accepts.
 _WARM_DEVICES = 2
+#: Of them, how many the step is taken on: a step on half of a large data set would need gigabytes.
+_WARM_EXAMPLES = 32
 
 
 def workplace(settings: DeviceSettings) -> Workplace:
@@ -58,7 +62,7 @@ def workplace_of(where: DeviceTask, torch_threads: int) -> Workplace:
     linecache.clearcache()  # what importing torch leaves there, 1.7 MiB, is never read again
     task = _task(where.name, where.data_dir)
     model = task.seeded_model(where.seed)
-    dataset = task.load_train(where.index, where.devices, stream(where.seed, "split"))
+    dataset = task.load_train(where.index, where.devices, stream(where.seed, "split"), where.dealing)
     return Workplace(task, model, parameter_table(model), dataset)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from edge_client.settings import SplitKind
 from fedpruneshare.errors import RunError, TaskError
 from testbed.orphans import bound_command
 from testbed.places import HERE, Place
@@ -35,11 +36,11 @@ class DeviceProcesses:
         self._pids: dict[str, int] = {}
         self._codes: dict[str, int] = {}
 
-    def launch(self, task: str, data_dir: Path) -> None:
-        """Start the zygote without waiting for its warm-up (`wait_ready` does)."""
+    def launch(self, task: str, data_dir: Path, split: SplitKind = "") -> None:
+        """Start the zygote without waiting for its warm-up (`wait_ready` does), which tries the split on the task."""
         with open(self._logs / "zygote.log", "ab") as log:
             self._process = subprocess.Popen(
-                bound_command([*self._zygote, task, str(data_dir)]),
+                bound_command([*self._zygote, task, str(data_dir), split]),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

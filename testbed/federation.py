@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -28,7 +28,10 @@ from fedpruneshare.link import BrokerAddress
 from fedpruneshare.party import LinkSettings, PartySettings
 from fedpruneshare.sealing import Identity
 from fedpruneshare.settings import render_toml
-from testbed.scenario import Scenario
+from testbed.scenario import DeviceGroup, Scenario
+
+if TYPE_CHECKING:
+    from testbed.boards.emulation import Boards
 
 COORDINATOR: Final = "coordinator"
 #: The broker of the coordinator; an aggregator's broker has the aggregator's name.
@@ -118,13 +121,14 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Federation:
-    """What the files of one run are written from. `data_dir` is where devices look for the full data."""
+    """What the files of one run are written from. `data_dir`: where devices look for the full data; `boards`: theirs."""
 
     scenario: Scenario
     seed: int
     folder: RunFolder
     data_dir: Path
     brokers: Mapping[str, BrokerAddress]
+    boards: Boards | None = None
 
     def write(self) -> Directory:
         """Make keys for every party, sign the directory with a root key that is kept nowhere, render all settings."""
@@ -197,24 +201,36 @@ class Federation:
             link=_LINK,
         )
 
+    def _device_task(self, index: int) -> DeviceTask:
+        task, devices = self.scenario.task, self.scenario.fleet.devices
+        part = (index, devices, str(self.data_dir), self.seed)
+        return DeviceTask(task.name, *part, split=task.split, alpha=task.alpha, shards=task.shards)
+
     def _device(self, index: int, ident: str, root_key: str) -> DeviceSettings:
         fleet = self.scenario.fleet
         group = fleet.members()[index]
         return DeviceSettings(
             party=self._party(ident, root_key),
-            task=DeviceTask(self.scenario.task.name, index, fleet.devices, str(self.data_dir), self.seed),
+            task=self._device_task(index),
             store=str(self.folder.store(ident)),
             board=group.board,
+            root=str(self.boards.root(ident)) if self.boards else "/",
             adaptive=fleet.adaptive,
             limits=DeviceLimits(rung_max=group.rung_max, prg=fleet.prg),
-            energy=_energy_of(group.board),
+            energy=_energy_of(group, self.boards is not None and self.boards.is_slowed),
             link=_LINK,
         )
 
 
-def _energy_of(board: str) -> EnergySettings:
+def _energy_of(group: DeviceGroup, is_slowed: bool) -> EnergySettings:
     """The model of the board a device stands for, which would take longer than this machine does, or nothing."""
-    if not board:
+    if not group.board:
         return EnergySettings(meter="none")
-    scale = load_board(board).train_scale / find_board(Path("/")).train_scale
-    return EnergySettings(meter="model", work_scale=scale)
+    scale = load_board(group.board).train_scale / find_board(Path("/")).train_scale
+    return EnergySettings(
+        meter="model",
+        work_scale=scale,
+        work_is_slowed=is_slowed,
+        battery_wh=group.battery_wh,
+        horizon_rounds=group.horizon_rounds,
+    )

@@ -28,11 +28,14 @@ from fedpruneshare.errors import RunError, SettingsError
 from firmware_configs.brokers import Broker
 from firmware_configs.brokers.embedded import embedded_broker
 from firmware_configs.brokers.mosquitto import MosquittoSettings, mosquitto_broker
+from testbed.boards.emulation import Boards
 from testbed.engines import new_engine
+from testbed.events.runner import EventRunner
 from testbed.federation import CONTROL, COORDINATOR, Federation, RunFolder, aggregator_ids, device_ids
 from testbed.ledger import CoordinatorRound, read_coordinator_rounds
+from testbed.places import Place
 from testbed.processes import Processes, tail
-from testbed.scenario import Scenario
+from testbed.scenario import SHIPPED_TASKS, Scenario
 
 T = TypeVar("T")
 _STOP_GRACE_S: Final = 8.0
@@ -52,9 +55,12 @@ class Fleet:
         self.brokers: dict[str, Broker] = {}
         self.directory: Directory | None = None
         self.data: DataSource = "full"
+        self.task = scenario.task.name
         self._services = Processes(self.folder.logs)
         self._devices = new_engine(scenario, self.folder.logs)
         self._killed: set[str] = set()
+        self.boards = Boards(scenario, self.folder)
+        self.events = EventRunner(self)
 
     def __enter__(self) -> Fleet:
         try:
@@ -72,16 +78,20 @@ class Fleet:
     def _prepare(self) -> None:
         self.folder.create()
         data_dir = self._data_dir()
-        self._devices.launch(self.scenario.task.name, data_dir)  # warms up while the brokers start
+        task = self.scenario.task
+        self._devices.launch(task.name, data_dir, task.split)  # warms up while the brokers start
+        self.boards.__enter__()
         for name in (CONTROL, *self.aggregators):
             self.brokers[name] = self._new_broker(name)
             self.brokers[name].start()
         addresses = {name: broker.address for name, broker in self.brokers.items()}
-        self.directory = Federation(self.scenario, self.seed, self.folder, data_dir, addresses).write()
+        self.directory = Federation(self.scenario, self.seed, self.folder, data_dir, addresses, self.boards).write()
         self._devices.wait_ready()
         self._devices.export(self.seed, self.folder.bundle)
         manifest = Bundle.open(self.folder.bundle).manifest
         self.data, self.metric = manifest.data_source, manifest.metric
+        # A shipped task may say what its data were read from ("cifar10 (JPEG)"); a user's goes by its path.
+        self.task = manifest.task if self.scenario.task.name in SHIPPED_TASKS else self.scenario.task.name
         wanted = self.scenario.task.data
         if wanted not in ("any", self.data):
             raise SettingsError(f"task.data: found the {self.data} data in {data_dir}, expected the {wanted} data")
@@ -103,12 +113,14 @@ class Fleet:
     # ------------------------------------------------------------------ starting
 
     def start(self) -> None:
-        """Start aggregators, coordinator and every device."""
+        """Start aggregators, coordinator and every device but those that join later."""
         for ident in self.aggregators:
             self.start_aggregator(ident)
         self.start_coordinator()
         for ident in self.devices:
-            self.start_device(ident)
+            if ident not in self.events.absent:
+                self.start_device(ident)
+        self.events.begin()
 
     def start_aggregator(self, ident: str) -> int:
         """Start an aggregator, for the first time or again, and return its pid."""
@@ -122,7 +134,10 @@ class Fleet:
         """Start a device by name or number, for the first time or again, and return its pid."""
         ident = self.device_id(device)
         self._killed.discard(ident)
-        return self._devices.start(ident, self.folder.config(ident))
+        place = Place(cgroups=self.boards.cgroups(ident))
+        pid = self._devices.start(ident, self.folder.config(ident), place)
+        self.boards.started(ident, pid)
+        return pid
 
     def _start_service(self, command: str, ident: str) -> int:
         self._killed.discard(ident)
@@ -181,8 +196,8 @@ class Fleet:
         return self._devices.is_running(ident) if ident in self.devices else self._services.is_running(ident)
 
     def coordinator_exit(self) -> int | None:
-        """Exit code of the coordinator: 0 when all rounds are done, None while it runs."""
-        return self._services.exit_code(COORDINATOR)
+        """Exit code of the coordinator: 0 when all rounds are done, None while it runs or is to be started again."""
+        return None if COORDINATOR in self._killed else self._services.exit_code(COORDINATOR)
 
     def rounds(self) -> list[CoordinatorRound]:
         """The rounds the coordinator has finished."""
@@ -202,17 +217,34 @@ class Fleet:
         return tail(self.folder.logs / f"{ident}.log")
 
     def wait_for(self, condition: Callable[[], T], timeout_s: float, what: str) -> T:
-        """Return what `condition` gives as soon as that is true; it is asked 20 times a second.
+        """Return what `condition` gives as soon as that is true; it is asked 20 times a second, and events happen.
 
         Raises `RunError` after `timeout_s`, naming `what` was waited for.
         """
         deadline = time.monotonic() + timeout_s
         while not (found := condition()):
+            self._tick()
             if time.monotonic() > deadline:
                 done = len(self.rounds())
                 raise RunError(f"waited {timeout_s:g} s for {what}; {done} rounds are done, see {self.folder.logs}")
             time.sleep(_POLL_S)
         return found
+
+    def _tick(self) -> None:
+        """Let boards warm, cool and drain, and events happen; a device whose board went dark is killed."""
+        for news in self.boards.tick(time.monotonic()):
+            if news.is_gone:
+                self.events.gone(news.ident, news.text)
+                self._killed.add(news.ident)
+            else:
+                self.events.note(news.text)
+            if news.is_gone and self.is_running(news.ident):
+                self.kill_device(news.ident)
+        self.events.tick()
+
+    def happened(self) -> list[tuple[float, str]]:
+        """What events, churn and boards did to the fleet: seconds since 1970, and what."""
+        return self.events.happened()
 
     def wait_done(self, timeout_s: float) -> int:
         """Wait until the coordinator has ended and return its exit code."""
@@ -225,10 +257,12 @@ class Fleet:
         """Stop every process and delete the private keys. Idempotent; after it only the files are left."""
         with ExitStack() as steps:  # last in, first out; every step is taken, also after a second Ctrl-C
             steps.callback(self.folder.delete_keys)
+            steps.callback(_quietly, self.boards.close)
             for broker in self.brokers.values():
                 steps.callback(_quietly, broker.stop)
             steps.callback(_quietly, lambda: self._services.stop(self._services.names(), _STOP_GRACE_S))
             steps.callback(_quietly, lambda: self._devices.stop(_STOP_GRACE_S))
+            steps.callback(_quietly, self.boards.release)
 
 
 def _quietly(step: Callable[[], None]) -> None:

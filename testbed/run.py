@@ -60,6 +60,7 @@ class _SeedResult:
     run: SeedRun
     devices: list[DeviceLine]
     data: DataSource
+    task: str
     succeeded: bool
 
 
@@ -123,7 +124,7 @@ def _run_seed(scenario: Scenario, folder: RunFolder, progress: Progress, arm: st
         fleet.start()
         code = _watch(fleet, progress)
         rounds = fleet.rounds()
-        data, metric = fleet.data, fleet.metric
+        data, metric, task = fleet.data, fleet.metric, fleet.task
     wall_s = time.monotonic() - started
     progress.end()
     failed = sum(line.phase == "FAILED" for line in rounds)
@@ -135,7 +136,7 @@ def _run_seed(scenario: Scenario, folder: RunFolder, progress: Progress, arm: st
     merged = merge(seed, rounds, ledgers, around)
     devices = device_lines(seed, rounds, ledgers, device_facts(scenario, fleet.devices), around)
     run = SeedRun(merged, wall_s, _sharing(scenario), _initial_accuracy(scenario, folder, rounds), metric)
-    return _SeedResult(run, devices, data, succeeded=code == 0)
+    return _SeedResult(run, devices, data, task, succeeded=code == 0)
 
 
 FIXTURE_NOTICE: Final = (
@@ -195,7 +196,7 @@ def _summarise(scenario: Scenario, arm: str, results: list[_SeedResult]) -> Summ
     return Summary(
         scenario=scenario.name,
         seeds=scenario.seeds,
-        task=scenario.task.name,
+        task=results[0].task,
         metric=results[0].run.metric,
         devices=scenario.fleet.devices,
         emulated=True,

@@ -25,15 +25,18 @@ from coordinator.settings import (
     word_faults,
 )
 from edge_client.board.profiles import board_names
+from edge_client.settings import SplitKind, SplitSettings
 from fedpruneshare.errors import Fault, SettingsError
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES
 from fedpruneshare.settings import load_settings
 from fedpruneshare.settings_words import describe, sole_member
+from testbed.boards.settings import BoardEmulation, board_faults
 from testbed.engines import SYNTHETIC_TASK, EngineName
+from testbed.events.settings import Churn, FleetEvent, event_faults
 
 SCENARIOS: Final = Path(__file__).parent / "scenarios"
 #: Tasks that ship with the project, by name (`edge_client.tasks.BUILT_IN`, which only torch can import).
-SHIPPED_TASKS: Final = ("fashion-mnist", "hapt")
+SHIPPED_TASKS: Final = ("cifar10", "fashion-mnist", "hapt", "mnist")
 BrokerKind = Literal["embedded", "mosquitto"]
 DataChoice = Literal["any", "full", "fixture"]
 Seed = Annotated[int, Meta(ge=0, lt=2**31)]
@@ -47,12 +50,17 @@ class ScenarioTask(_Table, frozen=True):
     """What is trained: a shipped task, a dotted module or a `.py` file.
 
     `data_dir` is the folder of the full data sets (empty: $FEDPRUNESHARE_DATA, else `data/`). `data` says which data
-    must be used: `full`, `fixture`, or `any` (the full data where they are, else the fixture).
+    must be used: `full`, `fixture`, or `any` (the full data where they are, else the fixture). `split` says how they
+    are dealt to devices: in the task's own way (empty), `dirichlet` with `alpha`, `iid`, `shards` of the data sorted by
+    class, `shards` to each device, or whole people (`person`).
     """
 
     name: str = "hapt"
     data_dir: str = ""
     data: DataChoice = "any"
+    split: SplitKind = ""
+    alpha: Annotated[float, Meta(gt=0, le=1e6)] = SplitSettings().alpha
+    shards: Annotated[int, Meta(ge=1, le=1000)] = SplitSettings().shards
 
 
 class DeviceGroup(_Table, frozen=True):
@@ -60,11 +68,18 @@ class DeviceGroup(_Table, frozen=True):
 
     `board`: the profile of the board they stand for (docs/boards.md). Their joules are then those of its model; without
     one there are none, for a sensor of this machine would count all of its devices at once.
+
+    `power`: a `battery` holds `battery_wh` when full and `battery_percent` of that at the start. It loses what the model
+    says, and what is above the device's reserve is spread over `horizon_rounds` rounds (docs/emulated-boards.md).
     """
 
     share: Annotated[float, Meta(gt=0)] = 1.0
     rung_max: Annotated[int, Meta(ge=0, le=15)] = 15
     board: str = ""
+    power: Literal["mains", "battery"] = "mains"
+    battery_wh: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0
+    battery_percent: Annotated[float, Meta(gt=0, le=100)] = 100.0
+    horizon_rounds: Annotated[int, Meta(ge=1, le=1_000_000)] = 10
 
 
 class FleetSettings(_Table, frozen=True):
@@ -94,6 +109,10 @@ class FleetSettings(_Table, frozen=True):
         for index in by_remainder[: self.devices - sum(counts)]:
             counts[index] += 1
         return tuple(group for group, count in zip(groups, counts, strict=True) for _ in range(count))
+
+    def member_groups(self) -> tuple[int, ...]:
+        """The number of each device's group."""
+        return tuple(next((n for n, one in enumerate(self.groups) if one is mine), 0) for mine in self.members())
 
 
 class AggregatorFleet(_Table, frozen=True):
@@ -125,14 +144,20 @@ class Scenario(_Table, frozen=True):
     coding: CodingSettings = CodingSettings()
     training: TrainingSettings = TrainingSettings()
     averaging: AveragingSettings = AveragingSettings()
+    boards: BoardEmulation = BoardEmulation()
+    churn: Churn = Churn()
+    events: Annotated[tuple[FleetEvent, ...], Meta(max_length=1000)] = ()
 
     def faults(self, path: str) -> Iterator[Fault]:
         """Checks across tables."""
         yield from _task_faults(self)
+        yield from _split_faults(self.task)
         yield from _count_faults(self)
         yield from word_faults(self.sharing, self.coding, self.rounds.cohort)
         yield from _group_faults(self)
         yield from _single_place_faults(self)
+        yield from board_faults(self)
+        yield from event_faults(self)
 
 
 def _task_faults(scenario: Scenario) -> Iterator[Fault]:
@@ -146,6 +171,14 @@ def _task_faults(scenario: Scenario) -> Iterator[Fault]:
     near = difflib.get_close_matches(task.name, SHIPPED_TASKS, n=1)
     expected = f"one of {', '.join(SHIPPED_TASKS)}, a dotted module or a .py file"
     yield Fault("task.name", f"the text {task.name!r}", expected, f"did you mean {near[0]!r}?" if near else "")
+
+
+def _split_faults(task: ScenarioTask) -> Iterator[Fault]:
+    if task.split == "person" and task.name in SHIPPED_TASKS and task.name != "hapt":
+        yield Fault("task.split", f"person with task {task.name!r}", "dirichlet, iid or shards", "hapt has people")
+    for key, kind, found in (("alpha", "dirichlet", task.alpha), ("shards", "shards", task.shards)):
+        if task.split != kind and found != getattr(SplitSettings(), key):
+            yield Fault(f"task.{key}", str(found), f"no such key without task.split = {kind!r}")
 
 
 def _count_faults(scenario: Scenario) -> Iterator[Fault]:

@@ -1,4 +1,4 @@
-"""The process every device of a fleet is forked from: `python -m testbed.zygote TASK DATA_DIR`.
+"""The process every device of a fleet is forked from: `python -m testbed.zygote TASK DATA_DIR SPLIT`.
 
 Importing torch takes a second and 200 MiB; a device forked from here after that, one training step and `gc.freeze()`
 is ready in milliseconds and shares those pages. Three conditions, kept here: one thread (`set_num_threads(1)` in the
@@ -30,9 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import msgspec
 import structlog
 from numpy import random as numpy_global
 
+from edge_client.settings import SplitKind
 from fedpruneshare import logs
 from fedpruneshare.errors import FedPruneShareError, SettingsError
 from testbed.orphans import die_with
@@ -211,8 +213,8 @@ def serve(prepare: Callable[[], Work]) -> int:
     return 0
 
 
-def _devices_of(task: str, data_dir: str) -> Work:
-    """Warm up for a task; real devices and the real exporter."""
+def _devices_of(task: str, data_dir: str, split: SplitKind) -> Work:
+    """Warm up for a task and how its data are dealt; real devices and the real exporter."""
     logs.configure("zygote", "")
     from edge_client.exporting import export_bundle
     from edge_client.running import main, warm_up
@@ -220,7 +222,7 @@ def _devices_of(task: str, data_dir: str) -> Work:
     from edge_client.tasks import load_task
     from fedpruneshare.settings import load_settings
 
-    warm_up(task, data_dir)
+    warm_up(task, data_dir, split)
 
     def device(name: str, settings: Path) -> int:
         logs.configure("device", name)
@@ -237,4 +239,4 @@ def _devices_of(task: str, data_dir: str) -> Work:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(lambda: _devices_of(sys.argv[1], sys.argv[2])))
+    sys.exit(serve(lambda: _devices_of(sys.argv[1], sys.argv[2], msgspec.convert(sys.argv[3], SplitKind))))

@@ -1,7 +1,8 @@
 """Local data as plain numpy arrays, and where on disk it is looked for.
 
-Nothing here imports torch. Formats are read by `idx`, `hapt_recordings` and `fashion_mnist_files`; `splits` deals
-examples to devices; `fetching` gets the full data sets.
+Nothing here imports torch. `hapt_recordings` reads HAPT; `image_places` finds and opens images, whose layouts `idx`,
+`cifar_batches` and `image_folders` read; `splits` deals examples to devices; `fetching` and `fetching_images` get the
+full data sets.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,8 @@ class PickledArray:
         if element.code == "O8":
             self.values = list(data)
             return
+        if isinstance(data, str):  # bytes of a Python 2 pickle that was read as latin1
+            data = data.encode("latin1")
         if not isinstance(data, bytes) or not _is_shape(shape):
             raise DataError("pickle holds an array whose data are not bytes or whose shape is not made of numbers")
         flat = np.frombuffer(data, dtype=np.dtype("<" + element.code))
@@ -66,14 +68,17 @@ class PickledArray:
         self.values = flat.reshape(shape, order="F" if fortran else "C")
 
 
-def load_allow_listed(data: bytes, library_classes: frozenset[tuple[str, str]]) -> Any:
+def load_allow_listed(
+    data: bytes, library_classes: frozenset[tuple[str, str]], encoding: Literal["ASCII", "latin1"] = "ASCII"
+) -> Any:
     """Decode a pickle in which only number arrays and `library_classes` (module, name) may occur.
 
-    Instances of these classes come back as `PickledObject`. Raises `DataError` for any other name, naming it, and
+    `encoding` is that of the texts of a pickle by Python 2; latin1 where bytes are among them. Instances of these
+    classes come back as `PickledObject`. Raises `DataError` for any other name, naming it, and
     for a damaged pickle.
     """
     try:
-        return _Reader(data, library_classes).load()
+        return _Reader(data, library_classes, encoding).load()
     except DataError:
         raise
     except Exception as error:  # a damaged pickle may raise almost anything out of the C decoder
@@ -91,8 +96,8 @@ class _ClassName:
 
 
 class _Reader(pickle.Unpickler):
-    def __init__(self, data: bytes, library_classes: frozenset[tuple[str, str]]) -> None:
-        super().__init__(io.BytesIO(data))
+    def __init__(self, data: bytes, library_classes: frozenset[tuple[str, str]], encoding: str) -> None:
+        super().__init__(io.BytesIO(data), encoding=encoding)
         self._names: dict[tuple[str, str], Any] = {name: _ClassName(name[1]) for name in library_classes}
         self._names |= {
             ("numpy", "ndarray"): _ARRAY,

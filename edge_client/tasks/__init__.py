@@ -5,7 +5,9 @@ A task is a Python module with `build_model() -> torch.nn.Module`,
 Optional: `loss(outputs, targets) -> Tensor`, `optimiser(parameters, learning_rate) -> torch.optim.Optimizer`,
 `transform(inputs: float32[N, ...]) -> float32[N, ...]` (applied to training and test inputs alike) and `name: str`.
 A loader that reads files may also take `data_dir: Path | None`, and the module may then say where its data come from
-by `data_source(data_dir) -> "full" | "fixture"`.
+by `data_source(data_dir) -> "full" | "fixture"`, and what they were read from, if not from what was published, by
+`data_form(data_dir) -> str` ("JPEG"), which results then show beside the task's name.
+A `load_train` that takes `split: SplitSettings | None` deals its data as that says; None means in its own way.
 
 All devices of a fleet must pass *equal* `rng`s to `load_train`: the split of the data is drawn from it.
 """
@@ -13,6 +15,7 @@ All devices of a fleet must pass *equal* `rng`s to `load_train`: the split of th
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -30,6 +33,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edge_client.datasets import Dataset, DataSource
+from edge_client.settings import SplitSettings
 from edge_client.tasks.conversion import as_dataset
 from edge_client.tasks.model import parameter_table, read_state, write_state
 from fedpruneshare.errors import FedPruneShareError, SettingsError, TaskError
@@ -37,14 +41,24 @@ from fedpruneshare.metrics import METRICS, MetricName, metric
 
 __all__ = ["BUILT_IN", "Dataset", "Task", "load_task", "parameter_table", "read_state", "write_state"]
 
-BUILT_IN = MappingProxyType({"hapt": "edge_client.tasks.hapt", "fashion-mnist": "edge_client.tasks.fashion_mnist"})
+BUILT_IN = MappingProxyType(
+    {
+        "hapt": "edge_client.tasks.hapt",
+        "fashion-mnist": "edge_client.tasks.fashion_mnist",
+        "mnist": "edge_client.tasks.mnist",
+        "cifar10": "edge_client.tasks.cifar10",
+    }
+)
 """Names of the tasks that ship with the project."""
+
+OWN_SPLIT = SplitSettings()
+"""The task deals its data in its own way."""
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Optimiser = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 
 _REQUIRED = {"build_model": (), "load_train": ("device", "devices", "rng"), "load_test": ()}
-_OPTIONAL = ("loss", "optimiser", "transform", "data_source")
+_OPTIONAL = ("loss", "optimiser", "transform", "data_source", "data_form")
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,12 @@ class Task:
     module: ModuleType
     data_dir: Path | None
     metric: MetricName = "accuracy"
+    data_form: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its name as results show it, with the form of its data where that is not the published one."""
+        return f"{self.name} ({self.data_form})" if self.data_form else self.name
 
     @property
     def is_transforming(self) -> bool:
@@ -78,19 +98,29 @@ class Task:
             torch.manual_seed(seed)
             return self.build_model()
 
-    def load_train(self, device: int, devices: int, rng: np.random.Generator) -> Dataset:
-        """The part of device `device` of 0..`devices`-1. Every device must pass an equal `rng`."""
+    def load_train(
+        self, device: int, devices: int, rng: np.random.Generator, split: SplitSettings = OWN_SPLIT
+    ) -> Dataset:
+        """The part of device `device` of 0..`devices`-1. Every device must pass an equal `rng` and `split`."""
         if not 0 <= device < devices:
             raise TaskError(f"device is {device}, expected 0 to {devices - 1} for {devices} devices")
-        return self._load("load_train", device, devices, rng)
+        self.check_split(split)
+        chosen = {"split": split} if split.kind else {}
+        return self._load("load_train", device, devices, rng, **chosen)
+
+    def check_split(self, split: SplitSettings) -> None:
+        """Raise `TaskError` where a split is asked for that the task cannot make."""
+        if split.kind and "split" not in inspect.signature(self.module.load_train).parameters:
+            fault = f"task.split is {split.kind!r}, but load_train() of task {self.name!r} has no parameter `split`"
+            raise TaskError(f"{fault}: it deals its data in its own way alone")
 
     def load_test(self) -> Dataset:
         """The test set, which no device trains on."""
         return self._load("load_test")
 
-    def _load(self, function: str, *arguments: Any) -> Dataset:
+    def _load(self, function: str, *arguments: Any, **options: Any) -> Dataset:
         load = getattr(self.module, function)
-        loaded = _call(_with_data_dir(load, self.data_dir), *arguments)
+        loaded = _call(_with_data_dir(load, self.data_dir), *arguments, **options)
         dataset = as_dataset(loaded, f"{function}()", METRICS[self.metric])
         if not self.is_transforming:
             return dataset
@@ -131,6 +161,7 @@ def load_task(name_or_path: str | Path, data_dir: Path | None = None) -> Task:
         module=module,
         data_dir=data_dir,
         metric=name,
+        data_form=str(_call(module.data_form, data_dir)) if hasattr(module, "data_form") else "",
     )
 
 
@@ -204,7 +235,7 @@ def _with_data_dir(function: Callable[..., Any], data_dir: Path | None) -> Calla
     """Bind `data_dir` where the function takes it: only tasks that read files do."""
     if "data_dir" not in inspect.signature(function).parameters:
         return function
-    return lambda *arguments: function(*arguments, data_dir=data_dir)
+    return functools.partial(function, data_dir=data_dir)
 
 
 def _data_source(module: ModuleType, data_dir: Path | None) -> DataSource:
@@ -215,11 +246,12 @@ def _data_source(module: ModuleType, data_dir: Path | None) -> DataSource:
     return sources[found]
 
 
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     try:
-        return function(*arguments)
+        return function(*arguments, **options)
     except FedPruneShareError:
         raise
     except Exception as error:  # the user's code: name the function, keep the cause for the log
-        where = getattr(function, "__name__", "task function")
+        plain = function.func if isinstance(function, functools.partial) else function
+        where = getattr(plain, "__name__", "task function")
         raise TaskError(f"{where}() of the task failed: {type(error).__name__}: {error}") from error

@@ -9,11 +9,10 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from edge_client.datasets import Dataset
 from edge_client.exporting import export_template
-from edge_client.tasks import fashion_mnist, hapt
+from edge_client.tasks import cifar10, fashion_mnist, hapt
 from edge_client.tasks.model import parameter_table, read_state
 from edge_client.training import TrainingSettings, fit
 from edge_client.width.groups import find_groups
@@ -40,37 +39,6 @@ def cnn4() -> nn.Module:
     )
 
 
-class ResNet8(nn.Module):
-    """float32[B, 3, 32, 32] -> logits float32[B, 10]; three residual blocks with GroupNorm, 78,042 parameters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.norm = nn.GroupNorm(4, 16)
-        self.blocks = nn.Sequential(_Block(16, 16, 1), _Block(16, 32, 2), _Block(32, 64, 2))
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Scores of a batch."""
-        scores: torch.Tensor = self.head(self.blocks(functional.relu(self.norm(self.stem(x)))).mean((2, 3)))
-        return scores
-
-
-class _Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm1 = nn.GroupNorm(4, outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norm2 = nn.GroupNorm(4, outputs)
-        short = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.GroupNorm(4, outputs))
-        self.short = nn.Identity() if inputs == outputs else short
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.norm2(self.conv2(functional.relu(self.norm1(self.conv1(x)))))
-        return functional.relu(y + self.short(x))
-
-
 @dataclass(frozen=True)
 class Net:
     """How a net is built, the shape of one input, and how many scores it gives."""
@@ -85,7 +53,7 @@ NETS = MappingProxyType(
         "CNN4": Net(cnn4, (3, 32, 32), 10),
         "LeNet-5": Net(fashion_mnist.build_model, (1, 28, 28), 10),
         "HAPT 1-D CNN": Net(hapt.build_model, (6, 128), 6),
-        "ResNet-8, GroupNorm": Net(ResNet8, (3, 32, 32), 10),
+        "ResNet-8, GroupNorm": Net(cifar10.build_model, (3, 32, 32), 10),
     }
 )
 

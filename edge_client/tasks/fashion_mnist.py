@@ -9,19 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
-from edge_client.datasets import Dataset, DataSource, data_folder
-from edge_client.datasets.fashion_mnist_files import CLASSES, find_images, open_images, open_training_part
-from edge_client.datasets.splits import dirichlet
+from edge_client.datasets import Dataset, DataSource, data_folder, image_places
+from edge_client.datasets.image_sets import FASHION_MNIST
+from edge_client.settings import SplitSettings
+from edge_client.tasks.images import Normal, test_examples, training_examples
 
 name = "fashion-mnist"
 
-ALPHA = 0.5
-
 # Mean and standard deviation of all training pixels, scaled to 0..1.
-MEAN, DEVIATION = np.float32(0.2860), np.float32(0.3530)
+NORMAL = Normal((0.2860,), (0.3530,))
 
 
 def build_model() -> nn.Module:
@@ -38,30 +36,32 @@ def build_model() -> nn.Module:
         nn.ReLU(),
         nn.Linear(120, 84),
         nn.ReLU(),
-        nn.Linear(84, CLASSES),
+        nn.Linear(84, len(FASHION_MNIST.classes)),
     )
 
 
-def load_train(device: int, devices: int, rng: np.random.Generator, data_dir: Path | None = None) -> Dataset:
-    """The images of one device. Every device must pass an equal `rng`: the split is drawn from it."""
-    place = find_images(data_folder(data_dir))
-    return _examples(*open_training_part(place, lambda labels: dirichlet(labels, devices, ALPHA, rng)[device]))
+def load_train(
+    device: int,
+    devices: int,
+    rng: np.random.Generator,
+    data_dir: Path | None = None,
+    split: SplitSettings | None = None,
+) -> Dataset:
+    """The images of one device, unless `split` says otherwise from Dirichlet(0.5)."""
+    part = (device, devices, rng, split)
+    return training_examples(FASHION_MNIST, data_folder(data_dir), part, NORMAL)
 
 
 def load_test(data_dir: Path | None = None) -> Dataset:
     """The common test images."""
-    images = open_images(find_images(data_folder(data_dir)))
-    return _examples(images.test_images, images.test_labels)
+    return test_examples(FASHION_MNIST, data_folder(data_dir), NORMAL)
 
 
 def data_source(data_dir: Path | None) -> DataSource:
     """Whether the full images are there or the fixture is used."""
-    return "full" if find_images(data_folder(data_dir)) else "fixture"
+    return image_places.data_source(FASHION_MNIST, data_folder(data_dir))
 
 
-def _examples(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Dataset:
-    pixels = images[:, None].astype(np.float32)  # [N, 1, 28, 28]
-    pixels /= 255
-    pixels -= MEAN
-    pixels /= DEVIATION
-    return Dataset(pixels, labels.astype(np.int64))
+def data_form(data_dir: Path | None) -> str:
+    """What the images were read from, if not from the published files."""
+    return image_places.data_form(FASHION_MNIST, data_folder(data_dir))

@@ -15,7 +15,8 @@ from torch import nn
 
 from edge_client.datasets import Dataset, DataSource, data_folder
 from edge_client.datasets.hapt_recordings import ACTIVITIES, CHANNELS, PEOPLE, Windows, find_windows, open_windows
-from edge_client.datasets.splits import by_group
+from edge_client.datasets.splits import by_group, deal
+from edge_client.settings import SplitSettings
 
 name = "hapt"
 
@@ -45,15 +46,24 @@ def build_model() -> nn.Module:
     )
 
 
-def load_train(device: int, devices: int, rng: np.random.Generator, data_dir: Path | None = None) -> Dataset:
+def load_train(
+    device: int,
+    devices: int,
+    rng: np.random.Generator,
+    data_dir: Path | None = None,
+    split: SplitSettings | None = None,
+) -> Dataset:
     """The windows of one device's people. With 24 devices each is one person.
 
     Fewer devices share the 24 people out in turn; more are refused, since a person is never cut in two. The split
-    follows from the people alone: `rng` is not drawn from.
+    follows from the people alone: `rng` is not drawn from. Any other `split` mixes the 24 people's windows.
     """
     windows = _windows(data_dir)
     training = np.flatnonzero(np.isin(windows.person, TRAINING_PEOPLE))
-    part = by_group(windows.person[training], devices)[device]
+    if split is None or split.kind == "person":
+        part = by_group(windows.person[training], devices)[device]
+    else:
+        part = deal(windows.activity[training], devices, split, rng)[device]
     return _examples(windows, training[part])
 
 

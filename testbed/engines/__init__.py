@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
+from edge_client.settings import SplitKind
 from testbed.places import HERE, Place
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ SYNTHETIC_TASK: Final = "synthetic"
 class DeviceEngine(Protocol):
     """Starts, signals and watches devices by name. Not for use from several threads."""
 
-    def launch(self, task: str, data_dir: Path) -> None:
-        """Start what the devices run in, without waiting for it (`wait_ready` does)."""
+    def launch(self, task: str, data_dir: Path, split: SplitKind = "") -> None:
+        """Start what the devices run in, without waiting for it (`wait_ready` does); `split` is tried on the task."""
 
     def wait_ready(self) -> None:
         """Return once devices can be started. Raises `TaskError` if the task cannot be used, else `RunError`."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from edge_client.settings import SplitKind
 from fedpruneshare.errors import SettingsError
 from testbed.devices import DeviceProcesses
 from testbed.places import HERE, Place
@@ -24,7 +25,7 @@ class SyntheticDevices:
         self._hosts = [DeviceProcesses(logs, _HOST) for _ in range(-(-fleet.devices // self._most))]
         self._places: dict[str, int] = {}
 
-    def launch(self, task: str, data_dir: Path) -> None:
+    def launch(self, task: str, data_dir: Path, split: SplitKind = "") -> None:
         """Start the hosts without waiting for them."""
         for host in self._hosts:  # from the thread that stays: a host dies with the thread that started it
             host.launch(task, data_dir)
