@@ -121,7 +121,7 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Federation:
-    """What the files of one run are written from. `data_dir`: where devices look for the full data; `boards`: theirs."""
+    """What the files of one run are written from. `data_dir`: where devices look for the full data."""
 
     scenario: Scenario
     seed: int

@@ -69,8 +69,8 @@ class DeviceGroup(_Table, frozen=True):
     `board`: the profile of the board they stand for (docs/boards.md). Their joules are then those of its model; without
     one there are none, for a sensor of this machine would count all of its devices at once.
 
-    `power`: a `battery` holds `battery_wh` when full and `battery_percent` of that at the start. It loses what the model
-    says, and what is above the device's reserve is spread over `horizon_rounds` rounds (docs/emulated-boards.md).
+    `power`: a `battery` holds `battery_wh` when full and `battery_percent` of that at the start. It loses what the
+    model says, and what is above the device's reserve is spread over `horizon_rounds` rounds (docs/emulated-boards.md).
     """
 
     share: Annotated[float, Meta(gt=0)] = 1.0

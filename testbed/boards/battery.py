@@ -1,5 +1,4 @@
-"""The battery of an emulated board: it holds what its group says and loses what the device's ledger says; pure but for
-reading that ledger."""
+"""The battery of an emulated board: it holds what its group says and loses what the device's own ledger says."""
 
 from __future__ import annotations
 

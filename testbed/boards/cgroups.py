@@ -123,9 +123,7 @@ def open_groups(wanted: Sequence[Controller], root: Path = Path("/"), make: Make
     return found
 
 
-def _hierarchies(
-    wanted: Sequence[Controller], root: Path
-) -> Iterator[tuple[list[Controller], Version, list[Path]]]:
+def _hierarchies(wanted: Sequence[Controller], root: Path) -> Iterator[tuple[list[Controller], Version, list[Path]]]:
     """Where each controller lives, and in which folders a group may be made, best first.
 
     A process is in one group of version 2, so the controllers that live there share it.

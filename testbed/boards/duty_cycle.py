@@ -1,4 +1,4 @@
-"""Holding processes to a share of one core where there are no control groups: stopped and continued by the time they used.
+"""Holding processes to a share of one core without control groups: stopped and continued by the time they used.
 
 `python -m testbed.boards.duty_cycle` reads JSON lines {"pid": …, "share": …} (share null: let it go) and watches the
 processor clock of every pid. A process earns `share` seconds a second, up to one period's worth; once it has used more

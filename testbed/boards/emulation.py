@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
@@ -84,7 +84,9 @@ class Boards:
         """Of one core of this machine. Raises `SettingsError` for a board that is faster."""
         scale = load_board(board).train_scale / self._here
         if scale < 1.0:
-            raise SettingsError(f"boards.cpu: {board} is {1 / scale:.3g} times as fast as this machine, expected slower")
+            raise SettingsError(
+                f"boards.cpu: {board} is {1 / scale:.3g} times as fast as this machine, expected slower"
+            )
         return 1.0 / scale
 
     def _find_processor(self) -> None:
@@ -94,7 +96,10 @@ class Boards:
             return
         shares = [self._share(group.board) for group in self._groups.values() if group.board]
         log = self._folder.logs / _KEEPER_LOG
-        makers = {"cgroup": lambda: CpuGroups(open_groups(["cpu"])[0]), "duty-cycle": lambda: CpuDutyCycle(log)}
+        makers: dict[str, Callable[[], Processor]] = {
+            "cgroup": lambda: CpuGroups(open_groups(["cpu"])[0]),
+            "duty-cycle": lambda: CpuDutyCycle(log),
+        }
         for name in makers if cpu == "auto" else (cpu,):
             try:
                 self._processor, self._check = checked(makers[name], shares)
@@ -141,7 +146,8 @@ class Boards:
 
     def cgroups(self, ident: str) -> tuple[str, ...]:
         """Control groups that a device joins before it does anything; made new for each start."""
-        board, folders = self._boards.get(ident), []
+        board = self._boards.get(ident)
+        folders: list[str] = []
         if board is None:
             return ()
         if self._processor is not None:

@@ -1,4 +1,4 @@
-"""Holding devices to their board's share of one core: by control groups, else by a duty cycle, and checked before use."""
+"""Holding devices to their board's share of one core: by control groups, else by a duty cycle; measured before use."""
 
 from __future__ import annotations
 

@@ -44,20 +44,20 @@ def board_faults(scenario: Scenario) -> Iterator[Fault]:
     """What the table asks of a fleet that cannot be done."""
     boards, groups = scenario.boards, scenario.fleet.groups
     if boards.is_on and not any(group.board for group in groups):
-        yield Fault("boards", "boards to emulate", "a board in one of fleet.groups", "say board = \"raspberry-pi-4b\"")
+        yield Fault("boards", "boards to emulate", "a board in one of fleet.groups", 'say board = "raspberry-pi-4b"')
     if boards.thermal and boards.cpu == "none":
-        yield Fault("boards.thermal", "true with boards.cpu = \"none\"", "\"auto\": a hot board is slowed down")
+        yield Fault("boards.thermal", 'true with boards.cpu = "none"', '"auto": a hot board is slowed down')
     for index, group in enumerate(groups):
         path = f"fleet.groups.{index}"
         if group.power == "battery" and not group.board:
-            yield Fault(f"{path}.power", "\"battery\" without a board", "a board: its profile says what it draws")
+            yield Fault(f"{path}.power", '"battery" without a board', "a board: its profile says what it draws")
         if group.power == "battery" and not group.battery_wh:
-            yield Fault(f"{path}.battery_wh", "0", "above 0 with power = \"battery\"")
+            yield Fault(f"{path}.battery_wh", "0", 'above 0 with power = "battery"')
         if group.power == "mains" and group.battery_wh:
-            yield Fault(f"{path}.battery_wh", f"{group.battery_wh:g}", "0 with power = \"mains\"")
+            yield Fault(f"{path}.battery_wh", f"{group.battery_wh:g}", '0 with power = "mains"')
     is_battery = any(group.power == "battery" for group in groups)
     if (boards.is_on or is_battery) and scenario.fleet.engine != _PROCESS:
-        yield Fault("fleet.engine", f"{scenario.fleet.engine!r} with emulated boards or batteries", f"\"{_PROCESS}\"")
+        yield Fault("fleet.engine", f"{scenario.fleet.engine!r} with emulated boards or batteries", f'"{_PROCESS}"')
 
 
 __all__ = ["BoardEmulation", "CpuKind", "board_faults"]

@@ -82,6 +82,12 @@ def _mistakes(scenario: Scenario, event: FleetEvent) -> Iterator[tuple[str, str,
         yield "for_s", "0", "above 0: how long a reboot takes"
     if event.kind == "throttle" and scenario.boards.cpu == "none":
         yield "kind", '"throttle" with boards.cpu = "none"', 'boards.cpu = "auto", so that there is a speed to lower'
+    members = scenario.fleet.members()
+    struck = [
+        n for n, member in enumerate(members) if n in event.devices or scenario.fleet.member_groups()[n] in event.groups
+    ]
+    if event.kind == "throttle" and any(not members[n].board for n in struck):
+        yield "devices", "a device without a board", "a board: there is no speed to lower otherwise"
     if event.at_round > scenario.rounds.count:
         yield "at_round", str(event.at_round), f"at most rounds.count = {scenario.rounds.count}"
 
