@@ -63,6 +63,32 @@ def test_the_next_model_is_that_of_plain_masked_fedavg(tmp_path: Path, rungs: st
     check_against_floats(facts)
 
 
+@pytest.mark.parametrize("bits", [32, 16])
+def test_without_sharing_the_next_model_is_plain_fedavg_to_the_last_bit(tmp_path: Path, bits: int) -> None:
+    """What the other arms of a comparison are measured against (docs/protocol.md §5.10)."""
+    plain = ('sharing.reveal="plain"', "sharing.threshold=1", "aggregators.count=1", "rounds.deadline_s=90")
+    coded = (f"coding.value_bits={bits}", f"coding.vector_bits={bits}", "coding.max_weight=4096")
+    task = ('task.name="fashion-mnist"', "pruning.dense_rounds=0", "pruning.start_density=0.5", "rounds.count=1")
+    with small_fleet(tmp_path / "run", *plain, *coded, *task) as fleet:
+        start(fleet)
+        assert fleet.wait_done(90) == 0
+        assert [(line.phase, line.verified, line.reveal) for line in fleet.rounds()] == [("APPLIED", False, "plain")]
+        table = Bundle.open(fleet.folder.bundle).manifest.table
+        updates = [update_of(fleet, ident, table) for ident in fleet.devices]
+        before, after = (model(fleet, applied) for applied in (0, 1))
+    as_sent = np.float32 if bits == 32 else np.float16
+    weights, vectors = np.zeros(before.codes.size), before.vectors.astype(np.float64)
+    for index, positions in enumerate(segments_of(updates)):
+        there = [update for update in updates if update.rung >= index]
+        mean = fedavg([u.values[np.isin(u.positions, positions)].astype(as_sent) for u in there], there)
+        weights[positions] = before.codes[positions].astype(np.float64) + mean
+    mean = fedavg([update.vectors.astype(as_sent) for update in updates], updates)
+    vectors[updates[0].vector_positions] += mean
+    assert len({update.weight for update in updates}) > 1
+    assert np.array_equal(weights.astype(np.float32).astype(np.float16), after.codes)
+    assert np.allclose(vectors, after.vectors, rtol=1e-7, atol=1e-9)
+
+
 @dataclass(frozen=True)
 class Facts:
     """What the round left: the plan, the model before and after it, and what every device kept of it."""
