@@ -49,6 +49,11 @@ class Gate:
         return now_s if into_s < self._on_s else (periods + 1) * self._period_s
 
 
+def wander_step_s(jitter_s: float) -> float:
+    """After how long the delay takes another course: long enough for it to change less than time does."""
+    return max(_WANDER_S, 4 * jitter_s)
+
+
 class Wander:
     """A delay that wanders by up to `jitter_s` to either side, without ever letting a packet overtake another.
 
@@ -58,7 +63,7 @@ class Wander:
 
     def __init__(self, delay_s: float, jitter_s: float, rng: random.Random) -> None:
         self._delay_s, self._jitter_s, self._rng = delay_s, jitter_s, rng
-        self.step_s: Final = max(_WANDER_S, 4 * jitter_s)
+        self._step_s = wander_step_s(jitter_s)
         self._from_s, self._levels = 0.0, (self._level(), self._level())
 
     def _level(self) -> float:
@@ -68,9 +73,9 @@ class Wander:
         """The delay of what is sent at `now_s`."""
         if self._jitter_s <= 0:
             return self._delay_s
-        while now_s >= self._from_s + self.step_s:
-            self._from_s, self._levels = self._from_s + self.step_s, (self._levels[1], self._level())
-        part = (now_s - self._from_s) / self.step_s
+        while now_s >= self._from_s + self._step_s:
+            self._from_s, self._levels = self._from_s + self._step_s, (self._levels[1], self._level())
+        part = (now_s - self._from_s) / self._step_s
         return self._delay_s + self._levels[0] * (1 - part) + self._levels[1] * part
 
 

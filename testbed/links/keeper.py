@@ -5,12 +5,13 @@ nothing of them is left after the run, however it ends. Others enter them by `/p
 
 One JSON line comes on standard input: {"backend": "tap" | "netem" | "htb", "congestion_control": …,
 "links": {NAME: {"profile": {…}, "seed": …}}}. The answer is {"ready": {"services": N, "links": {NAME: [N, ADDRESS]},
-"offloads": {…}, "nice": …}} or {"error": …}. Each further line "counts" is answered with what became of packets, where this
+"offloads": {…}, "nice": …}} or {"error": …}. Each further line is answered with what became of packets, where this
 process carried them: {NAME: {"up": {…}, "down": {…}}}. It ends with its input.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -138,10 +139,11 @@ class Keeper:
 
     def run(self) -> None:
         """Carry frames and answer until the end of input."""
-        self.emulator.run(0, lambda data: [self._count() for _ in range(data.count(b"\n"))] and None)
+        self.emulator.run(0, self._obey)
 
-    def _count(self) -> None:
-        _say({name: {"up": up.counts, "down": down.counts} for name, (up, down) in self.ways.items()})
+    def _obey(self, data: bytes) -> None:
+        for _ in range(data.count(b"\n")):
+            _say({name: {"up": up.counts, "down": down.counts} for name, (up, down) in self.ways.items()})
 
 
 def build(order: dict[str, Any]) -> tuple[Keeper, dict[str, Any]]:
@@ -159,10 +161,8 @@ def build(order: dict[str, Any]) -> tuple[Keeper, dict[str, Any]]:
 
 def _hurry() -> int:
     """Come before the fleet where the machine is crowded: a link that waits for a processor is a slower link."""
-    try:
+    with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
-    except OSError:
-        pass
     return os.getpriority(os.PRIO_PROCESS, 0)
 
 

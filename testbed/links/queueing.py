@@ -1,8 +1,8 @@
 """The kernel's own shapers on the two middle ends of a link: netem, and HTB for rates alone.
 
-A link of these back ends is two pairs of veth interfaces with a bridge between them, in a namespace of its own ("air").
-What leaves the bridge towards the services is the uplink, towards the device the downlink. So a packet is counted at the
-device's own interface before the shaper can drop it, as a radio counts what it sends.
+A link of these back ends is two pairs of veth interfaces with a bridge between them, in a namespace of its own
+("air"). What leaves the bridge towards the services is the uplink, towards the device the downlink. So a packet is
+counted at the device's own interface before the shaper can drop it, as a radio counts what it sends.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def htb_arguments(rate_bit_s: float) -> dict[str, Any]:
 
 
 def netem_request(index: int, arguments: dict[str, Any]) -> tcmsg:
-    """The message that adds netem to an interface: `IPRoute.tc` would send its rate a second time, as an estimator's."""
+    """The message that adds netem to an interface. `IPRoute.tc` would send the rate twice, once as an estimator's."""
     message = tcmsg()
     message["header"]["type"] = RTM_NEWQDISC
     message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
@@ -71,10 +71,10 @@ def shape_with_htb(route: IPRoute, index: int, profile: LinkProfile, rate_bit_s:
     route.tc("add", "pfifo", index, _LEAF, parent=_CLASS, limit=QUEUE_PACKETS)
 
 
-def why_no_netem() -> str:
+def try_netem() -> str:
     """Why netem cannot be used here, empty if it can: tried on an interface of a namespace made for it.
 
-    Call it in a thread of its own (`namespaces.call_in_network`), which then stays in that namespace.
+    To be called in a thread of its own (`call_in_network`), which then stays in that namespace.
     """
     new_network()
     with IPRoute() as route:

@@ -1,4 +1,4 @@
-"""The emulator at work: frames from TAP devices, each direction through its `Direction`, into the TAP at the other end."""
+"""The emulator at work: frames from a TAP device, through the `Direction` they take, into the TAP at the other end."""
 
 from __future__ import annotations
 
