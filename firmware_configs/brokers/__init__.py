@@ -21,6 +21,7 @@ from typing import Final
 
 from fedpruneshare.errors import SettingsError
 from fedpruneshare.link import BrokerAddress
+from firmware_configs.brokers.namespaces import call_in_network, command_in_network
 
 #: Writes the configuration for an address and returns the arguments of `child.py` (what to run, with what).
 Render = Callable[[BrokerAddress], list[str]]
@@ -36,15 +37,25 @@ class Broker:
     """A broker process: started and stopped by this handle, its port kept over restarts.
 
     With `port` None the kernel names a free one at the first start. What the process prints goes to `broker.log` in
-    `folder`. As a context manager it starts on entry and stops on exit.
+    `folder`. With `namespace` it runs in that network namespace (`firmware_configs.brokers.namespaces`) and listens
+    there. As a context manager it starts on entry and stops on exit.
     """
 
-    def __init__(self, name: str, folder: Path, render: Render, host: str = LOOPBACK, port: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        render: Render,
+        host: str = LOOPBACK,
+        port: int | None = None,
+        namespace: str = "",
+    ) -> None:
         self._name = name
         self._folder = folder
         self._render = render
         self._host = host
         self._port = port
+        self._namespace = namespace
         self._process: subprocess.Popen[bytes] | None = None
 
     def __repr__(self) -> str:
@@ -88,7 +99,7 @@ class Broker:
         if self.is_running:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        with _reserved(self._host, self._port or 0) as port:
+        with _reserved(self._host, self._port or 0, self._namespace) as port:
             address = BrokerAddress(self._host, port)
             self._process = self._launch(address)
             try:
@@ -112,7 +123,8 @@ class Broker:
         self.start()
 
     def _launch(self, address: BrokerAddress) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-P", str(_CHILD), str(os.getpid()), *self._render(address)]
+        child = [sys.executable, "-P", str(_CHILD), str(os.getpid()), *self._render(address)]
+        command = command_in_network(self._namespace, child)
         with (self._folder / "broker.log").open("ab") as log:
             # A session of its own: Ctrl-C reaches the launcher, which stops its brokers last.
             return subprocess.Popen(
@@ -122,7 +134,7 @@ class Broker:
     def _wait_ready(self, process: subprocess.Popen[bytes], address: BrokerAddress) -> None:
         give_up_s = time.monotonic() + _START_S
         while time.monotonic() < give_up_s:
-            accepts = _accepts(address)
+            accepts = call_in_network(self._namespace, lambda: _accepts(address))
             if process.poll() is not None:
                 raise SettingsError(f"{self._name} broker ended with code {process.returncode}: {self._log_end()}")
             if accepts:
@@ -155,13 +167,14 @@ def is_loopback(host: str) -> bool:
 
 
 @contextlib.contextmanager
-def _reserved(host: str, port: int) -> Iterator[int]:
+def _reserved(host: str, port: int, namespace: str) -> Iterator[int]:
     """Hold a port, a free one for 0, bound but not listening, until the broker listens on it itself.
 
     Nobody else is given it in the meantime, while a broker, which sets SO_REUSEADDR too, may bind it. Without that
     somebody else's listener could be taken for the broker's.
     """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as holder:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with call_in_network(namespace, lambda: socket.socket(family)) as holder:
         if port:  # after a restart, connections of the one before may still linger on it
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

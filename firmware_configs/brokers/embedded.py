@@ -11,6 +11,7 @@ import structlog
 from fedpruneshare.errors import SettingsError
 from fedpruneshare.link import BrokerAddress
 from firmware_configs.brokers import LOOPBACK, Broker, is_loopback
+from firmware_configs.brokers.namespaces import is_private
 
 log = structlog.get_logger()
 
@@ -18,13 +19,13 @@ NOTICE: Final = "embedded broker: no access list, no client certificates, nothin
 _TEMPLATE: Final = Path(__file__).with_name("embedded.toml.template")
 
 
-def render_embedded(address: BrokerAddress, segments: int, connections: int) -> str:
-    """The TOML configuration of iotcore for one loopback address.
+def render_embedded(address: BrokerAddress, segments: int, connections: int, namespace: str = "") -> str:
+    """The TOML configuration of iotcore for one loopback address, or any in a network namespace of its own.
 
     It keeps up to `segments` × 8 MiB for each topic filter, delivered or not, and drops the oldest beyond. Raises
-    `SettingsError` for an address that is not loopback: nothing on it is protected.
+    `SettingsError` for an address that others may reach: nothing on it is protected.
     """
-    if not is_loopback(address.host):
+    if not (is_loopback(address.host) or is_private(namespace)):
         raise SettingsError(
             f"embedded broker at {address.host}, expected a loopback address such as {LOOPBACK}; "
             "use Mosquitto where other machines connect"
@@ -37,21 +38,27 @@ def render_embedded(address: BrokerAddress, segments: int, connections: int) -> 
 
 
 def embedded_broker(
-    folder: Path, *, host: str = LOOPBACK, port: int | None = None, segments: int = 16, connections: int = 4096
+    folder: Path,
+    *,
+    host: str = LOOPBACK,
+    port: int | None = None,
+    segments: int = 16,
+    connections: int = 4096,
+    namespace: str = "",
 ) -> Broker:
     """An iotcore broker, not started yet; its configuration and log go to `folder`.
 
-    Raises `SettingsError` for a host that is not loopback.
+    Raises `SettingsError` for a host that is not loopback, unless it is to run in another network namespace.
     """
-    render_embedded(BrokerAddress(host, port or 1), segments, connections)
+    render_embedded(BrokerAddress(host, port or 1), segments, connections, namespace)
 
     def render(address: BrokerAddress) -> list[str]:
         config = folder.absolute() / "embedded.toml"
-        config.write_text(render_embedded(address, segments, connections))
+        config.write_text(render_embedded(address, segments, connections, namespace))
         log.info(NOTICE, host=address.host, port=address.port)
         return ["embedded", str(config)]
 
-    return Broker("embedded", folder, render, host, port)
+    return Broker("embedded", folder, render, host, port, namespace)
 
 
 __all__ = ["NOTICE", "embedded_broker", "render_embedded"]

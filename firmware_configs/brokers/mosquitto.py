@@ -15,18 +15,23 @@ from fedpruneshare.errors import SettingsError
 from fedpruneshare.link import BrokerAddress
 from fedpruneshare.topics import AccessRule
 from firmware_configs.brokers import LOOPBACK, Broker, is_loopback
+from firmware_configs.brokers.namespaces import is_private
 
 _TEMPLATE: Final = Path(__file__).with_name("mosquitto.conf.template")
 
 
 @dataclass(frozen=True)
 class MosquittoSettings:
-    """What differs from one Mosquitto to the next. `access_list` is the text of its ACL file, None for no ACL."""
+    """What differs from one Mosquitto to the next. `access_list` is the text of its ACL file, None for no ACL.
+
+    `namespace`: the network namespace it runs in (`firmware_configs.brokers.namespaces`), empty for the launcher's.
+    """
 
     folder: Path
     allow_anonymous: bool = True
     access_list: str | None = None
     queued_mib: int = 512
+    namespace: str = ""
 
 
 def find_mosquitto() -> Path | None:
@@ -46,8 +51,8 @@ def render_access_list(rules: Iterable[AccessRule]) -> str:
 
 
 def render_mosquitto(address: BrokerAddress, settings: MosquittoSettings) -> str:
-    """The text of `mosquitto.conf`. Raises `SettingsError` for anonymous clients on anything but loopback."""
-    if settings.allow_anonymous and not is_loopback(address.host):
+    """The text of `mosquitto.conf`. Raises `SettingsError` for anonymous clients where others may reach it."""
+    if settings.allow_anonymous and not (is_loopback(address.host) or is_private(settings.namespace)):
         raise SettingsError(f"anonymous clients at {address.host}, expected that on a loopback address only")
     folder = settings.folder.absolute()
     values = {
@@ -80,7 +85,7 @@ def mosquitto_broker(settings: MosquittoSettings, *, host: str = LOOPBACK, port:
             (folder / "access.acl").write_text(settings.access_list)
         return ["program", str(program), "-c", str(folder / "mosquitto.conf")]
 
-    return Broker("mosquitto", settings.folder, render, host, port)
+    return Broker("mosquitto", settings.folder, render, host, port, settings.namespace)
 
 
 __all__ = ["MosquittoSettings", "find_mosquitto", "mosquitto_broker", "render_access_list", "render_mosquitto"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Final, TypeVar
@@ -40,6 +40,13 @@ def new_network() -> None:
         _check(ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET))
     except OSError as error:
         raise SettingsError(f"a network namespace of its own: {error}, expected the right to make one (root)") from None
+
+
+def command_in_network(namespace: str, arguments: Sequence[str]) -> list[str]:
+    """The command line that runs `arguments` in a namespace, in the same process; unchanged for an empty name."""
+    if not namespace:
+        return list(arguments)
+    return [sys.executable, "-m", "firmware_configs.brokers.namespaces", namespace, *arguments]
 
 
 def is_private(namespace: str) -> bool:

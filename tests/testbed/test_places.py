@@ -14,6 +14,12 @@ from firmware_configs.brokers.namespaces import call_in_network, is_private
 from testbed.places import Place
 
 HERE = "/proc/self/ns/net"
+KEEPER = """
+from firmware_configs.brokers.namespaces import new_network
+new_network()
+print("up", flush=True)
+input()
+"""
 REPORT = "import os; print(os.getpid(), os.stat('/proc/self/ns/net').st_ino)"
 needs_root = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="only root on Linux can make network namespaces"
@@ -52,7 +58,7 @@ def test_what_cannot_be_entered_is_named(tmp_path: Path) -> None:
 @needs_root
 def test_a_process_and_a_call_in_another_namespace() -> None:
     with subprocess.Popen(
-        ["unshare", "-n", "sh", "-c", "echo up; read line"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", KEEPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as keeper:
         assert keeper.stdout is not None
         keeper.stdout.readline()
