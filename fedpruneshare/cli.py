@@ -24,7 +24,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "testbed": ("testbed.cli:testbed", "Run and compare whole fleets on this machine."),
     "data": ("edge_client.commands.data:data", "Fetch the data sets of the built-in tasks."),
     "task": ("edge_client.commands.task:task", "Export what coordinator and fleet need of a task."),
-    "report": ("testbed.cli:report", "Make report.html of one or more run folders."),
+    "report": ("testbed.cli_report:report", "Make the report of a finished run again, or compare several runs."),
     "bench": ("testbed.cli:bench", "Measure, and write the figures as JSON."),
 }
 
@@ -40,6 +40,7 @@ EXTRAS: Final[dict[str, str]] = {
     "matplotlib": "testbed",
     "psutil": "testbed",
     "rich": "testbed",
+    "tensorboardX": "tensorboard",
 }
 
 

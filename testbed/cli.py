@@ -1,4 +1,4 @@
-"""`fedpruneshare testbed …`, `fedpruneshare report` and `fedpruneshare bench`."""
+"""`fedpruneshare testbed …` and `fedpruneshare bench`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from testbed.cli_compare import compare
 from testbed.cli_memory import memory
 from testbed.cli_width import width
 from testbed.progress import Progress
-from testbed.report.page import size, write_report
+from testbed.report.markup import size
 from testbed.run import FIXTURE_NOTICE, Finished, RunOptions, run_scenario
 from testbed.scenario import Scenario, load_scenario, scenario_keys, shipped_scenarios
 
@@ -115,14 +115,6 @@ def _conclude(finished: Finished) -> None:
     if not finished.succeeded:
         click.echo("FAILED: more rounds failed than max_failed_rounds allows; the report says why", err=True)
     click.echo(f"report: {finished.folder / 'report.html'}")
-
-
-@click.command()
-@click.argument("folders", nargs=-1, required=True, metavar="DIR…", type=click.Path(path_type=Path))
-def report(folders: tuple[Path, ...]) -> None:
-    """Make report.html of one or more finished run folders again."""
-    for folder in folders:
-        click.echo(f"report: {write_report(folder)}")
 
 
 @click.group()

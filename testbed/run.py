@@ -19,13 +19,13 @@ from testbed.federation import COORDINATOR, RunFolder
 from testbed.fleet import Fleet
 from testbed.ledger import Around, CoordinatorRound, merge, read_ledgers, uplink_bytes, write_rounds
 from testbed.progress import Progress
-from testbed.report.page import REPORT, write_report
+from testbed.report.page import REPORT_FILES, write_report
 from testbed.scenario import Scenario
 from testbed.summary import ARM, SeedRun, Sharing, Summary, arm_figures, write_summary
 
 RESULTS: Final = (
-    "summary.json", "rounds.jsonl", DEVICES, "progress.json", REPORT, "report.csv", "rounds.csv", "plots", "model.onnx",
-    "settings.toml", "logs", "state",
+    "summary.json", "rounds.jsonl", DEVICES, "progress.json", *REPORT_FILES, "model.onnx", "settings.toml", "logs",
+    "state",
 )  # fmt: skip
 #: What a round may take beyond its own time-outs before the run is given up: evaluation, a crowded machine.
 _SLACK_S: Final = 60.0

@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING, Any, Final
 
 from testbed.benchmarks.sharing_figures import SharingReport
-from testbed.report.plots import COLOURS
+from testbed.report.drawing import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from fedpruneshare.metrics import METRICS
 from testbed.arms import FEDAVG
 from testbed.compare.runner import JobState
-from testbed.report.page import size
+from testbed.report.markup import size
 from testbed.summary import Arm, Summary
 
 

@@ -14,7 +14,8 @@ from fedpruneshare.cli import run as command_line
 from fedpruneshare.errors import SettingsError
 from fedpruneshare.settings import render_toml
 from testbed.ledger import BytesDown, BytesUp, CoordinatorRound, DeviceRound, merge, write_rounds
-from testbed.report.page import size, write_report
+from testbed.report.markup import size
+from testbed.report.page import write_report
 from testbed.scenario import Scenario, ScenarioTask
 from testbed.summary import ARM, SeedRun, Sharing, Summary, arm_figures, write_summary
 
@@ -72,7 +73,7 @@ def parsed(page: str) -> Links:
 def test_the_plots_are_inside_the_page_and_nothing_is_fetched(tmp_path: Path) -> None:
     page = write_report(run_folder(tmp_path)).read_text()
     links = parsed(page)
-    assert len(links.sources) == 4
+    assert len(links.sources) == 7
     for source in links.sources:
         head, _, body = source.partition(",")
         assert head == "data:image/svg+xml;base64"
@@ -133,7 +134,7 @@ def test_every_text_is_escaped(tmp_path: Path) -> None:
 
 def test_several_seeds_are_told_apart(tmp_path: Path) -> None:
     page = write_report(run_folder(tmp_path, seeds=(3, 8))).read_text()
-    assert "<th>seed</th>" in page
+    assert ">seed</th>" in page
     assert "fedpruneshare, seed 8" in page
 
 

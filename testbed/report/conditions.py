@@ -1,0 +1,176 @@
+"""What was emulated in a run and what was real, as its settings and its parts say."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, Final
+
+from testbed.report.devices import device_totals
+from testbed.report.markup import folded, items, section, size, small, table
+from testbed.report.measures import source_text, sources
+from testbed.report.runs import Report, RunFolder, differences, flat, folder_names, weighty_differences
+from testbed.summary import Sharing
+
+_DATA: Final = {
+    "full": "The full data set was used.",
+    "fixture": "The sample that ships with the project was used.",
+    "any": "",
+}
+#: Back ends that shape nothing.
+_UNSHAPED: Final = ("", "none")
+
+
+def privacy_note(shared: Sharing | None) -> str:
+    """Who could see a single device's update in a run."""
+    if shared is None:
+        return "Nothing was shared: the coordinator saw every single update in the clear."
+    if shared.reveal == "each":
+        return (
+            "The coordinator saw every single update in this run (reveal = each). "
+            f"Up to t = {shared.t} of the {shared.n} aggregators together, the brokers and the network saw none."
+        )
+    return (
+        f"Up to t = {shared.t} of the {shared.n} aggregators together, the brokers and the network learnt nothing of a "
+        "single update; the coordinator saw only sums."
+    )
+
+
+def emulation(report: Report) -> str:
+    """The section on what is emulated and what is real, folder by folder."""
+    names = folder_names([folder.path for folder in report.folders]) if report.is_comparison else [""]
+    parts = []
+    for folder, name in zip(report.folders, names, strict=True):
+        points = [*_points(folder), *_privacy(report, folder), *_energy(report, folder)]
+        points.append(f"Task: {folder.summary.task}. {_DATA[folder.scenario.task.data]}".strip())
+        body = items(points) + _conditions_table(folder.conditions)
+        parts.append(folded(name, body, is_open=True) if name else body)
+    return section("conditions", "What is emulated, what is real", *parts)
+
+
+def _points(folder: RunFolder) -> list[str]:
+    """The machine, the network, and where bytes were counted."""
+    summary, scenario, links = folder.summary, folder.scenario, _part(folder, "links")
+    engine = _engine(folder.conditions)
+    points = [
+        f"{summary.devices} devices, {scenario.aggregators.count} aggregators with a broker each, one coordinator, "
+        f"talking over real {scenario.brokers.kind} brokers. {engine} "
+        "Keys, signatures, sealing and sharing are those of a deployment; keys were made for this run and thrown away."
+    ]
+    backend = str(links.get("backend", ""))
+    if backend in _UNSHAPED:
+        points.append(
+            "The network is not shaped: there is no loss, delay or limit of rate but what the machine itself gives."
+        )
+    else:
+        where = (
+            "at the application's links, not at a network interface"
+            if backend == "application"
+            else f"in network namespaces of this machine, by {backend}"
+        )
+        control = links.get("congestion_control")
+        points.append(f"Links are emulated {where}." + (f" TCP's congestion control: {control}." if control else ""))
+    sources_of_bytes = {arm.wire_bytes.source for arm in summary.arms.values()}
+    if "interface" in sources_of_bytes:
+        points.append(
+            "Bytes are counted twice: MQTT payload by the devices, and everything at their network interfaces."
+        )
+    else:
+        points.append("Bytes are counted MQTT payload bytes; headers of MQTT, TCP and IP come on top.")
+    boards = _part(folder, "boards")
+    if boards.get("cpu", "none") not in _UNSHAPED:
+        points.append(f"Processor speed is emulated ({boards['cpu']}): times are those of this machine held back.")
+    else:
+        points.append("Times are those of this machine's processor, not of the boards the devices stand for.")
+    return points
+
+
+def _part(folder: RunFolder, name: str) -> Mapping[str, Any]:
+    found = folder.conditions.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _engine(conditions: Mapping[str, Any]) -> str:
+    engine = conditions.get("engine")
+    name = engine.get("name", "") if isinstance(engine, Mapping) else engine
+    if name == "synthetic":
+        return "The devices are synthetic: they share, upload and await receipts as real ones, but train nothing."
+    if name == "ray":
+        return "Each device is a process that Ray placed."
+    return "Each is a process of its own on one machine."
+
+
+def _privacy(report: Report, folder: RunFolder) -> list[str]:
+    arms = [arm for arm in report.arms if arm.folder is folder]
+    notes: dict[str, list[str]] = defaultdict(list)
+    for arm in arms:
+        notes[privacy_note(arm.figures.sharing)].append(arm.name)
+    if len(notes) == 1:
+        return list(notes)
+    return [f"{', '.join(names)}: {note}" for note, names in notes.items()]
+
+
+def _energy(report: Report, folder: RunFolder) -> list[str]:
+    found = list(dict.fromkeys(name for arm in report.arms if arm.folder is folder for name in sources(arm)))
+    if not found:
+        return ["Energy was not measured."]
+    if found == ["model"]:
+        return [
+            "Joules are modelled, not measured: the board profiles' watts, by phase, times what each phase took "
+            "(docs/energy.md)."
+        ]
+    return [
+        f"Joules are {' and '.join(map(source_text, found))}; what is measured and what is modelled is never added."
+    ]
+
+
+def _conditions_table(conditions: Mapping[str, Any]) -> str:
+    """Everything the run's parts wrote down of the conditions, self-tests included."""
+    if not conditions:
+        return ""
+    rows = [[key, _text(value)] for key, value in flat(conditions).items()]
+    return folded("Conditions as recorded", table(["what", "as found"], rows, file="summary.json"))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value)) or "none"
+    return f"{value:.6g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
+def metered(report: Report) -> str:
+    """What devices on metered links paid for: every byte of theirs, both ways."""
+    rows = []
+    for arm in report.arms:
+        profiles = getattr(getattr(arm.folder.scenario, "links", None), "profiles", {})
+        for link, profile in profiles.items():
+            totals = [one for one in device_totals(arm) if one.link == link]
+            if not getattr(profile, "metered", False) or not totals:
+                continue
+            at_wire = all(one.up.wire is not None and one.down.wire is not None for one in totals)
+            up = sum((one.up.wire if at_wire else one.up.payload) or 0 for one in totals)
+            down = sum((one.down.wire if at_wire else one.down.payload) or 0 for one in totals)
+            runs = len(totals) * len(arm.seeds)
+            where = "interface" if at_wire else "MQTT payload: headers come on top"
+            rows.append([
+                arm.name, link, str(len(totals)), size(up / len(arm.seeds)), size(down / len(arm.seeds)),
+                size((up + down) / runs), where,
+            ])  # fmt: skip
+    if not rows:
+        return ""
+    head = ["arm", "link", "devices", "up", "down", "both ways a device", "counted at"]
+    return section("metered", "Metered links", table(head, rows), small("What these devices paid for, one seed's run."))
+
+
+def compared_settings(report: Report) -> str:
+    """Where the settings of compared folders differ, the weighty differences first."""
+    if not report.is_comparison:
+        return ""
+    names = folder_names([folder.path for folder in report.folders])
+    rows = [[key, *values] for key, values in differences(report)]
+    weighty = weighty_differences(report)
+    alike = small("Seeds, data and length are the same in all of them.") if not weighty else ""
+    body = table(["setting", *names], rows) if rows else small("All settings are the same.")
+    return section("differences", "Where the settings of these runs differ", items(weighty) if weighty else alike, body)

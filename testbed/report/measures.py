@@ -1,0 +1,140 @@
+"""The figures arms are compared by: mean and spread over the seeds, and the ratio of each arm to each other one."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from testbed.report.markup import joules as joules_text
+from testbed.report.markup import seconds as seconds_text
+from testbed.report.markup import size
+from testbed.report.runs import ArmRun
+from testbed.summary import Figures
+
+#: What is said after a source of joules that is no sensor.
+_MODELLED: Final = "modelled"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean over the seeds, and the standard deviation over them (0 for one)."""
+
+    mean: float
+    sd: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of a seed's run that is less the better: how to find it (None: not counted) and how to show it."""
+
+    key: str
+    title: str
+    find: Callable[[Figures], float | None]
+    show: Callable[[float], str]
+
+    def of(self, arm: ArmRun) -> Spread | None:
+        """Over the seeds of an arm; None where a seed lacks it."""
+        found = [self.find(one) for one in arm.figures.by_seed]
+        values = [value for value in found if value is not None]
+        if not values or len(values) < len(found):
+            return None
+        return spread(values)
+
+    def text(self, arm: ArmRun) -> str:
+        """Mean ± standard deviation for a reader; a dash where it was not counted."""
+        return with_spread(self.of(arm), self.show)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and standard deviation of one value at least."""
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+
+
+def with_spread(found: Spread | None, show: Callable[[float], str]) -> str:
+    """A spread for a reader; the deviation only where there are several seeds."""
+    if found is None:
+        return "–"
+    return f"{show(found.mean)} ± {show(found.sd)}" if found.count > 1 else show(found.mean)
+
+
+# --------------------------------------------------------------------------- joules
+
+
+def joules_by_source(figures: Figures) -> dict[str, float]:
+    """Joules of all devices and phases by what measured or modelled them; empty where nothing did."""
+    sums: dict[str, float] = defaultdict(float)
+    for part in (figures.energy_j or {}).values():
+        sums[source_of(part.source)] += part.value
+    return dict(sums)
+
+
+def source_of(text: str) -> str:
+    """The source's name alone: a component's `source` may say of how many entries it has figures."""
+    return text.partition(",")[0]
+
+
+def source_text(source: str) -> str:
+    """A source for a reader, modelled joules named as such."""
+    return f"{_MODELLED} by the board profiles" if source == "model" else f"measured by {source}"
+
+
+def sources(arm: ArmRun) -> list[str]:
+    """Every source of joules of an arm."""
+    return list(dict.fromkeys(name for one in arm.figures.by_seed for name in joules_by_source(one)))
+
+
+def joules_text_of(arm: ArmRun) -> str:
+    """The joules of an arm by source, mean ± standard deviation; a dash where there are none."""
+    parts = []
+    for source in sources(arm):
+        found = [joules_by_source(one).get(source) for one in arm.figures.by_seed]
+        values = [value for value in found if value is not None]
+        parts.append(f"{with_spread(spread(values), joules_text)} ({source_text(source)})")
+    return " and ".join(parts) or "–"
+
+
+def _joules(figures: Figures) -> float | None:
+    """Joules where all are of one source: measured and modelled ones are never added."""
+    found = joules_by_source(figures)
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def have_same_source(one: ArmRun, other: ArmRun) -> bool:
+    """Whether the joules of two arms may be divided by each other."""
+    return len(sources(one)) == 1 and sources(one) == sources(other)
+
+
+# --------------------------------------------------------------------------- the measures
+
+
+def _wire(direction: str) -> Callable[[Figures], float | None]:
+    def find(figures: Figures) -> float | None:
+        wire = figures.wire_bytes
+        counted: int = getattr(wire, direction)
+        return counted if wire.source == "interface" else None
+
+    return find
+
+
+UPLINK: Final = Measure("uplink", "uplink", lambda f: f.uplink_bytes, size)
+LAST_UPLINK: Final = Measure(
+    "uplink-last", "uplink a device, last round", lambda f: f.uplink_bytes_last_round_per_device, size
+)
+DOWNLINK: Final = Measure("downlink", "downlink", lambda f: f.downlink_bytes, size)
+WIRE_UP: Final = Measure("wire-up", "wire bytes up", _wire("up"), size)
+WIRE_DOWN: Final = Measure("wire-down", "wire bytes down", _wire("down"), size)
+JOULES: Final = Measure("joules", "joules", _joules, joules_text)
+TIME: Final = Measure("time", "time", lambda f: f.wall_s, seconds_text)
+COSTS: Final = (UPLINK, LAST_UPLINK, DOWNLINK, WIRE_UP, WIRE_DOWN, JOULES, TIME)
+
+
+def ratio_of(measure: Measure, one: ArmRun, other: ArmRun) -> tuple[float, float] | None:
+    """Both means of a measure, or None where they may not be divided."""
+    if measure is JOULES and not have_same_source(one, other):
+        return None
+    first, second = measure.of(one), measure.of(other)
+    return None if first is None or second is None else (first.mean, second.mean)
