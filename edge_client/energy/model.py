@@ -94,8 +94,9 @@ class Radio:
 class EnergyModel:
     """Joules of a round on one board, from what its phases took and what went over its link.
 
-    `work_scale`: how many times longer the board would have worked than this machine that stands for it. With
-    `work_is_slowed` the machine was held to that speed: its seconds are the board's, as uncertain as the scale is.
+    `work_scale`: how many times longer the board would have worked than this machine that stands for it; what is
+    scaled are seconds of its processor, for it may be shared. With `work_is_slowed` the machine was held to that speed:
+    its seconds are the board's, as uncertain as the scale is.
     """
 
     profile: BoardProfile
@@ -108,8 +109,8 @@ class EnergyModel:
         """The profile, and where the radio's coefficients come from."""
         covers = f"the whole board by the profile {self.profile.name}, radio by {self.radio.source}"
         if self.work_scale != 1.0:
-            how = "slowed down" if self.work_is_slowed else "x"
-            covers += f", time of work {how} {self.work_scale:g}"
+            how = "time of work slowed down" if self.work_is_slowed else "processor time of work x"
+            covers += f", {how} {self.work_scale:g}"
         return Source("model", covers, "watts x seconds + joules x bytes, not measured", self._error_share)
 
     @property
@@ -118,22 +119,35 @@ class EnergyModel:
         return 1.0 if self.work_is_slowed else self.work_scale
 
     @property
+    def counts_processor_time(self) -> bool:
+        """Whether its work is told by seconds of the processor: where the machine stands for a board unslowed."""
+        return self.work_scale != 1.0 and not self.work_is_slowed
+
+    @property
     def _error_share(self) -> float:
         return WATTS_ERROR if self.work_scale == 1.0 else math.hypot(WATTS_ERROR, _SCALE_ERROR)
 
-    def round_energy(self, seconds: Mapping[Phase, float], bytes_up: int, bytes_down: int) -> dict[Phase, PhaseEnergy]:
+    def round_energy(
+        self,
+        seconds: Mapping[Phase, float],
+        bytes_up: int,
+        bytes_down: int,
+        processor_s: Mapping[Phase, float] | None = None,
+    ) -> dict[Phase, PhaseEnergy]:
         """Joules by phase. Bytes received belong to `receive`, those sent to `send`, each with its radio's tail.
 
-        `seconds` are of this machine; joules are the board's.
+        `seconds` are of this machine; joules are the board's. `processor_s`: what the processor spent in each phase,
+        where that counts (`counts_processor_time`).
         """
-        extra = self._radio_joules(seconds, bytes_up, bytes_down)
+        worked = processor_s if self.counts_processor_time and processor_s is not None else seconds
+        extra = self._radio_joules({**seconds, **{p: worked.get(p, 0.0) for p in _BUSY}}, bytes_up, bytes_down)
         power, made = self.profile.power, {}
         for phase in Phase:
             radio_j, radio_error_j = extra.get(phase, (0.0, 0.0))
             if phase not in seconds and not radio_j:
                 continue
             is_busy, here_s = phase in _BUSY, seconds.get(phase, 0.0)
-            length_s = here_s * self._seconds_scale if is_busy else here_s
+            length_s = worked.get(phase, 0.0) * self._seconds_scale if is_busy else here_s
             board_j = (power.busy_w if is_busy else power.idle_w) * length_s
             error_share = self._error_share if is_busy else WATTS_ERROR
             made[phase] = PhaseEnergy(

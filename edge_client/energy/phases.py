@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -45,6 +46,8 @@ class _Round:
     recorder: EnergyRecorder | None
     reading: ExitStack = field(default_factory=ExitStack)
     marks: list[tuple[float, Phase]] = field(default_factory=list)
+    worked: list[float] = field(default_factory=list)
+    """What the processor had spent at each mark, in seconds, and at the end."""
     end_s: float = math.inf
     tallies: defaultdict[Phase, Tally] = field(default_factory=lambda: defaultdict(Tally))
 
@@ -59,12 +62,19 @@ class _Round:
             end_s = start_s
         return found[::-1]
 
+    def processor_s(self) -> dict[Phase, float]:
+        """Seconds of the processor by phase, once the round has ended."""
+        spent: dict[Phase, float] = defaultdict(float)
+        for (_, phase), (start_s, end_s) in zip(self.marks, pairwise(self.worked), strict=True):
+            spent[phase] += end_s - start_s
+        return spent
+
 
 class PhaseMeter:
     """Tells joules by phase, one round at a time. Safe to sample from a thread of its own; call it from one thread.
 
     `meter` None: modelled. `model` None, too: nothing is told. `clock` is monotonic, in seconds; `wall` in seconds
-    since 1970, for the record that an external meter's is laid beside.
+    since 1970, for the record that an external meter's is laid beside. `processor`: seconds this process has computed.
     """
 
     def __init__(
@@ -74,9 +84,10 @@ class PhaseMeter:
         every_s: float,
         clock: Clock = time.monotonic,
         wall: Clock = time.time,
+        processor: Clock = time.process_time,
     ) -> None:
         self._meter, self._model, self._every_s = meter, model, every_s
-        self._clock, self._wall = clock, wall
+        self._clock, self._wall, self._processor = clock, wall, processor
         self._watch = StuckWatch()
         self._lock = threading.Lock()
         self._round: _Round | None = None
@@ -138,12 +149,14 @@ class PhaseMeter:
             raise RuntimeError("no round is being metered, expected begin_round() before end_round()")
         with self._lock:
             ended.end_s = self._clock()
+            ended.worked.append(self._processor())
         ended.reading.close()
         self._round = None
         spans = ended.spans()
         self._log = _joined([Span(s.phase, s.start_s + ended.to_unix_s, s.end_s + ended.to_unix_s) for s in spans])
         seconds = _seconds(spans)
-        modelled = self._model.round_energy(seconds, bytes_up, bytes_down) if self._model else {}
+        worked = ended.processor_s()
+        modelled = self._model.round_energy(seconds, bytes_up, bytes_down, worked) if self._model else {}
         self._modelled_j = round_j(modelled, is_modelled=True)
         if ended.recorder is None:
             return modelled
@@ -162,6 +175,7 @@ class PhaseMeter:
     def _mark(self, to: _Round, phase: Phase) -> None:
         with self._lock:
             to.marks.append((self._clock(), phase))
+            to.worked.append(self._processor())
 
     def _divide(self, interval: Interval) -> None:
         """Called by the recorder, from whichever thread has read."""

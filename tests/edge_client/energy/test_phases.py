@@ -292,6 +292,29 @@ def test_without_a_meter_everything_is_modelled_and_says_so() -> None:
     assert round_j(found, is_modelled=True) == pytest.approx(30.0) == phases.modelled_j
 
 
+@pytest.mark.parametrize(
+    ("scale", "is_slowed", "busy_s"),
+    [(1.0, False, 10.0), (5.0, False, 5.0 * 2.0), (5.0, True, 10.0)],
+    ids=["the board itself", "a quicker machine, shared with others", "a machine held to the board's speed"],
+)
+def test_work_of_a_board_that_is_stood_for_is_told_by_processor_time(
+    scale: float, is_slowed: bool, busy_s: float
+) -> None:
+    """Ten devices on two cores wait for each other; the boards they stand for would not."""
+    bench = Bench()
+    model = EnergyModel(PI_4, Radio.of(PI_4), scale, is_slowed)
+    phases = PhaseMeter(None, model, 0.2, bench.clock, bench.wall, lambda: bench.now / 5)
+    phases.begin_round()
+    phases.enter(Phase.TRAIN)
+    bench.pass_s(10.0)  # of which the processor worked two seconds for this process
+    phases.enter(Phase.IDLE)
+    bench.pass_s(4.0)
+    found = phases.end_round(0, 0)
+    assert found[Phase.TRAIN].joules == pytest.approx(PI_4.power.busy_w * busy_s)
+    assert found[Phase.TRAIN].seconds == 10.0
+    assert found[Phase.IDLE].joules == pytest.approx(PI_4.power.idle_w * 4.0)
+
+
 def test_with_neither_nothing_is_told_but_the_phases() -> None:
     bench = Bench()
     phases = PhaseMeter(None, None, 0.2, bench.clock, bench.wall)
