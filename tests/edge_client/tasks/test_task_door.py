@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from edge_client.datasets import Dataset
+from edge_client.settings import SplitSettings
 from edge_client.tasks import load_task
 from fedpruneshare.errors import TaskError
 
@@ -271,3 +272,31 @@ def test_a_transform_may_not_lose_examples(write_task):
     task = load_task(write_task(VALUES + "\ndef transform(inputs): return inputs[1:]\n"))
     with pytest.raises(TaskError, match=r"transform\(\) returned float32\[2, 4\] for 3 examples"):
         task.load_test()
+
+
+SPLITTING = GOOD.replace("def load_train(device, devices, rng):", "def load_train(device, devices, rng, split=None):")
+
+
+def test_a_split_goes_to_a_task_that_takes_one(write_task):
+    text = SPLITTING + "\nOWN = load_train\ndef load_train(device, devices, rng, split=None):\n"
+    text += "    inputs, targets = OWN(device, devices, rng)\n"
+    text += "    return inputs * 0 + (split.alpha if split else -1), targets\n"
+    task = load_task(write_task(text))
+    assert task.load_train(0, 2, rng()).inputs.max() == -1
+    assert task.load_train(0, 2, rng(), SplitSettings("dirichlet", alpha=4.0)).inputs.min() == 4
+
+
+def test_a_split_is_refused_by_a_task_that_takes_none(write_task):
+    task = load_task(write_task(GOOD))
+    task.check_split(SplitSettings())
+    for refused in (task.check_split, lambda split: task.load_train(0, 2, rng(), split)):
+        with pytest.raises(
+            TaskError, match=r"task.split is 'iid', but load_train\(\) of task '.*' has no parameter `split`"
+        ):
+            refused(SplitSettings("iid"))
+
+
+def test_the_form_of_the_data_is_part_of_the_label(write_task):
+    task = load_task(write_task(GOOD + "\ndef data_form(data_dir): return 'JPEG'\n"))
+    assert task.label == f"{task.name} (JPEG)"
+    assert load_task(write_task(GOOD)).label == load_task(write_task(GOOD)).name
