@@ -18,7 +18,7 @@ from edge_client.training import TrainingSettings, fit
 from fedpruneshare import logs
 from fedpruneshare.link import Link
 from fedpruneshare.party import Party
-from fedpruneshare.process import open_link, serve
+from fedpruneshare.process import OpenLink, open_link, serve
 from fedpruneshare.rng import stream
 from fedpruneshare.topics import Role
 
@@ -66,8 +66,8 @@ def workplace_of(where: DeviceTask, torch_threads: int) -> Workplace:
     return Workplace(task, model, parameter_table(model), dataset)
 
 
-def main(settings: DeviceSettings) -> int:
-    """Run one device until SIGTERM; returns its exit code."""
+def main(settings: DeviceSettings, open_link: OpenLink = open_link) -> int:
+    """Run one device until SIGTERM; returns its exit code. `open_link`: what makes its links to the brokers."""
     party = Party.load(settings.party, Role.DEVICE)
     logs.rename("device", party.ident)
     work = workplace(settings)

@@ -15,6 +15,9 @@ from fedpruneshare.party import LinkSettings
 
 _log = structlog.get_logger()
 
+#: Makes a link to one broker for a client id, not yet connected.
+OpenLink = Callable[[BrokerAddress, str, LinkSettings], Link]
+
 
 def open_link(address: BrokerAddress, client_id: str, settings: LinkSettings) -> Link:
     """A link to one broker, not yet connected.

@@ -28,6 +28,8 @@ from fedpruneshare.link import BrokerAddress
 from fedpruneshare.party import LinkSettings, PartySettings
 from fedpruneshare.sealing import Identity
 from fedpruneshare.settings import render_toml
+from testbed.links.network import Network
+from testbed.links.settings import patience
 from testbed.scenario import DeviceGroup, Scenario
 
 if TYPE_CHECKING:
@@ -95,6 +97,10 @@ class RunFolder:
         """Settings file of a service."""
         return self.state / "config" / f"{ident}.toml"
 
+    def shaping(self, device_id: str) -> Path:
+        """What the links of a device are shaped as, where they are shaped in its own process."""
+        return self.config(device_id).with_suffix(".link.json")
+
     def store(self, ident: str) -> Path:
         """Folder a service stores in."""
         return self.state / ident
@@ -129,6 +135,7 @@ class Federation:
     data_dir: Path
     brokers: Mapping[str, BrokerAddress]
     boards: Boards | None = None
+    network: Network | None = None
 
     def write(self) -> Directory:
         """Make keys for every party, sign the directory with a root key that is kept nowhere, render all settings."""
@@ -141,6 +148,8 @@ class Federation:
             self._write_settings(ident, self._aggregator(ident, root_key))
         for index, ident in enumerate(device_ids(self.scenario)):
             self._write_settings(ident, self._device(index, ident, root_key))
+            if self.network is not None and self.network.choice.backend == "application":
+                self.folder.shaping(ident).write_bytes(self.network.shaping(ident))
         return directory
 
     def _directory(self) -> Directory:
@@ -218,8 +227,16 @@ class Federation:
             adaptive=fleet.adaptive,
             limits=DeviceLimits(rung_max=group.rung_max, prg=fleet.prg),
             energy=_energy_of(group, self.boards is not None and self.boards.is_slowed),
-            link=_LINK,
+            link=self._device_link(ident),
         )
+
+    def _device_link(self, ident: str) -> LinkSettings:
+        """A slow link needs patience: what is under way to all aggregators may queue ahead of a sign of life."""
+        if self.network is None or self.network.choice.backend == "none":
+            return _LINK
+        chunk_bytes, chunks = self.scenario.coding.chunk_bytes, DeviceLimits().outstanding_chunks
+        under_way_bytes = len(aggregator_ids(self.scenario)) * chunks * chunk_bytes
+        return patience(self.network.profile(ident), _LINK, under_way_bytes)
 
 
 def _energy_of(group: DeviceGroup, is_slowed: bool) -> EnergySettings:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -25,14 +25,17 @@ from edge_client.datasets import DataSource, data_folder
 from fedpruneshare.bundle import Bundle
 from fedpruneshare.directory import Directory
 from fedpruneshare.errors import RunError, SettingsError
-from firmware_configs.brokers import Broker
+from firmware_configs.brokers import Broker, is_loopback
 from firmware_configs.brokers.embedded import embedded_broker
 from firmware_configs.brokers.mosquitto import MosquittoSettings, mosquitto_broker
 from testbed.boards.emulation import Boards
+from testbed.engines import conditions as engine_conditions
 from testbed.engines import new_engine
 from testbed.events.runner import EventRunner
 from testbed.federation import CONTROL, COORDINATOR, Federation, RunFolder, aggregator_ids, device_ids
 from testbed.ledger import CoordinatorRound, read_coordinator_rounds
+from testbed.links.counters import WayBytes
+from testbed.links.network import Network
 from testbed.places import Place
 from testbed.processes import Processes, tail
 from testbed.scenario import SHIPPED_TASKS, Scenario
@@ -59,6 +62,8 @@ class Fleet:
         self._services = Processes(self.folder.logs)
         self._devices = new_engine(scenario, self.folder.logs)
         self._killed: set[str] = set()
+        links = {ident: group.link for ident, group in zip(self.devices, scenario.fleet.members(), strict=True)}
+        self.network = Network(scenario.links, links, self.seed, self.folder.logs)
         self.boards = Boards(scenario, self.folder)
         self.events = EventRunner(self)
 
@@ -79,13 +84,16 @@ class Fleet:
         self.folder.create()
         data_dir = self._data_dir()
         task = self.scenario.task
+        self.network.__enter__()  # first: links are measured while nothing else runs
         self._devices.launch(task.name, data_dir, task.split)  # warms up while the brokers start
         self.boards.__enter__()
         for name in (CONTROL, *self.aggregators):
             self.brokers[name] = self._new_broker(name)
             self.brokers[name].start()
         addresses = {name: broker.address for name, broker in self.brokers.items()}
-        self.directory = Federation(self.scenario, self.seed, self.folder, data_dir, addresses, self.boards).write()
+        self.directory = Federation(
+            self.scenario, self.seed, self.folder, data_dir, addresses, self.boards, self.network
+        ).write()
         self._devices.wait_ready()
         self._devices.export(self.seed, self.folder.bundle)
         manifest = Bundle.open(self.folder.bundle).manifest
@@ -106,9 +114,12 @@ class Fleet:
 
     def _new_broker(self, name: str) -> Broker:
         folder = self.folder.state / f"broker-{name}"
+        namespace, asked = self.network.services_place, self.scenario.brokers.host
+        host = asked if self.scenario.links.backend == "none" else self.network.broker_host
         if self.scenario.brokers.kind == "mosquitto":
-            return mosquitto_broker(MosquittoSettings(folder))
-        return embedded_broker(folder)
+            settings = MosquittoSettings(folder, namespace=namespace, is_open=not is_loopback(asked))
+            return mosquitto_broker(settings, host=host)
+        return embedded_broker(folder, host=host, namespace=namespace)
 
     # ------------------------------------------------------------------ starting
 
@@ -134,7 +145,7 @@ class Fleet:
         """Start a device by name or number, for the first time or again, and return its pid."""
         ident = self.device_id(device)
         self._killed.discard(ident)
-        place = Place(cgroups=self.boards.cgroups(ident))
+        place = Place(self.network.place(ident), self.boards.cgroups(ident))
         pid = self._devices.start(ident, self.folder.config(ident), place)
         self.boards.started(ident, pid)
         return pid
@@ -150,7 +161,7 @@ class Fleet:
             "--config",
             str(self.folder.config(ident)),
         ]
-        return self._services.start(ident, arguments)
+        return self._services.start(ident, arguments, Place(self.network.services_place))
 
     # ------------------------------------------------------------------ killing, as a loss of power would
 
@@ -212,6 +223,18 @@ class Fleet:
                 ended[name] = code
         return {name: code for name, code in ended.items() if name not in self._killed}
 
+    def counters(self) -> dict[str, WayBytes] | None:
+        """Bytes at the interface of each device since the start; None where devices have none of their own."""
+        return self.network.counters()
+
+    def conditions(self) -> dict[str, Any]:
+        """What was emulated, and how; to be asked while the fleet runs."""
+        return {
+            "links": self.network.conditions(),
+            "boards": self.boards.conditions(),
+            **engine_conditions(self.scenario),
+        }
+
     def log_tail(self, ident: str) -> str:
         """The last lines of a process's log."""
         return tail(self.folder.logs / f"{ident}.log")
@@ -257,6 +280,7 @@ class Fleet:
         """Stop every process and delete the private keys. Idempotent; after it only the files are left."""
         with ExitStack() as steps:  # last in, first out; every step is taken, also after a second Ctrl-C
             steps.callback(self.folder.delete_keys)
+            steps.callback(_quietly, self.network.stop)
             steps.callback(_quietly, self.boards.close)
             for broker in self.brokers.values():
                 steps.callback(_quietly, broker.stop)

@@ -30,9 +30,12 @@ from fedpruneshare.errors import Fault, SettingsError
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES
 from fedpruneshare.settings import load_settings
 from fedpruneshare.settings_words import describe, sole_member
+from firmware_configs.brokers import LOOPBACK
 from testbed.boards.settings import BoardEmulation, board_faults
 from testbed.engines import SYNTHETIC_TASK, EngineName
+from testbed.engines.ray_settings import RaySettings, ray_faults
 from testbed.events.settings import Churn, FleetEvent, event_faults
+from testbed.links.settings import LinkEmulation, link_faults
 
 SCENARIOS: Final = Path(__file__).parent / "scenarios"
 #: Tasks that ship with the project, by name (`edge_client.tasks.BUILT_IN`, which only torch can import).
@@ -69,6 +72,8 @@ class DeviceGroup(_Table, frozen=True):
     `board`: the profile of the board they stand for (docs/boards.md). Their joules are then those of its model; without
     one there are none, for a sensor of this machine would count all of its devices at once.
 
+    `link`: the profile of `links.profiles` that lies between them and the brokers; empty for one without limits.
+
     `power`: a `battery` holds `battery_wh` when full and `battery_percent` of that at the start. It loses what the
     model says, and what is above the device's reserve is spread over `horizon_rounds` rounds (docs/emulated-boards.md).
     """
@@ -76,6 +81,7 @@ class DeviceGroup(_Table, frozen=True):
     share: Annotated[float, Meta(gt=0)] = 1.0
     rung_max: Annotated[int, Meta(ge=0, le=15)] = 15
     board: str = ""
+    link: str = ""
     power: Literal["mains", "battery"] = "mains"
     battery_wh: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0
     battery_percent: Annotated[float, Meta(gt=0, le=100)] = 100.0
@@ -93,6 +99,7 @@ class FleetSettings(_Table, frozen=True):
 
     devices: Annotated[int, Meta(ge=1, le=MAX_DEVICES)] = 24
     engine: EngineName = "process"
+    ray: RaySettings = RaySettings()
     synthetic_values: Annotated[int, Meta(ge=100, le=10_000_000)] = 10_000
     synthetic_per_process: Annotated[int, Meta(ge=1, le=MAX_DEVICES)] = 500
     prg: Literal["auto", "chacha20", "aes-256-ctr"] = "auto"
@@ -122,9 +129,12 @@ class AggregatorFleet(_Table, frozen=True):
 
 
 class BrokerSettings(_Table, frozen=True):
-    """Which broker program every party of the fleet uses."""
+    """Which broker program every party of the fleet uses, and where: devices on other machines need `host` to be one
+    that they can reach (docs/ray.md).
+    """
 
     kind: BrokerKind = "embedded"
+    host: str = LOOPBACK
 
 
 class Scenario(_Table, frozen=True):
@@ -144,6 +154,7 @@ class Scenario(_Table, frozen=True):
     coding: CodingSettings = CodingSettings()
     training: TrainingSettings = TrainingSettings()
     averaging: AveragingSettings = AveragingSettings()
+    links: LinkEmulation = LinkEmulation()
     boards: BoardEmulation = BoardEmulation()
     churn: Churn = Churn()
     events: Annotated[tuple[FleetEvent, ...], Meta(max_length=1000)] = ()
@@ -156,7 +167,9 @@ class Scenario(_Table, frozen=True):
         yield from word_faults(self.sharing, self.coding, self.rounds.cohort)
         yield from _group_faults(self)
         yield from _single_place_faults(self)
+        yield from link_faults(self.links, [group.link for group in self.fleet.groups], self.fleet.engine)
         yield from board_faults(self)
+        yield from ray_faults(self)
         yield from event_faults(self)
 
 
@@ -282,6 +295,9 @@ def _keys_of(kind: type[Any], path: str) -> Iterator[tuple[str, str, str]]:
         item = sole_member(member.item_type) if isinstance(member, inspect.VarTupleType) else None
         if isinstance(item, inspect.StructType):
             yield from _keys_of(item.cls, f"{here}.0")
+        named = sole_member(member.value_type) if isinstance(member, inspect.DictType) else None
+        if isinstance(named, inspect.StructType):
+            yield from _keys_of(named.cls, f"{here}.NAME")
 
 
 def find_scenario(name_or_path: str) -> Path:

@@ -24,6 +24,7 @@ import selectors
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from numpy import random as numpy_global
 from edge_client.settings import SplitKind
 from fedpruneshare import logs
 from fedpruneshare.errors import FedPruneShareError, SettingsError
+from fedpruneshare.process import OpenLink, open_link
+from testbed.links.shaped_link import Shaping, shaped
 from testbed.orphans import die_with
 from testbed.places import Place
 
@@ -227,7 +230,7 @@ def _devices_of(task: str, data_dir: str, split: SplitKind) -> Work:
     def device(name: str, settings: Path) -> int:
         logs.configure("device", name)
         try:
-            return main(load_settings(settings, DeviceSettings))
+            return main(load_settings(settings, DeviceSettings), _opener(settings.with_suffix(".link.json")))
         except FedPruneShareError as error:
             structlog.get_logger().error("ended", reason=str(error))
             return 2 if isinstance(error, SettingsError) else 1
@@ -236,6 +239,12 @@ def _devices_of(task: str, data_dir: str, split: SplitKind) -> Work:
         export_bundle(load_task(task, Path(data_dir)), bundle, seed)
 
     return Work(device, export)
+
+
+def _opener(shaping_file: Path) -> OpenLink:
+    """What makes a device's links: slowed down where the run has written how (`testbed.links.shaped_link`)."""
+    shaping = Shaping.read(shaping_file)
+    return open_link if shaping is None else shaped(open_link, shaping, time.monotonic)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from testbed.links.backends import Choice, choose
 from testbed.links.counters import Counters, WayBytes
 from testbed.links.self_test import Probe
 from testbed.links.settings import LinkEmulation, LinkProfile
+from testbed.links.shaped_link import Shaping
 from testbed.orphans import bound_command
 from testbed.processes import environment, tail
 
@@ -89,6 +90,10 @@ class Network:
     def profile(self, device: str) -> LinkProfile:
         """What a device's link is limited to."""
         return self._emulation.profile(self._links[device])
+
+    def shaping(self, device: str) -> bytes:
+        """What a device's own process shapes its links as, with back end `application`."""
+        return Shaping(self.profile(device), derived_seed(self._seed, "link", device)).to_json()
 
     def counters(self) -> dict[str, WayBytes] | None:
         """Bytes at each device's interface since the start; None where devices have no interface of their own."""

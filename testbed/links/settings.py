@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -109,9 +109,12 @@ class LinkEmulation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 yield Fault(place, "outages or a duty cycle", expected, "tap makes them; auto takes it where needed")
 
 
-def link_faults(emulation: LinkEmulation, groups: Mapping[int, str]) -> Iterator[Fault]:
-    """Names of profiles that there are not. `groups`: index of a device group -> the profile it names."""
-    for index, name in groups.items():
+def link_faults(emulation: LinkEmulation, groups: Sequence[str], engine: str) -> Iterator[Fault]:
+    """What other tables make wrong. `groups`: the profile each device group names; `engine`: what runs the devices."""
+    if emulation.backend != "none" and engine != "process":
+        expected = "none, for only devices with a process each have a link each"
+        yield Fault("links.backend", f"{emulation.backend!r} with fleet.engine = {engine!r}", expected)
+    for index, name in enumerate(groups):
         if name and name not in emulation.profiles:
             known = ", ".join(emulation.profiles) or "none is there"
             near = difflib.get_close_matches(name, emulation.profiles, n=1)
