@@ -51,7 +51,8 @@ def jobs_at_once(scenario: Scenario) -> int:
 
     A run computes in ten processes or so, and waits in between; what is emulated must not be disturbed.
     """
-    return max(1, (os.cpu_count() or 1) // 2)
+    is_timed = scenario.links.backend != "none" or scenario.boards.cpu != "none"
+    return 1 if is_timed else max(1, (os.cpu_count() or 1) // 2)
 
 
 def compare(scenario: Scenario, folder: Path, arms: Sequence[str], at_once: int, watch: Watch) -> Compared:

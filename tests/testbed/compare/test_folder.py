@@ -1,0 +1,127 @@
+"""Which runs a comparison's folder holds, what it may be taken up again with, and what its runs give together."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import msgspec
+import pytest
+from report_folders import Made, made_folder, scenario_of
+
+from fedpruneshare.errors import SettingsError
+from testbed.compare.folder import CompareFolder, Job
+from testbed.compare.words import conclusion
+from testbed.ledger import read_rounds
+from testbed.scenario import Scenario
+from testbed.summary import read_summary
+
+MADE = Made(seeds=(1, 2), rounds=4, devices=6)
+SCENARIO = scenario_of(MADE)
+
+
+def finish(place: CompareFolder, job: Job) -> Path:
+    """Leave behind what a finished run does."""
+    folder = made_folder(place.run(job), made_of(job))
+    (folder / "model.onnx").write_bytes(job.name.encode())
+    (folder / "state").mkdir()
+    (folder / "report.html").write_text("its report")
+    return folder
+
+
+def made_of(job: Job) -> Made:
+    return Made(arms=(job.arm,), seeds=(job.seed,), rounds=4, devices=6)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> CompareFolder:
+    made = CompareFolder(tmp_path / "compare")
+    made.open(SCENARIO)
+    return made
+
+
+def test_a_run_is_finished_when_all_it_writes_is_there(place: CompareFolder) -> None:
+    job = Job("fedavg", 1)
+    assert not place.is_finished(job)
+    folder = finish(place, job)
+    assert place.is_finished(job)
+    assert not place.is_finished(Job("fedavg", 2))
+    (folder / "report.html").unlink()
+    assert not place.is_finished(job)
+    (folder / "report.html").write_text("its report")
+    (folder / "summary.json").write_text('{"schema": 1')
+    assert not place.is_finished(job)
+
+
+def test_another_runs_results_are_not_taken_for_its_own(place: CompareFolder) -> None:
+    finish(place, Job("fedavg", 1)).rename(place.root / "elsewhere")
+    place.run(Job("share-only", 2)).parent.mkdir()
+    (place.root / "elsewhere").rename(place.run(Job("share-only", 2)))
+    assert not place.is_finished(Job("share-only", 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"description": "another"}, "description"),
+        ({"max_failed_rounds": 3}, "max_failed_rounds"),
+        ({"training": msgspec.structs.replace(SCENARIO.training, batch_size=8)}, "training"),
+    ],
+)
+def test_other_settings_are_refused_by_name(place: CompareFolder, changes: dict[str, object], named: str) -> None:
+    with pytest.raises(SettingsError, match=f"with other settings in {named}; expected the same"):
+        place.open(msgspec.structs.replace(SCENARIO, **changes))
+
+
+def test_more_seeds_and_the_data_that_were_found_are_no_other_settings(place: CompareFolder) -> None:
+    task = msgspec.structs.replace(SCENARIO.task, data="any")
+    place.open(msgspec.structs.replace(SCENARIO, seeds=(1, 2, 3), task=task))
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "settings.toml"])
+def test_a_folder_that_holds_anything_else_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(SettingsError, match="is not empty"):
+        CompareFolder(tmp_path).open(SCENARIO)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with pytest.raises(SettingsError, match="is a file"):
+        CompareFolder(tmp_path / name).open(SCENARIO)
+
+
+def test_the_results_are_those_of_its_finished_arms(place: CompareFolder) -> None:
+    for arm in ("fedavg", "fedpruneshare"):
+        for seed in SCENARIO.seeds:
+            finish(place, Job(arm, seed))
+    finish(place, Job("share-only", 1))  # its second seed is not there
+    summary = place.write_results(SCENARIO)
+    assert summary == read_summary(place.root / "summary.json")
+    assert list(summary.arms) == ["fedavg", "fedpruneshare"]
+    for arm, figures in summary.arms.items():
+        own = [read_summary(place.run(Job(arm, seed)) / "summary.json").arms[arm] for seed in SCENARIO.seeds]
+        assert figures.uplink_bytes == sum(one.uplink_bytes for one in own)
+        assert figures.final_accuracy == statistics.fmean(one.final_accuracy for one in own)
+        assert figures.final_accuracy_sd == statistics.stdev(one.final_accuracy for one in own)
+        assert figures.wall_s == sum(one.wall_s for one in own)
+        assert (figures.sharing is None) == (arm == "fedavg")
+    rounds = read_rounds(place.root / "rounds.jsonl")
+    assert {(line.arm, line.seed) for line in rounds} == {(arm, seed) for arm in summary.arms for seed in (1, 2)}
+    assert (place.root / "model.onnx").read_bytes() == b"fedpruneshare-seed-2"
+    assert (place.root / "report.html").stat().st_size > 10_000
+    assert not list(place.root.glob("arms/fed*/*/state"))
+    said = conclusion(summary)
+    assert said[0].startswith("fedavg: final accuracy ")
+    assert "% of fedavg)" in said[1]
+
+
+def test_jobs_at_once_follow_the_machine_and_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from testbed.compare import runner
+
+    monkeypatch.setattr(runner.os, "cpu_count", lambda: 8)
+    assert runner.jobs_at_once(SCENARIO) == 4
+    shaped = _with(SCENARIO, "links", backend="tap")
+    slowed = _with(SCENARIO, "boards", cpu="auto")
+    assert (runner.jobs_at_once(shaped), runner.jobs_at_once(slowed)) == (1, 1)
+
+
+def _with(scenario: Scenario, table: str, **changes: object) -> Scenario:
+    return msgspec.structs.replace(scenario, **{table: msgspec.structs.replace(getattr(scenario, table), **changes)})
