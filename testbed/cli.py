@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import tempfile
 from pathlib import Path
 from types import FrameType
 
@@ -12,14 +11,14 @@ import msgspec
 
 from fedpruneshare import logs
 from testbed.arms import ARMS
-from testbed.benchmarks.rounds import measure_rounds, write_measurements
 from testbed.cli_compare import compare
 from testbed.cli_memory import memory
+from testbed.cli_rounds import rounds
 from testbed.cli_width import width
 from testbed.progress import Progress
 from testbed.report.markup import size
 from testbed.run import FIXTURE_NOTICE, Finished, RunOptions, run_scenario
-from testbed.scenario import Scenario, load_scenario, scenario_keys, shipped_scenarios
+from testbed.scenario import load_scenario, scenario_keys, shipped_scenarios
 
 #: Values in the vectors of `bench sharing`.
 SMALLEST_SIZE, LARGEST_SIZE = 1_000, 100_000_000
@@ -123,28 +122,6 @@ def bench() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
 
 
-@bench.command()
-@click.argument("scenarios", nargs=-1, metavar="[SCENARIO]…")
-@click.option("--json", "target", type=click.Path(path_type=Path), required=True, help="File the figures go to.")
-@_set_option
-def rounds(scenarios: tuple[str, ...], target: Path, overrides: tuple[str, ...]) -> int:
-    """Seconds and bytes a round of whole fleets (default: the demo)."""
-    logs.configure("bench", "", "warning")
-    chosen: list[Scenario] = [load_scenario(name, overrides) for name in scenarios or ("demo",)]
-    progress = Progress()
-    measured = {}
-    with tempfile.TemporaryDirectory(prefix="fedpruneshare-bench-") as folder:
-        for number, scenario in enumerate(chosen):
-            try:
-                finished = run_scenario(scenario, RunOptions(Path(folder) / str(number)), progress)
-            finally:
-                progress.end()
-            measured[scenario.name] = measure_rounds(finished)
-    write_measurements(target, measured)
-    click.echo(f"figures: {target}")
-    return 0 if all(figures.succeeded for figures in measured.values()) else 1
-
-
 def _sizes(_context: click.Context, _parameter: click.Parameter, given: str | None) -> tuple[int, ...]:
     try:
         sizes = tuple(int(one.replace("_", "")) for one in given.split(",")) if given else ()
@@ -178,6 +155,7 @@ def sharing(target: Path, markdown: Path | None, plot: Path | None, quick: bool,
     return 0
 
 
+bench.add_command(rounds)
 bench.add_command(width)
 bench.add_command(memory)
 testbed.add_command(compare)

@@ -7,11 +7,13 @@ import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from fedpruneshare import __version__
 from fedpruneshare.storage import write_atomically
+from testbed.benchmarks.crowd import Crowd
 from testbed.ledger import RunRound, read_rounds
 from testbed.run import Finished
 from testbed.summary import ARM
@@ -73,14 +75,18 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def write_measurements(path: Path, measured: Mapping[str, RoundFigures]) -> None:
-    """Write the figures with the machine and version they are of."""
-    body = {
-        "schema": 1,
-        "benchmark": "rounds",
-        "version": __version__,
-        "machine": {"cpus": os.cpu_count(), "architecture": platform.machine(), "python": platform.python_version()},
-        "scenarios": measured,
-    }
+    """Write the figures of scenarios with the machine and version they are of."""
+    _write(path, "rounds", {"scenarios": measured})
+
+
+def write_crowds(path: Path, measured: Sequence[Crowd]) -> None:
+    """Write the figures of synthetic fleets with the machine and version they are of."""
+    _write(path, "crowds", {"crowds": measured})
+
+
+def _write(path: Path, benchmark: str, figures: Mapping[str, Any]) -> None:
+    machine = {"cpus": os.cpu_count(), "architecture": platform.machine(), "python": platform.python_version()}
+    body = {"schema": 1, "benchmark": benchmark, "version": __version__, "machine": machine, **figures}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, msgspec.json.format(msgspec.json.encode(body), indent=2) + b"\n")
 
