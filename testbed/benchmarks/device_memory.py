@@ -39,7 +39,7 @@ _TIMEOUT_S: Final = 120
 #: Net -> a built-in task, or the source of one with 500 examples.
 _MADE_UP: Final = """
 import numpy as np
-from edge_client.tasks.benchmark_models import {build} as build_model
+from edge_client.tasks.{build} as build_model
 from edge_client.datasets import Dataset
 
 def load_train(device, devices, rng):
@@ -52,8 +52,8 @@ def load_test():
 TASKS: Final = {
     "LeNet-5": "fashion-mnist",
     "HAPT 1-D CNN": "hapt",
-    "CNN4": _MADE_UP.format(build="cnn4"),
-    "ResNet-8, GroupNorm": _MADE_UP.format(build="ResNet8"),
+    "CNN4": _MADE_UP.format(build="benchmark_models import cnn4"),
+    "ResNet-8, GroupNorm": _MADE_UP.format(build="cifar10 import ResNet8"),
 }
 
 #: MiB that may not be exceeded: LeNet-5's peak, and what sharing `VALUES` values adds.

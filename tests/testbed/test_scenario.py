@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from edge_client.settings import DeviceSettings, SplitSettings
 from edge_client.tasks import BUILT_IN
 from fedpruneshare.cli import run as command_line
 from fedpruneshare.errors import SettingsError
+from fedpruneshare.link import BrokerAddress
 from fedpruneshare.settings import load_settings, render_toml
+from testbed.federation import CONTROL, Federation, RunFolder, aggregator_ids, device_ids
 from testbed.scenario import (
     SHIPPED_TASKS,
     DeviceGroup,
@@ -83,6 +86,39 @@ def test_the_demo_is_what_the_project_promises() -> None:
 
 def test_known_task_names_are_those_of_the_tasks() -> None:
     assert set(SHIPPED_TASKS) == set(BUILT_IN)
+
+
+@pytest.mark.parametrize(
+    ("keys", "path", "expected"),
+    [
+        (["split='person'"], "task.split", "dirichlet, iid or shards (hapt has people)"),
+        (["split='even'"], "task.split", "dirichlet"),
+        (["alpha=0.1"], "task.alpha", "no such key without task.split = 'dirichlet'"),
+        (["split='iid'", "shards=3"], "task.shards", "no such key without task.split = 'shards'"),
+        (["split='dirichlet'", "alpha=0"], "task.alpha", "above 0"),
+    ],
+)
+def test_splits_that_make_no_sense_are_mistakes(keys: list[str], path: str, expected: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_scenario("fashion-mnist", [f"task.{key}" for key in keys])
+    (fault,) = caught.value.faults
+    assert fault.path == path
+    assert expected in str(fault)
+
+
+@pytest.mark.parametrize(
+    "keys", [["split='dirichlet'", "alpha=0.1"], ["split='shards'", "shards=3"], ["name='hapt'", "split='person'"]]
+)
+def test_splits_reach_every_device(keys: list[str], tmp_path: Path) -> None:
+    scenario = load_scenario("fashion-mnist", [f"task.{key}" for key in keys])
+    brokers = dict.fromkeys((CONTROL, *aggregator_ids(scenario)), BrokerAddress("127.0.0.1", 1))
+    folder = RunFolder(tmp_path)
+    folder.create()
+    Federation(scenario, 7, folder, tmp_path, brokers).write()
+    tasks = [load_settings(folder.config(ident), DeviceSettings).task for ident in device_ids(scenario)]
+    wanted = SplitSettings(scenario.task.split, scenario.task.alpha, scenario.task.shards)
+    assert {task.dealing for task in tasks} == {wanted}
+    assert [task.index for task in tasks] == list(range(30))
 
 
 def test_settings_used_read_back_as_the_same_scenario() -> None:
