@@ -42,7 +42,8 @@ class Account:
     def look(self, now_s: float, used_s: float) -> bool:
         """Note what it has used until now; whether it is to be stopped until it has earned that."""
         most_s = self.share * _PERIOD_S
-        self.earned_s = min(most_s, self.earned_s + self.share * (now_s - self.now_s)) - (used_s - self.used_s)
+        passed_s, spent_s = now_s - self.now_s, used_s - self.used_s
+        self.earned_s = min(most_s, self.earned_s + self.share * passed_s - spent_s)
         self.now_s, self.used_s = now_s, used_s
         # Let go only with a part of a period's worth in hand: otherwise it would be stopped again at the next look.
         return self.earned_s < (most_s / 2 if self.is_stopped else 0.0)
