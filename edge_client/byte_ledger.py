@@ -66,7 +66,8 @@ class RoundEntry:
     `status` says how it ended here, `receipts` how many aggregators hold the whole share, `seconds` are by phase.
     `energy`: by phase, as `edge_client.energy.parts.ledger_energy` gives it. `spans`: (phase, from, to) in seconds
     since 1970, for the record of an external meter. `shares_by`: bytes of `up.shares` by aggregator. `traffic`: what
-    the links counted since the entry before this one; the plan that starts the next round may be in it.
+    the links counted since the entry before this one; the plan that starts the next round may be in it. `phase`: what
+    the device was doing last.
     """
 
     round: int = 0
@@ -88,6 +89,7 @@ class RoundEntry:
     loss: float | None = None
     shares_by: dict[str, int] = field(default_factory=dict)
     traffic: LinkCounts | None = None
+    phase: str = ""
 
 
 class ByteLedger:
@@ -141,6 +143,12 @@ class ByteLedger:
         """Count a payload received; `cause` is a field of `Down`. What comes over watched links is counted already."""
         setattr(self.entry.down, cause, getattr(self.entry.down, cause) + size_bytes)
         self._save_partial()
+
+    def enter(self, phase: str) -> None:
+        """Note what the device is doing from here on, for whoever watches it; only within a round."""
+        if self.entry.round:
+            self.entry.phase = phase
+            self._save_partial()
 
     def plan_dropped(self, size_bytes: int) -> None:
         """A plan that arrived starts no round: it belongs to the entry under way."""

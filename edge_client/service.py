@@ -149,6 +149,10 @@ class Device:
         await self._beat(view)
         self._leave_round()
 
+    def _enter(self, phase: Phase) -> None:
+        self._account.enter(phase)
+        self._ledger.enter(phase)
+
     def _leave_round(self) -> None:
         """Close the round's entry; what follows, until the next plan, is metered as being outside of any round."""
         self._close_entry()
@@ -201,23 +205,23 @@ class Device:
         entry, plan, rung = self._ledger.entry, view.plan, decision.rung
         assert rung is not None
         started = time.monotonic()
-        self._account.enter(Phase.RECEIVE)
+        self._enter(Phase.RECEIVE)
         blobs = await receive_model(self._party, self._control, view, rung)
         received = await self._in_worker(decode_model, view, self._work.table, blobs)
         entry.seconds["receive"], started = _lap(started)
         self._adapter.received(sum(len(blob) for blob in blobs), entry.seconds["receive"])
         await self._in_worker(keep_model, self._folder, received_model(view, received, self._work))
         rng = stream(self._settings.task.seed, "device", self._settings.task.index, plan.round_id)
-        self._account.enter(Phase.PRUNE)
+        self._enter(Phase.PRUNE)
         ready = await self._in_worker(local_round.prepare, self._work, received)
         entry.seconds["prune"], started = _lap(started)
-        self._account.enter(Phase.TRAIN)
+        self._enter(Phase.TRAIN)
         result = await self._train(ready, view, rng, decision)
         entry.examples, entry.loss = result.training.examples, result.training.mean_loss
         entry.seconds["train"], started = _lap(started)
         if result.is_clamped:
             _log.warning("weight-clamped", found=result.training.examples, max_weight=plan.coding.max_weight)
-        self._account.enter(Phase.ENCODE)
+        self._enter(Phase.ENCODE)
         artefact = await self._in_worker(write_update, result.update, self._work.table)
         write_atomically(self._folder / "update.onnx", artefact, mode=0o600)
         words = await self._in_worker(local_round.encode_words, view, self._work.table, result.update, rng)
@@ -240,10 +244,10 @@ class Device:
     async def _deliver(self, view: PlanView, upload: Upload, is_resumed: bool, ends_at: float) -> list[Receipt]:
         """One courier per aggregator, all at once, until every one has a receipt (or the round ends)."""
         started = time.monotonic()
-        self._account.enter(Phase.SHARE)
+        self._enter(Phase.SHARE)
         shares = await self._in_worker(open_shares, view, self._party.ident, upload)
         opened_s, started = _lap(started)
-        self._account.enter(Phase.SEND)
+        self._enter(Phase.SEND)
         for aggregator_id, x in view.plan.points.items():
             parcel = Parcel(view, upload, aggregator_id, x, shares[x], ends_at, is_resumed)
             link, outstanding = self._uplinks[aggregator_id], self._settings.limits.outstanding_chunks
@@ -257,7 +261,7 @@ class Device:
             return list(await asyncio.gather(*deliveries))
         finally:
             await _cancel(deliveries)
-            self._account.enter(Phase.IDLE)
+            self._enter(Phase.IDLE)
             self._count_share_seconds(opened_s)
 
     def _count_share_seconds(self, opened_s: float) -> None:

@@ -62,6 +62,7 @@ class Fleet:
         self._services = Processes(self.folder.logs)
         self._devices = new_engine(scenario, self.folder.logs)
         self._killed: set[str] = set()
+        self._are_devices_stopped = False
         links = {ident: group.link for ident, group in zip(self.devices, scenario.fleet.members(), strict=True)}
         self.network = Network(scenario.links, links, self.seed, self.folder.logs)
         self.boards = Boards(scenario, self.folder)
@@ -276,6 +277,12 @@ class Fleet:
 
     # ------------------------------------------------------------------ stopping
 
+    def stop_devices(self) -> None:
+        """Stop every device, so that its ledger is whole; the rest of the fleet lives on. Idempotent."""
+        if not self._are_devices_stopped:
+            self._are_devices_stopped = True
+            _quietly(lambda: self._devices.stop(_STOP_GRACE_S))
+
     def stop(self) -> None:
         """Stop every process and delete the private keys. Idempotent; after it only the files are left."""
         with ExitStack() as steps:  # last in, first out; every step is taken, also after a second Ctrl-C
@@ -285,7 +292,7 @@ class Fleet:
             for broker in self.brokers.values():
                 steps.callback(_quietly, broker.stop)
             steps.callback(_quietly, lambda: self._services.stop(self._services.names(), _STOP_GRACE_S))
-            steps.callback(_quietly, lambda: self._devices.stop(_STOP_GRACE_S))
+            steps.callback(self.stop_devices)
             steps.callback(_quietly, self.boards.release)
 
 

@@ -21,6 +21,7 @@ Phase = Literal["APPLIED", "FAILED", "OUTSIDE"]
 #: The arm that is the project itself (docs/glossary.md, "arm").
 OWN_ARM: Final = "fedpruneshare"
 UPLOADED: Final = "uploaded"
+ROUNDS: Final = "rounds.jsonl"
 #: How an entry reads of a round in which the device did nothing: not asked, or never begun.
 _IDLE_STATUS = ("not-in-cohort", "")
 
@@ -107,8 +108,21 @@ class PhaseJoules(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class LinkCounts(msgspec.Struct, frozen=True):
+    """What a device's links counted for themselves: MQTT payload bytes and messages, and connections granted."""
+
+    sent_bytes: int = 0
+    sent_messages: int = 0
+    received_bytes: int = 0
+    received_messages: int = 0
+    connects: int = 0
+
+
 class DeviceRound(msgspec.Struct, frozen=True):
-    """One line of a device's ledger.jsonl. `energy`: by phase. `prediction`: what the device expected and what came."""
+    """One line of a device's ledger.jsonl. `energy`: by phase. `prediction`: what the device expected and what came.
+
+    `phase` is what it was doing when the line was written. `traffic` is None where nobody counted at the links.
+    """
 
     round: int
     status: str = ""
@@ -127,6 +141,8 @@ class DeviceRound(msgspec.Struct, frozen=True):
     energy: dict[str, PhaseJoules] = {}
     spans: tuple[tuple[str, float, float], ...] = ()
     shares_by: dict[str, int] = {}
+    traffic: LinkCounts | None = None
+    phase: str = ""
 
     @property
     def has_energy(self) -> bool:

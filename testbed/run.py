@@ -6,30 +6,32 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from edge_client.datasets import DataSource
 from fedpruneshare.errors import RunError, SettingsError
 from fedpruneshare.settings import render_toml
+from testbed.agreement import Wire, compare_books, is_quiet, longest_topic
 from testbed.arms import arm_scenario
+from testbed.device_book import DeviceBook
 from testbed.device_lines import DEVICES, DeviceLine, device_facts, device_lines, write_devices
-from testbed.federation import COORDINATOR, RunFolder
+from testbed.federation import COORDINATOR, FEDERATION, RunFolder
 from testbed.fleet import Fleet
-from testbed.ledger import Around, CoordinatorRound, merge, read_ledgers, uplink_bytes, write_rounds
+from testbed.following import Follower, new_state
+from testbed.journal import InterfaceBook, Journal
+from testbed.ledger import ROUNDS, CoordinatorRound, merge, write_rounds
 from testbed.progress import Progress
 from testbed.report.page import REPORT_FILES, write_report
 from testbed.scenario import Scenario
 from testbed.summary import ARM, SeedRun, Sharing, Summary, arm_figures, write_summary
+from testbed.watching.state import PROGRESS
 
 RESULTS: Final = (
-    "summary.json", "rounds.jsonl", DEVICES, "progress.json", *REPORT_FILES, "model.onnx", "settings.toml", "logs",
+    "summary.json", ROUNDS, DEVICES, PROGRESS, *REPORT_FILES, "model.onnx", "settings.toml", "logs",
     "state",
 )  # fmt: skip
-#: What a round may take beyond its own time-outs before the run is given up: evaluation, a crowded machine.
-_SLACK_S: Final = 60.0
-_START_S: Final = 120.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Finished:
 class _SeedResult:
     run: SeedRun
     devices: list[DeviceLine]
+    conditions: dict[str, Any]
     data: DataSource
     task: str
     succeeded: bool
@@ -120,59 +123,57 @@ def _run_seed(scenario: Scenario, folder: RunFolder, progress: Progress, arm: st
     with Fleet(scenario, folder.root, seed) as fleet:
         if fleet.data == "fixture":
             progress.say(FIXTURE_NOTICE)
+        follower = Follower(fleet, _journal(fleet, arm), progress, new_state(fleet, arm))
         progress.begin(scenario.rounds.count, fleet.metric)
-        fleet.start()
-        code = _watch(fleet, progress)
-        rounds = fleet.rounds()
-        data, metric, task = fleet.data, fleet.metric, fleet.task
+        try:
+            fleet.start()
+            code = follower.follow()
+            conditions = fleet.conditions()
+        finally:  # also of a run that is broken off: what was counted until then is in its files
+            fleet.stop_devices()
+            rounds = fleet.rounds()
+            follower.finish(rounds)
+    follower.conclude(code == 0)
     wall_s = time.monotonic() - started
     progress.end()
+    _check_end(scenario, fleet, code, rounds)
+    agreement = compare_books(follower.book.ledgers, follower.journal.interface.by_round, _wires(fleet, wall_s))
+    agreement.check()
+    conditions |= {"ledger": agreement.conditions}
+    around = follower.journal.around(rounds)
+    merged = merge(seed, rounds, follower.book.ledgers, around)
+    devices = device_lines(seed, rounds, follower.book.ledgers, follower.journal.facts, around)
+    run = SeedRun(merged, wall_s, _sharing(scenario), _initial_accuracy(scenario, folder, rounds), fleet.metric)
+    return _SeedResult(run, devices, conditions, fleet.data, fleet.task, succeeded=code == 0)
+
+
+def _journal(fleet: Fleet, arm: str) -> Journal:
+    book = DeviceBook({ident: fleet.folder.ledger(ident) for ident in fleet.devices})
+    facts = device_facts(fleet.scenario, fleet.devices)
+    return Journal(fleet.folder.root, (arm, fleet.seed), facts, book, InterfaceBook(fleet.counters), fleet.happened)
+
+
+def _check_end(scenario: Scenario, fleet: Fleet, code: int, rounds: list[CoordinatorRound]) -> None:
+    """Raises `RunError` where the coordinator came to no end of its own."""
     failed = sum(line.phase == "FAILED" for line in rounds)
     if code not in (0, 1) or (code == 1 and failed <= scenario.max_failed_rounds):
         raise RunError(
             f"the coordinator ended with code {code} after {len(rounds)} rounds:\n{fleet.log_tail(COORDINATOR)}"
         )
-    ledgers, around = read_ledgers({ident: folder.ledger(ident) for ident in fleet.devices}), Around(arm)
-    merged = merge(seed, rounds, ledgers, around)
-    devices = device_lines(seed, rounds, ledgers, device_facts(scenario, fleet.devices), around)
-    run = SeedRun(merged, wall_s, _sharing(scenario), _initial_accuracy(scenario, folder, rounds), metric)
-    return _SeedResult(run, devices, data, task, succeeded=code == 0)
+
+
+def _wires(fleet: Fleet, seconds: float) -> dict[str, Wire]:
+    links = 1 + len(fleet.aggregators)
+    return {
+        device: Wire(links, longest_topic(FEDERATION, device), seconds, is_quiet(fleet.network.profile(device)))
+        for device in fleet.devices
+    }
 
 
 FIXTURE_NOTICE: Final = (
     "NOTE: the full data set was not found; the small sample that ships with the project is used. "
     "Accuracies are those of the sample."
 )
-
-
-def _watch(fleet: Fleet, progress: Progress) -> int:
-    """Show rounds as they finish until the coordinator ends; its exit code. Raises `RunError` where nothing moves."""
-    rounds = fleet.scenario.rounds
-    # As the round's own time-outs add up; the first round may also wait for its devices.
-    round_s = rounds.deadline_s + 2 * rounds.grace_s + rounds.sum_timeout_s + rounds.wait_for_devices_s + _SLACK_S
-    shown, lost, limit_s = 0, set[str](), round_s + _START_S
-    while True:
-        _wait_for_more(fleet, shown, limit_s)
-        code, done = fleet.coordinator_exit(), fleet.rounds()
-        for line in done[shown:]:
-            progress.round_done(line, _bytes_so_far(fleet))
-        shown, limit_s = len(done), round_s
-        for ident, ended in fleet.lost().items():
-            if code is None and ident not in lost:
-                progress.say(f"{ident} ended by itself with code {ended}: see logs/{ident}.log")
-                lost.add(ident)
-        if code is not None:
-            return code
-
-
-def _wait_for_more(fleet: Fleet, shown: int, limit_s: float) -> None:
-    fleet.wait_for(
-        lambda: fleet.coordinator_exit() is not None or len(fleet.rounds()) > shown, limit_s, "the next round"
-    )
-
-
-def _bytes_so_far(fleet: Fleet) -> int:
-    return uplink_bytes(read_ledgers({ident: fleet.folder.ledger(ident) for ident in fleet.devices}))
 
 
 def _sharing(scenario: Scenario) -> Sharing | None:
@@ -201,7 +202,21 @@ def _summarise(scenario: Scenario, arm: str, results: list[_SeedResult]) -> Summ
         devices=scenario.fleet.devices,
         emulated=True,
         arms={arm: arm_figures([result.run for result in results])},
+        conditions=_conditions(results),
     )
+
+
+def _conditions(results: list[_SeedResult]) -> dict[str, Any]:
+    """Those of the run; of several seeds, what was checked and measured in each by its seed."""
+    if len(results) == 1:
+        return results[0].conditions
+    first = results[0].conditions
+    return {
+        name: {str(result.run.rounds[0].seed): result.conditions[name] for result in results}
+        if any(result.conditions[name] != value for result in results)
+        else value
+        for name, value in first.items()
+    }
 
 
 def _write_results(scenario: Scenario, folder: Path, of: tuple[str, list[_SeedResult]]) -> Summary:
@@ -213,7 +228,7 @@ def _write_results(scenario: Scenario, folder: Path, of: tuple[str, list[_SeedRe
         shutil.copyfile(model, folder / "model.onnx")
     used = msgspec.structs.replace(scenario, task=msgspec.structs.replace(scenario.task, data=results[0].data))
     (folder / "settings.toml").write_text(render_toml(used), "utf-8")
-    write_rounds(folder / "rounds.jsonl", [line for result in results for line in result.run.rounds])
+    write_rounds(folder / ROUNDS, [line for result in results for line in result.run.rounds])
     write_devices(folder / DEVICES, [line for result in results for line in result.devices])
     write_summary(folder / "summary.json", summary)
     write_report(folder)
