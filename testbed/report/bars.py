@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from testbed.report.devices import device_totals
 from testbed.report.drawing import (
+    BLUES,
     COLOURS,
     EDGE,
     FAILED_COLOUR,
     INK,
     MARKERS,
+    PALE,
     Drawing,
     legend_above,
     sheet,
     short,
+    stacked_bars,
     whole_numbers,
 )
 from testbed.report.measures import source_of, source_text, sources
@@ -34,7 +35,7 @@ PHASE_COLOURS: Final = {
     "encode": COLOURS[3],
     "share": COLOURS[4],
     "send": COLOURS[1],
-    "idle": "#c3cad3",
+    "idle": PALE,
 }
 _UP, _DOWN = ("resent", "control"), ("model", "plan", "receipts", "other")
 _CAUSE_COLOURS: Final = {
@@ -44,9 +45,8 @@ _CAUSE_COLOURS: Final = {
     "model": COLOURS[2],
     "plan": COLOURS[3],
     "receipts": COLOURS[6],
-    "other": "#c3cad3",
+    "other": PALE,
 }
-_BLUES: Final = ("#0072b2", "#56b4e9", "#004c77", "#9ad0f0", "#2f8fc4", "#7f9fb5")
 _OVERHEAD: Final = "MQTT, TCP and IP headers"
 #: Bytes at the interface beyond the payload that framing explains at messages of 20 kB.
 _EXPLAINED_PERCENT: Final = 12
@@ -97,7 +97,9 @@ def _bytes_by_cause(report: Report) -> Drawing:
         paper.figure.set_figheight(height)
         axes = paper.axes()
         found = {arm.name: _causes(arm) for arm in report.arms}
-        _stack(axes, [found[arm.name][direction] for arm, direction in rows], _cause_style)
+        parts = {part for one in found.values() for causes in one.values() for part in causes}
+        style = {part: _cause_style(part, index) for index, part in enumerate(sorted(parts, key=_place))}
+        _stack(axes, [found[arm.name][direction] for arm, direction in rows], style)
         labels = [
             f"{short(arm.name, 26)}, {direction}" if len(report.arms) > 1 else direction for arm, direction in rows
         ]
@@ -113,22 +115,28 @@ def _has_wire(report: Report) -> bool:
     return any(arm.figures.wire_bytes.source == "interface" for arm in report.arms)
 
 
+def _place(cause: str) -> tuple[int, str]:
+    """Shares by aggregator first, then the causes in their order, headers last."""
+    if cause.startswith("shares to "):
+        return -1, cause
+    return (len(_CAUSE_COLOURS) if cause == _OVERHEAD else list(_CAUSE_COLOURS).index(cause)), cause
+
+
 def _cause_style(cause: str, index: int) -> dict[str, str]:
     if cause == _OVERHEAD:
         return {"color": "none", "edgecolor": EDGE, "hatch": "////"}
     if cause.startswith("shares to "):
-        return {"color": _BLUES[index % len(_BLUES)]}
+        return {"color": BLUES[index % len(BLUES)]}
     return {"color": _CAUSE_COLOURS[cause]}
 
 
-def _stack(axes: Axes, rows: Sequence[Mapping[str, float]], style: object) -> None:
-    """Horizontal bars, each a stack of what its row holds; the parts in the order in which they first appear."""
-    assert callable(style)
+def _stack(axes: Axes, rows: Sequence[Mapping[str, float]], styles: Mapping[str, Mapping[str, str]]) -> None:
+    """Horizontal bars, each a stack of what its row holds; the parts in the order of their styles."""
     starts = [0.0] * len(rows)
-    for index, part in enumerate(dict.fromkeys(chain.from_iterable(rows))):
+    for part, style in styles.items():
         widths = [row.get(part, 0.0) for row in rows]
         if any(widths):
-            look = {"linewidth": 0.0} | style(part, index)
+            look: dict[str, Any] = {"linewidth": 0.0, **style}
             axes.barh(range(len(rows)), widths, left=starts, height=0.7, label=part.replace("$", r"\$"), **look)
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
 
@@ -137,14 +145,13 @@ def _bytes_by_round(arm: ArmRun) -> Drawing:
     with sheet("bytes-by-round", "Bytes by cause and round", "Sent upwards, received downwards.") as paper:
         axes = paper.axes()
         numbers = sorted({line.round for line in arm.rounds if line.phase != "OUTSIDE"})
-        for direction, causes, sign in (("up", ("shares", *_UP), 1), ("down", _DOWN, -1)):
-            base = [0.0] * len(numbers)
-            for cause in causes:
-                values = [sign * value for value in _sums(arm, numbers, direction, cause)]
-                if any(values):
-                    label = f"{cause}, {'sent' if sign > 0 else 'received'}"
-                    axes.bar(numbers, values, bottom=base, color=_CAUSE_COLOURS[cause], label=label, width=0.8)
-                base = [below + value for below, value in zip(base, values, strict=True)]
+        stack = {
+            f"{cause}, {'sent' if sign > 0 else 'received'}": (_CAUSE_COLOURS[cause], values)
+            for direction, causes, sign in (("up", ("shares", *_UP), 1), ("down", _DOWN, -1))
+            for cause in causes
+            if any(values := [sign * value for value in _sums(arm, numbers, direction, cause)])
+        }
+        stacked_bars(axes, numbers, stack)
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.yaxis.set_major_formatter(lambda value, _position: f"{abs(value):g}")
         axes.set_xlabel("round")
@@ -179,7 +186,8 @@ def _energy_by_phase(report: Report) -> Drawing:
         axes = paper.axes()
         scale, unit = (1e3, "kJ") if max((sum(row.values()) for row in rows), default=0) >= 2000 else (1, "J")
         scaled = [{phase: joules / scale for phase, joules in row.items()} for row in rows]
-        _stack(axes, scaled, lambda phase, index: {"color": PHASE_COLOURS.get(phase, COLOURS[index % len(COLOURS)])})
+        phases = [*PHASE_COLOURS, *sorted({phase for row in rows for phase in row} - set(PHASE_COLOURS))]
+        _stack(axes, scaled, {phase: {"color": PHASE_COLOURS.get(phase, EDGE)} for phase in phases})
         axes.set_yticks(range(len(rows)), labels)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
@@ -189,15 +197,12 @@ def _energy_by_phase(report: Report) -> Drawing:
 
 
 def _phases(arm: ArmRun, source: str) -> dict[str, float]:
-    """Joules a seed by phase, of one source, in the order of a round."""
+    """Joules a seed by phase, of one source."""
     sums: dict[str, float] = defaultdict(float)
     for name, part in (arm.figures.energy_j or {}).items():
         if source_of(part.source) == source:
             sums[name.removesuffix(f" ({source})")] += part.value / len(arm.seeds)
-    return {
-        phase: sums[phase]
-        for phase in [*(one for one in PHASE_COLOURS if one in sums), *(set(sums) - set(PHASE_COLOURS))]
-    }
+    return dict(sums)
 
 
 # --------------------------------------------------------------------------- interface against payload
@@ -212,7 +217,7 @@ def _overhead(report: Report) -> Drawing:
             for direction, face in (("up", colour), ("down", "none")):
                 pairs = [
                     (getattr(one, direction).payload / 1e6, over)
-                    for one in device_totals(arm)
+                    for one in arm.totals
                     if (over := getattr(one, direction).overhead_percent) is not None
                 ]
                 label = short(f"{arm.name}, {direction}" if len(report.arms) > 1 else direction)
@@ -222,6 +227,7 @@ def _overhead(report: Report) -> Drawing:
                 )  # fmt: skip
         axes.axhline(_EXPLAINED_PERCENT, color=EDGE, linewidth=1, linestyle=":")
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _position: f"{value:g}")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("MB of MQTT payload of the device")
         axes.set_ylabel("overhead (%)")

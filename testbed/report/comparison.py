@@ -7,9 +7,22 @@ from typing import Final
 
 from fedpruneshare.metrics import Metric
 from testbed.report import measures
-from testbed.report.markup import exact_bytes, folded, percent, ratio, section, size, small, table, tiles
+from testbed.report.markup import (
+    Cell,
+    exact_bytes,
+    folded,
+    percent,
+    ratio,
+    section,
+    signed,
+    size,
+    small,
+    table,
+    tiles,
+    with_spread,
+)
 from testbed.report.markup import joules as joules_of
-from testbed.report.measures import COSTS, Measure, have_same_source, joules_text_of, ratio_of
+from testbed.report.measures import COSTS, Measure, have_same_source, joules_lines, ratio_of
 from testbed.report.runs import ArmRun, Report
 from testbed.summary import Figures
 
@@ -20,11 +33,9 @@ def comparison(report: Report) -> str:
         return ""
     shown = [one for one in COSTS if any(_has(one, arm) for arm in report.arms)]
     base = report.baseline
-    head = ["arm", f"final {report.metric.name}", "difference"]
-    for one in shown:
-        head += [one.title, "ratio"]
+    head = ["arm", f"final {report.metric.name}", *(one.title for one in shown)]
     rows = [_comparison_row(report, arm, shown) for arm in report.arms]
-    note = f"Differences and ratios are to {base.name}."
+    note = f"Below each figure: its difference from, or ratio to, that of {base.name}."
     counts = {len(arm.seeds) for arm in report.arms}
     if max(counts) > 1:
         note += f" Mean ± standard deviation over the seeds ({', '.join(map(str, sorted(counts)))})."
@@ -32,6 +43,10 @@ def comparison(report: Report) -> str:
         f" Final {report.metric.name}: mean of the last five evaluations. Uplink and downlink: MQTT payload of all "
         "devices, everything counted: all shares, control, re-sends; one seed's run. Time is that of this machine."
     )
+    named = dict.fromkeys(measures.source_text(source) for arm in report.arms for source in measures.sources(arm))
+    note += f" Joules: {' and '.join(named)}." if named else ""
+    if any(map(measures.lacks_joules, report.arms)):
+        note += " Some rounds of some devices have no joules (the figures below say how many): the sums are too low."
     return section(
         "comparison", "The arms compared", table(head, rows), small(note), folded("Every ratio", ratios(report))
     )
@@ -41,14 +56,13 @@ def _has(measure: Measure, arm: ArmRun) -> bool:
     return bool(measures.sources(arm)) if measure is measures.JOULES else measure.of(arm) is not None
 
 
-def _comparison_row(report: Report, arm: ArmRun, shown: Sequence[Measure]) -> list[str]:
+def _comparison_row(report: Report, arm: ArmRun, shown: Sequence[Measure]) -> list[Cell]:
     base, metric = report.baseline, report.metric
-    row = [arm.name, quality_text(arm, metric), "" if arm is base else difference(arm, base, metric)]
+    row: list[Cell] = [arm.name, (quality_text(arm, metric), "" if arm is base else difference(arm, base, metric))]
     for one in shown:
-        is_energy = one is measures.JOULES
         found = ratio_of(one, arm, base)
-        row.append(joules_text_of(arm) if is_energy else one.text(arm))
-        row.append("" if arm is base else ratio(*found) if found else "–")
+        first, *rest = joules_lines(arm) if one is measures.JOULES else (one.text(arm),)
+        row.append((first, "" if arm is base else ratio(*found) if found else "–", *rest))
     return row
 
 
@@ -56,13 +70,15 @@ def quality_text(arm: ArmRun, metric: Metric) -> str:
     """The final metric, mean ± standard deviation over the seeds."""
     found = arm.figures
     text = metric.show(found.final_accuracy, 2)
-    return f"{text} ± {metric.show(found.final_accuracy_sd, 2)}" if len(found.by_seed) > 1 else text
+    if len(found.by_seed) == 1:
+        return text
+    return f"{text.removesuffix(' %')} ± {metric.show(found.final_accuracy_sd, 2)}"
 
 
 def difference(arm: ArmRun, base: ArmRun, metric: Metric) -> str:
     """How much more than another arm's the final metric is: in points of a share."""
     more = arm.figures.final_accuracy - base.figures.final_accuracy
-    return f"{100 * more:+.2f} points" if metric.is_share else f"{more:+.4g}"
+    return f"{signed(100 * more)} points" if metric.is_share else f"{more:+.4g}".replace("-", "−")
 
 
 def ratios(report: Report) -> str:
@@ -127,14 +143,20 @@ def _wire_text(figures: Figures, count: int) -> str:
 
 
 def figures(report: Report) -> str:
-    """Every figure of the summary, of each arm and seed; bytes and seconds of an arm are totals over its seeds."""
-    columns: list[tuple[str, Figures]] = []
-    for arm in report.arms:
-        columns.append((arm.name, arm.figures))
-        if len(arm.figures.by_seed) > 1:
-            seeds = zip(arm.seeds, arm.figures.by_seed, strict=True)
-            columns += [(f"{arm.name}, seed {seed}", figures) for seed, figures in seeds]
-    metric = report.metric
+    """Every figure of the summary: of each arm, totals over its seeds, and folded away of each seed."""
+    arms = [(arm.name, arm.figures) for arm in report.arms]
+    seeds = [
+        (f"{arm.name}, seed {seed}", found)
+        for arm in report.arms
+        if len(arm.seeds) > 1
+        for seed, found in zip(arm.seeds, arm.figures.by_seed, strict=True)
+    ]
+    note = "Bytes, seconds, joules and rounds of an arm are totals over its seeds." if seeds else ""
+    by_seed = folded("Seed by seed", _columns(report.metric, seeds)) if seeds else ""
+    return section("figures", "Figures", _columns(report.metric, arms), small(note), by_seed)
+
+
+def _columns(metric: Metric, columns: Sequence[tuple[str, Figures]]) -> str:
     rows = [
         [label.format(metric.name), *(metric.show(score(figures), 2) for _, figures in columns)]
         for label, score in _SCORES
@@ -142,12 +164,7 @@ def figures(report: Report) -> str:
     rows += [[label, *(value(figures) for _, figures in columns)] for label, value in _FIGURES]
     for component in dict.fromkeys(name for _, figures in columns for name in figures.energy_j or {}):
         rows.append([f"joules, {component}", *(_component(figures, component) for _, figures in columns)])
-    note = (
-        "Bytes, seconds, joules and rounds of an arm are totals over its seeds."
-        if len(columns) > len(report.arms)
-        else ""
-    )
-    return section("figures", "Figures", table(["", *(name for name, _ in columns)], rows), small(note))
+    return table(["", *(name for name, _ in columns)], rows)
 
 
 def _component(figures: Figures, name: str) -> str:
@@ -217,6 +234,7 @@ def _against(report: Report) -> list[tuple[str, str, str]]:
         found = ratio_of(one, subject, base)
         if found is not None:
             source = f", {measures.source_text(measures.sources(subject)[0])}" if one is measures.JOULES else ""
-            note = f"of {base.name}: {one.show(found[0])} for {one.show(found[1])}{source}"
+            mine, theirs = (with_spread(value, None, one.units) for value in found)
+            note = f"of {base.name}: {mine} for {theirs}{source}"
             made.append((one.title, ratio(*found), note))
     return made

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Final
 
-from testbed.report.devices import device_totals
 from testbed.report.markup import folded, items, section, size, small, table
 from testbed.report.measures import source_text, sources
 from testbed.report.runs import Report, RunFolder, differences, flat, folder_names, weighty_differences
@@ -146,7 +145,7 @@ def metered(report: Report) -> str:
     for arm in report.arms:
         profiles = getattr(getattr(arm.folder.scenario, "links", None), "profiles", {})
         for link, profile in profiles.items():
-            totals = [one for one in device_totals(arm) if one.link == link]
+            totals = [one for one in arm.totals if one.link == link]
             if not getattr(profile, "metered", False) or not totals:
                 continue
             at_wire = all(one.up.wire is not None and one.down.wire is not None for one in totals)

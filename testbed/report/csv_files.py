@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from testbed.ledger import RunRound
-from testbed.report.devices import DeviceTotal, device_totals, dropped
+from testbed.report.devices import DeviceTotal, dropped
 from testbed.report.measures import source_of
 from testbed.report.runs import ArmRun, Report, flat
 from testbed.summary import Figures
@@ -125,7 +125,7 @@ def _round(line: RunRound) -> dict[str, Any]:
 def device_rows(report: Report) -> Iterator[Row]:
     """One row for each arm and device, over its rounds and seeds."""
     for arm in report.arms:
-        for one in device_totals(arm):
+        for one in arm.totals:
             yield {"arm": arm.name} | _device(one)
 
 

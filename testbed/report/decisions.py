@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from testbed.report.drawing import COLOURS, EDGE, FAILED_COLOUR, Drawing, legend_above, sheet, short, whole_numbers
+from testbed.report.drawing import (
+    COLOURS,
+    EDGE,
+    FAILED_COLOUR,
+    Drawing,
+    legend_above,
+    sheet,
+    short,
+    stacked_bars,
+    whole_numbers,
+)
 from testbed.report.runs import ArmRun, Report
 
 if TYPE_CHECKING:
@@ -106,11 +116,9 @@ def _constraint_styles(constraints: Counts) -> dict[str, tuple[str, str]]:
 
 
 def _stacked(axes: Axes, counts: Counts, styles: Mapping[str, tuple[str, str]]) -> None:
-    numbers: Sequence[int] = list(counts)
-    base = [0.0] * len(numbers)
-    for name, (label, colour) in styles.items():
-        values = [counts[number].get(name, 0.0) for number in numbers]
-        axes.bar(numbers, values, bottom=base, width=0.9, color=colour, label=label)
-        base = [below + value for below, value in zip(base, values, strict=True)]
+    stack = {
+        label: (colour, [row.get(name, 0.0) for row in counts.values()]) for name, (label, colour) in styles.items()
+    }
+    stacked_bars(axes, list(counts), stack)
     axes.set_ylabel("devices")
     axes.grid(visible=False, axis="x")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from testbed.device_lines import ABSENT, DeviceLine
-from testbed.report.runs import ArmRun
 
 _NOT_ASKED: Final = ("not-in-cohort", ABSENT, "")
 
@@ -49,10 +48,10 @@ class DeviceTotal:
         return self.group, self.board, self.link
 
 
-def device_totals(arm: ArmRun) -> list[DeviceTotal]:
-    """Every device of an arm in the order of names."""
+def device_totals(lines: Iterable[DeviceLine]) -> list[DeviceTotal]:
+    """Every device in the order of names."""
     by_device: dict[str, list[DeviceLine]] = defaultdict(list)
-    for line in arm.devices:
+    for line in lines:
         by_device[line.device].append(line)
     return [_total(device, lines) for device, lines in sorted(by_device.items())]
 

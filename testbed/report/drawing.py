@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#6b7280")
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "*")
 FAILED_COLOUR: Final = "#b00020"
-INK, SOFT, EDGE, GRID, GROUND = "#39424e", "#5b6673", "#8a94a0", "#e3e7ec", "#fdfdfd"
+INK, EDGE, GRID, PALE = "#39424e", "#8a94a0", "#e3e7ec", "#c3cad3"
+#: Shades of one colour, for parts that belong together.
+BLUES: Final = ("#0072b2", "#56b4e9", "#004c77", "#9ad0f0", "#2f8fc4", "#7f9fb5")
 
 #: What the colours become where the reader's system is set to dark.
 _DARK: Final = {
-    COLOURS[0]: "#4ba3dc", COLOURS[1]: "#ef7f33", COLOURS[2]: "#2fbf93", COLOURS[3]: "#dd93bd",
+    COLOURS[0]: "#3f95d6", COLOURS[5]: "#a5daf8", COLOURS[1]: "#ef7f33", COLOURS[2]: "#2fbf93", COLOURS[3]: "#dd93bd",
     COLOURS[6]: "#a98bc4", COLOURS[7]: "#9aa3af", FAILED_COLOUR: "#ff6b7d",
-    INK: "#c9d1d9", SOFT: "#9aa6b2", EDGE: "#6e7a86", GRID: "#2b333d", GROUND: "#161b22",
+    INK: "#c9d1d9", EDGE: "#6e7a86", GRID: "#2b333d", PALE: "#4b5662", BLUES[2]: "#1d6fa5",
 }  # fmt: skip
 _STYLE: Final = {
     "font.family": ["DejaVu Sans"],
@@ -48,7 +50,7 @@ _STYLE: Final = {
     "hatch.color": EDGE,
     "svg.hashsalt": "fedpruneshare",
 }
-_WIDTH_IN, _HEIGHT_IN, _PNG_DPI = 5.8, 3.4, 160
+_WIDTH_IN, _HEIGHT_IN, _PNG_DPI = 5.8, 3.4, 144
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,26 @@ def whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def stacked_bars(axes: Axes, xs: Sequence[float], stack: Mapping[str, tuple[str, Sequence[float]]]) -> None:
+    """Upright bars at `xs`, each a stack of (colour, heights) by label; heights below 0 stack downwards."""
+    from matplotlib.collections import PolyCollection
+
+    bases = {True: [0.0] * len(xs), False: [0.0] * len(xs)}
+    for label, (colour, heights) in stack.items():
+        base = bases[sum(heights) >= 0]
+        boxes = [
+            [(x - 0.42, low), (x + 0.42, low), (x + 0.42, low + height), (x - 0.42, low + height)]
+            for x, low, height in zip(xs, base, heights, strict=True)
+            if height
+        ]
+        # One collection: bars of their own are drawn much more slowly.
+        axes.add_collection(PolyCollection(boxes, facecolors=colour, edgecolors="none", label=label))
+        base[:] = [low + height for low, height in zip(base, heights, strict=True)]
+    least, most = min(bases[False], default=0.0), max(bases[True], default=0.0)
+    axes.set_xlim(min(xs, default=0) - 0.7, max(xs, default=1) + 0.7)
+    axes.set_ylim(1.05 * least, 1.05 * most or 1.0)
+
+
 def legend_above(axes: Axes, columns: int = 4) -> None:
     """A legend above the plot, where it hides nothing; none where only one thing is drawn."""
     handles, labels = axes.get_legend_handles_labels()
@@ -140,7 +162,7 @@ def legend_above(axes: Axes, columns: int = 4) -> None:
 
 
 def _columns_that_fit(labels: list[str], most: int) -> int:
-    return max(1, min(most, 64 // (max(map(len, labels)) + 5), len(labels)))
+    return max(1, min(most, 76 // (max(map(len, labels)) + 5), len(labels)))
 
 
 def short(name: str, length: int = 34) -> str:

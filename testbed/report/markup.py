@@ -9,7 +9,14 @@ from typing import Final
 #: Rows of one table in the page; the files beside it hold all of them.
 MAX_ROWS: Final = 240
 #: Characters from which on a cell is a text.
-_LONG: Final = 46
+_LONG: Final = 40
+#: What a reader's units are, smallest first: how much of it one is.
+BYTE_UNITS: Final = ((1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"))
+JOULE_UNITS: Final = ((1.0, "J"), (1e3, "kJ"), (1e6, "MJ"))
+SECOND_UNITS: Final = ((1.0, "s"), (3600.0, "h"))
+Units = Sequence[tuple[float, str]]
+#: A cell is a line, or a line and smaller ones below it.
+Cell = str | tuple[str, ...]
 _NARROW_SPACE: Final = "\u202f"
 
 
@@ -58,6 +65,14 @@ def joules(energy_j: float) -> str:
     raise AssertionError("unreachable")
 
 
+def with_spread(mean: float, sd: float | None, units: Units) -> str:
+    """A mean for a reader and, both in one unit, the deviation around it (None: there is none): 1.11 ± 0.04 MB."""
+    worth, unit = next((one for one in reversed(units) if abs(mean) >= one[0]), units[0])
+    digits = 0 if unit == "B" else max(0, 3 - len(str(int(abs(mean) / worth))))
+    text = f"{mean / worth:.{digits}f}"
+    return f"{text} {unit}" if sd is None else f"{text} ± {sd / worth:.{digits}f} {unit}"
+
+
 def ratio(part: float, whole: float) -> str:
     """`part` in terms of `whole`: 9.8 %, or × 3.2 from twice on; a dash where there is no ratio."""
     if whole <= 0 or part < 0:
@@ -68,7 +83,12 @@ def ratio(part: float, whole: float) -> str:
     return f"{100 * found:.1f} %" if found >= 0.01 else f"{100 * found:.2g} %"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], cap: int = MAX_ROWS, file: str = "") -> str:
+def signed(number: float, digits: int = 2) -> str:
+    """A difference with its sign, a true minus."""
+    return f"{number:+.{digits}f}".replace("-", "−")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Cell]], cap: int = MAX_ROWS, file: str = "") -> str:
     """A table that scrolls in a box of its own. Rows beyond `cap` are left out, and `file` is said to hold them."""
     every = list(rows)
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
@@ -81,14 +101,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], cap: int = MAX_ROW
     return f'<div class="wide" tabindex="0">{made}</div>{note}'
 
 
-def _cell(text: str) -> str:
+def _cell(cell: Cell) -> str:
+    text, *below = (cell,) if isinstance(cell, str) else cell
+    more = "".join(f'<span class="sub">{escape(line)}</span>' for line in below)
     # A long text may wrap; figures and names stay on one line.
     kind = ' class="text"' if len(text) > _LONG else ""
-    return f"<td{kind}>{escape(text)}</td>"
+    return f"<td{kind}>{escape(text)}{more}</td>"
 
 
-def _row_class(row: Sequence[str]) -> str:
-    return ' class="failed"' if any(cell.startswith("FAILED") for cell in row[:5]) else ""
+def _row_class(row: Sequence[Cell]) -> str:
+    is_failed = any(isinstance(cell, str) and cell.startswith("FAILED") for cell in row[:5])
+    return ' class="failed"' if is_failed else ""
 
 
 def small(text: str) -> str:

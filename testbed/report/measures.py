@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from testbed.report.markup import joules as joules_text
-from testbed.report.markup import seconds as seconds_text
-from testbed.report.markup import size
+from testbed.report.markup import BYTE_UNITS, JOULE_UNITS, SECOND_UNITS, Units, with_spread
 from testbed.report.runs import ArmRun
 from testbed.summary import Figures
 
@@ -29,12 +27,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure of a seed's run that is less the better: how to find it (None: not counted) and how to show it."""
+    """One cost of a seed's run: how to find it (None: not counted), and in which units it is shown."""
 
     key: str
     title: str
     find: Callable[[Figures], float | None]
-    show: Callable[[float], str]
+    units: Units
 
     def of(self, arm: ArmRun) -> Spread | None:
         """Over the seeds of an arm; None where a seed lacks it."""
@@ -46,7 +44,8 @@ class Measure:
 
     def text(self, arm: ArmRun) -> str:
         """Mean ± standard deviation for a reader; a dash where it was not counted."""
-        return with_spread(self.of(arm), self.show)
+        found = self.of(arm)
+        return "–" if found is None else _text(found, self.units)
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -54,11 +53,8 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
 
 
-def with_spread(found: Spread | None, show: Callable[[float], str]) -> str:
-    """A spread for a reader; the deviation only where there are several seeds."""
-    if found is None:
-        return "–"
-    return f"{show(found.mean)} ± {show(found.sd)}" if found.count > 1 else show(found.mean)
+def _text(found: Spread, units: Units) -> str:
+    return with_spread(found.mean, found.sd if found.count > 1 else None, units)
 
 
 # --------------------------------------------------------------------------- joules
@@ -87,14 +83,19 @@ def sources(arm: ArmRun) -> list[str]:
     return list(dict.fromkeys(name for one in arm.figures.by_seed for name in joules_by_source(one)))
 
 
-def joules_text_of(arm: ArmRun) -> str:
-    """The joules of an arm by source, mean ± standard deviation; a dash where there are none."""
-    parts = []
+def joules_lines(arm: ArmRun) -> tuple[str, ...]:
+    """The joules of an arm, mean ± standard deviation, and of which source; once for each source."""
+    lines = []
     for source in sources(arm):
         found = [joules_by_source(one).get(source) for one in arm.figures.by_seed]
         values = [value for value in found if value is not None]
-        parts.append(f"{with_spread(spread(values), joules_text)} ({source_text(source)})")
-    return " and ".join(parts) or "–"
+        lines += [_text(spread(values), JOULE_UNITS), _MODELLED if source == "model" else source]
+    return tuple(lines) or ("–",)
+
+
+def lacks_joules(arm: ArmRun) -> bool:
+    """Whether some of the entries in the devices' ledgers have no joules, so that sums are too low."""
+    return any("," in part.source for part in (arm.figures.energy_j or {}).values())
 
 
 def _joules(figures: Figures) -> float | None:
@@ -120,15 +121,15 @@ def _wire(direction: str) -> Callable[[Figures], float | None]:
     return find
 
 
-UPLINK: Final = Measure("uplink", "uplink", lambda f: f.uplink_bytes, size)
+UPLINK: Final = Measure("uplink", "uplink", lambda f: f.uplink_bytes, BYTE_UNITS)
 LAST_UPLINK: Final = Measure(
-    "uplink-last", "uplink a device, last round", lambda f: f.uplink_bytes_last_round_per_device, size
+    "uplink-last", "uplink a device, last round", lambda f: f.uplink_bytes_last_round_per_device, BYTE_UNITS
 )
-DOWNLINK: Final = Measure("downlink", "downlink", lambda f: f.downlink_bytes, size)
-WIRE_UP: Final = Measure("wire-up", "wire bytes up", _wire("up"), size)
-WIRE_DOWN: Final = Measure("wire-down", "wire bytes down", _wire("down"), size)
-JOULES: Final = Measure("joules", "joules", _joules, joules_text)
-TIME: Final = Measure("time", "time", lambda f: f.wall_s, seconds_text)
+DOWNLINK: Final = Measure("downlink", "downlink", lambda f: f.downlink_bytes, BYTE_UNITS)
+WIRE_UP: Final = Measure("wire-up", "wire bytes up", _wire("up"), BYTE_UNITS)
+WIRE_DOWN: Final = Measure("wire-down", "wire bytes down", _wire("down"), BYTE_UNITS)
+JOULES: Final = Measure("joules", "joules", _joules, JOULE_UNITS)
+TIME: Final = Measure("time", "time", lambda f: f.wall_s, SECOND_UNITS)
 COSTS: Final = (UPLINK, LAST_UPLINK, DOWNLINK, WIRE_UP, WIRE_DOWN, JOULES, TIME)
 
 

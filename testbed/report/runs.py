@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from fedpruneshare.metrics import METRICS, Metric
 from fedpruneshare.settings import load_settings
 from testbed.device_lines import DEVICES, DeviceLine, read_devices
 from testbed.ledger import RunRound, read_rounds
+from testbed.report.devices import DeviceTotal, device_totals
 from testbed.scenario import Scenario
 from testbed.summary import Arm, Sharing, Summary, read_summary
 
@@ -62,6 +64,11 @@ class ArmRun:
     def seeds(self) -> tuple[int, ...]:
         """The seeds, in the order of `figures.by_seed`."""
         return self.folder.summary.seeds
+
+    @cached_property
+    def totals(self) -> list[DeviceTotal]:
+        """What each device did and cost over the rounds and seeds."""
+        return device_totals(self.devices)
 
     def seed_rounds(self, seed: int) -> list[RunRound]:
         """The rounds of one seed, what was outside of any round left out."""

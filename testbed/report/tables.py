@@ -10,7 +10,7 @@ from fedpruneshare.metrics import Metric
 from testbed.ledger import RunRound
 from testbed.report.csv_files import DEVICES_CSV, ROUNDS_CSV
 from testbed.report.decisions import CONSTRAINTS
-from testbed.report.devices import DeviceTotal, Traffic, by_kind, device_totals, dropped
+from testbed.report.devices import DeviceTotal, Traffic, by_kind, dropped
 from testbed.report.markup import folded, items, percent, seconds, section, size, small, table
 from testbed.report.markup import joules as joules_of
 from testbed.report.runs import ArmRun, Report
@@ -26,7 +26,7 @@ def groups(report: Report) -> str:
     ]  # fmt: skip
     rows = []
     for arm in report.arms:
-        kinds = by_kind(device_totals(arm))
+        kinds = by_kind(arm.totals)
         rows += [_group_row(arm, kind, totals) for kind, totals in kinds.items()]
     if not rows:
         return ""
@@ -87,7 +87,7 @@ def wire(report: Report) -> str:
     rows = [
         [arm.name, one.device, one.link or "–", *_traffic(one.up), *_traffic(one.down)]
         for arm in report.arms
-        for one in device_totals(arm)
+        for one in arm.totals
         if one.up.wire is not None or one.down.wire is not None
     ]
     if not rows:
@@ -108,7 +108,7 @@ def wire(report: Report) -> str:
 def _wire_of_arms(report: Report) -> str:
     rows = []
     for arm in report.arms:
-        totals = [one for one in device_totals(arm) if one.up.wire is not None and one.down.wire is not None]
+        totals = [one for one in arm.totals if one.up.wire is not None and one.down.wire is not None]
         if totals:
             up, down = _sum([one.up for one in totals]), _sum([one.down for one in totals])
             by_device = [_range(one.up for one in totals), _range(one.down for one in totals)]

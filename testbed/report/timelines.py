@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from testbed.device_lines import ABSENT, DeviceLine
 from testbed.ledger import RunRound
-from testbed.report.drawing import COLOURS, EDGE, FAILED_COLOUR, INK, Drawing, sheet, short
+from testbed.report.drawing import COLOURS, EDGE, FAILED_COLOUR, INK, PALE, Drawing, sheet, short
 from testbed.report.runs import ArmRun, Report
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _LOOKS: Final = {
     "train": (COLOURS[0], ""),
     "encode and share": (COLOURS[4], ""),
     "upload": (COLOURS[1], ""),
-    "wait": ("#c3cad3", ""),
+    "wait": (PALE, ""),
     "declined": (FAILED_COLOUR, ""),
     "dropped out": ("none", "xxxx"),
     "away": ("none", "////"),
