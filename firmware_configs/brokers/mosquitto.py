@@ -25,6 +25,7 @@ class MosquittoSettings:
     """What differs from one Mosquitto to the next. `access_list` is the text of its ACL file, None for no ACL.
 
     `namespace`: the network namespace it runs in (`firmware_configs.brokers.namespaces`), empty for the launcher's.
+    `is_open`: anonymous clients of a network that the operator trusts may come, too.
     """
 
     folder: Path
@@ -32,6 +33,7 @@ class MosquittoSettings:
     access_list: str | None = None
     queued_mib: int = 512
     namespace: str = ""
+    is_open: bool = False
 
 
 def find_mosquitto() -> Path | None:
@@ -52,7 +54,8 @@ def render_access_list(rules: Iterable[AccessRule]) -> str:
 
 def render_mosquitto(address: BrokerAddress, settings: MosquittoSettings) -> str:
     """The text of `mosquitto.conf`. Raises `SettingsError` for anonymous clients where others may reach it."""
-    if settings.allow_anonymous and not (is_loopback(address.host) or is_private(settings.namespace)):
+    is_safe = is_loopback(address.host) or is_private(settings.namespace) or settings.is_open
+    if settings.allow_anonymous and not is_safe:
         raise SettingsError(f"anonymous clients at {address.host}, expected that on a loopback address only")
     folder = settings.folder.absolute()
     values = {

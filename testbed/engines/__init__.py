@@ -1,7 +1,8 @@
 """What runs the devices of a fleet: one interface, and which of its makers a scenario asks for (`fleet.engine`).
 
 `process`: a real device a process, forked from one warm parent (`testbed.devices`). `synthetic`: many devices a
-process that share, seal, sign and wait as real ones do and train nothing (`testbed.synthetic`).
+process that share, seal, sign and wait as real ones do and train nothing (`testbed.synthetic`). `ray`: real devices
+on the nodes of a Ray cluster (`testbed.engines.ray_engine`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from testbed.places import HERE, Place
 if TYPE_CHECKING:
     from testbed.scenario import Scenario
 
-EngineName = Literal["process", "synthetic"]
+EngineName = Literal["process", "synthetic", "ray"]
 #: The one task of the synthetic engine: random values for a linear layer.
 SYNTHETIC_TASK: Final = "synthetic"
 
@@ -57,6 +58,10 @@ def new_engine(scenario: Scenario, logs: Path) -> DeviceEngine:
         from testbed.synthetic.engine import SyntheticDevices
 
         return SyntheticDevices(scenario.fleet, logs)
+    if scenario.fleet.engine == "ray":
+        from testbed.engines.ray_engine import RayDevices
+
+        return RayDevices(scenario, logs)
     from testbed.devices import DeviceProcesses
 
     return DeviceProcesses(logs)
