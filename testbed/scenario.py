@@ -291,13 +291,17 @@ def _keys_of(kind: type[Any], path: str) -> Iterator[tuple[str, str, str]]:
         if isinstance(member, inspect.StructType):
             yield from _keys_of(member.cls, here)
             continue
-        yield here, describe(member), msgspec.json.encode(field.default).decode()
+        yield here, describe(member), msgspec.json.encode(_default_of(field)).decode()
         item = sole_member(member.item_type) if isinstance(member, inspect.VarTupleType) else None
         if isinstance(item, inspect.StructType):
             yield from _keys_of(item.cls, f"{here}.0")
         named = sole_member(member.value_type) if isinstance(member, inspect.DictType) else None
         if isinstance(named, inspect.StructType):
             yield from _keys_of(named.cls, f"{here}.NAME")
+
+
+def _default_of(field: inspect.Field) -> Any:
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
 
 
 def find_scenario(name_or_path: str) -> Path:

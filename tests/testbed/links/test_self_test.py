@@ -1,0 +1,52 @@
+"""What the self-test makes of what it measured: a tenth is allowed, chance is allowed for, and no more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from testbed.links.self_test import WayFound, allowed_loss, judge
+from testbed.links.settings import LinkProfile
+
+PROFILE = LinkProfile(up_kbit_s=1000, down_kbit_s=4000, delay_ms=50, loss_percent=2)
+
+
+def found(**keys: Any) -> tuple[WayFound, WayFound]:
+    """A sound link, but for the keys of its uplink."""
+    up = {"rate_bit_s": 1.02e6, "delay_ms": 51.0, "packets": 1000, "lost": 23, **keys}
+    return WayFound(**up), WayFound(3.9e6, 49.0, 1000, 17)
+
+
+def test_a_sound_link_passes() -> None:
+    assert judge(PROFILE, found()) == []
+    assert judge(LinkProfile(), (WayFound(None, 0.2, 1000, 0),) * 2) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"rate_bit_s": 0.89e6}, "up: found 890 kbit/s, expected 1000"),
+        ({"rate_bit_s": 1.11e6}, "up: found 1110 kbit/s, expected 1000"),
+        ({"rate_bit_s": None}, "up: found 0 kbit/s, expected 1000"),
+        ({"delay_ms": 56.0}, "up: found a delay of 56 ms, expected 50.48 within 5.5"),
+        ({"delay_ms": 44.0}, "up: found a delay of 44 ms, expected 50.48 within 5.5"),
+        ({"delay_ms": float("inf")}, "up: found a delay of inf ms, expected 50.48 within 5.5"),
+        ({"lost": 34}, "up: found 34 of 1000 packets lost, expected 20.0 within 13.3"),
+        ({"lost": 6}, "up: found 6 of 1000 packets lost, expected 20.0 within 13.3"),
+    ],
+)
+def test_what_is_off_is_named_with_found_and_expected(wrong: dict[str, Any], complaint: str) -> None:
+    assert judge(PROFILE, found(**wrong)) == [complaint]
+
+
+def test_of_loss_a_tenth_or_three_standard_deviations_whichever_is_more() -> None:
+    assert allowed_loss(LinkProfile(loss_percent=2), 1000) == pytest.approx(13.28, abs=0.01)
+    assert allowed_loss(LinkProfile(loss_percent=2), 1_000_000) == pytest.approx(2000)
+    assert allowed_loss(LinkProfile(), 1000) == 2.0
+
+
+def test_jitter_widens_what_a_short_measurement_can_tell() -> None:
+    wandering = LinkProfile(delay_ms=50, jitter_ms=20)
+    assert judge(wandering, (WayFound(None, 58.0, 1000, 0),) * 2) == []
+    assert len(judge(wandering, (WayFound(None, 62.0, 1000, 0),) * 2)) == 2
