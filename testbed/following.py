@@ -20,7 +20,8 @@ from testbed.watching.state import RunPhase, RunState, device_state, in_order, w
 _SLACK_S: Final = 60.0
 _START_S: Final = 120.0
 _LOOK_EVERY_S: Final = 0.5
-#: In a larger fleet no device is asked what it is doing; how its round ended stands in its ledger.
+#: In a larger fleet only so many devices are asked what they are doing, to see that a round begins; how the round ended
+#: for each stands in its ledger.
 _ASKED_DEVICES: Final = 64
 
 
@@ -83,17 +84,17 @@ class Follower:
     def _look(self) -> None:
         self.book.read()
         partials = self._partials()
-        if not self._has_begun and self._round_under_way(partials):
-            self.journal.interface.mark(0)  # what passed before the first round belongs to none
-            self._has_begun = True
+        self._has_begun = self._has_begun or self._round_under_way(partials) > 0
+        if not self._has_begun:
+            self.journal.interface.mark(0)  # what passes before the first round belongs to none
         self._write_ready()
         self._show("running", partials)
         self._looked_at = time.monotonic()
 
     def _partials(self) -> Mapping[str, DeviceRound | None]:
-        if len(self.fleet.devices) > _ASKED_DEVICES:
-            return {}
-        return {device: read_partial(self.fleet.folder.ledger(device)) for device in self.fleet.devices}
+        devices = self.fleet.devices
+        asked = devices[:: -(-len(devices) // _ASKED_DEVICES)]
+        return {device: read_partial(self.fleet.folder.ledger(device)) for device in asked}
 
     def _round_under_way(self, partials: Mapping[str, DeviceRound | None]) -> int:
         """The newest round any device is in or has ended; 0 before the first."""
@@ -163,7 +164,7 @@ class Follower:
         self.progress.show(self.state)
 
     def _device_states(self, number: int, partials: Mapping[str, DeviceRound | None]) -> dict[str, int]:
-        if partials:
+        if len(partials) == len(self.fleet.devices):
             return in_order(
                 [
                     device_state(self.fleet.is_running(device), now, self.book.newest(device), number)

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from testbed.ledger import read_rounds
+from testbed.report.page import REPORT_FILES
 from testbed.summary import ARM, read_summary
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -57,7 +58,8 @@ def test_a_run_fills_its_folder_and_leaves_no_process(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr + ended.stdout
     assert of_run(out) == []
     assert {entry.name for entry in out.iterdir()} == {
-        "summary.json", "rounds.jsonl", "report.html", "model.onnx", "settings.toml", "logs",
+        "summary.json", "rounds.jsonl", "devices.jsonl", "progress.json", *REPORT_FILES, "model.onnx", "settings.toml",
+        "logs",
     }  # fmt: skip
     summary = read_summary(out / "summary.json")
     arm = summary.arms[ARM]
