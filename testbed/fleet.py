@@ -233,7 +233,7 @@ class Fleet:
         return {
             "links": self.network.conditions(),
             "boards": self.boards.conditions(),
-            **engine_conditions(self.scenario),
+            **engine_conditions(self.scenario, self._devices),
         }
 
     def log_tail(self, ident: str) -> str:

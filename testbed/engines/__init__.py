@@ -67,6 +67,11 @@ def new_engine(scenario: Scenario, logs: Path) -> DeviceEngine:
     return DeviceProcesses(logs)
 
 
-def conditions(scenario: Scenario) -> dict[str, Any]:
+def conditions(scenario: Scenario, engine: DeviceEngine) -> dict[str, Any]:
     """What a run's summary says of its engine."""
+    if scenario.fleet.engine == "ray":
+        from testbed.engines.ray_engine import RayDevices
+
+        assert isinstance(engine, RayDevices)
+        return {"engine": engine.conditions()}
     return {"engine": scenario.fleet.engine}

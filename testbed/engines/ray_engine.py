@@ -29,7 +29,7 @@ from testbed.engines import ray_cluster
 from testbed.engines.ray_cluster import RemoteHost, call_all
 from testbed.engines.ray_local import LocalRay, local_environment
 from testbed.engines.ray_node import BUNDLE, About, DeviceFiles, Exported, News, own_about
-from testbed.engines.ray_settings import plan_posts
+from testbed.engines.ray_settings import RAY, plan_posts
 from testbed.federation import device_ids
 from testbed.places import HERE, Place
 from testbed.scenario import Scenario
@@ -220,7 +220,8 @@ class RayDevices:
             node = host.post.node
             entry = nodes.setdefault(node.ident, {"host": node.host, "cpus": node.cpus, "devices": 0})
             entry["devices"] += len(host.post.names)
-        return {"version": ray_cluster.version(), "nodes": list(nodes.values())}
+        numbered = {str(number): entry for number, entry in enumerate(nodes.values(), 1)}
+        return {"name": RAY, "version": ray_cluster.version(), "nodes": numbered}
 
     def _follow(self) -> None:
         while not self._is_over.wait(_NEWS_S):
@@ -280,7 +281,7 @@ class RayDevices:
         finally:
             for host in self._hosts:
                 host.end()
-            self._hosts, self._is_over = [], threading.Event()
+            self._hosts = []
 
 
 def _offsets(station: _Station) -> dict[str, int]:
