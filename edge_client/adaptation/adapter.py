@@ -103,8 +103,8 @@ class Adapter:
             self._steps.add(width, step_s)
 
     def received(self, size_bytes: int, seconds: float) -> None:
-        """Note how long the model took to come; small ones show latency only."""
-        if size_bytes >= _LARGE_BYTES and seconds > 0:
+        """Note how long the model took to come; a small one shows latency only, unless it took long."""
+        if size_bytes > 0 and seconds > 0 and (size_bytes >= _LARGE_BYTES or seconds >= _LONG_S):
             self._receive_bytes_s = size_bytes / seconds
 
     def uploaded(self, aggregator: str, payload_bytes: int, seconds: float, under_way_bytes: int) -> None:
@@ -159,6 +159,8 @@ class Adapter:
 
 #: Fewer bytes show how long the way is, not how broad.
 _LARGE_BYTES: Final = 65_536
+#: More seconds than latency explains.
+_LONG_S: Final = 2.0
 
 
 def _calibration(path: str, folder: Path) -> Calibration | None:

@@ -143,3 +143,15 @@ def test_a_device_that_stays_too_slow_tries_ever_more_seldom(tmp_path: Path) -> 
         if taken[-1]:
             slow.trained(1.0, 60.0)
     assert [place for place, is_taken in enumerate(taken) if is_taken] == [0, 2, 5, 10, 19, 36]
+
+
+def test_a_model_that_took_long_shows_the_link_however_small_it_is(tmp_path: Path) -> None:
+    """A link of 3 kB a second would never carry a model large enough to be measured by otherwise."""
+    learner = adapter(tmp_path)
+    seconds = []
+    for size_bytes, took_s in ((10_000, 0.5), (10_000, 4.0)):
+        learner.received(size_bytes, took_s)
+        predicted = learner.decide(view(), EXAMPLES, 600.0, (None, None)).predicted
+        assert predicted is not None
+        seconds.append(predicted.seconds["receive"])
+    assert seconds[1] > 100 * seconds[0]
