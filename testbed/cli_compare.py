@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 import msgspec
+from rich.console import Console
 
 from fedpruneshare import logs
 from testbed.arms import ARMS
@@ -48,14 +49,15 @@ def compare(
     """Run a SCENARIO with and without pruning and sharing: same split, seeds, cohorts and links, several seeds."""
     from testbed.compare.runner import compare as run_arms
     from testbed.compare.runner import jobs_at_once
-    from testbed.compare.words import conclusion, plain_watch
+    from testbed.compare.words import conclusion, watching
 
     logs.configure("compare", "", "info" if verbose else "warning")
     name = str(Path(task).absolute()) if task and task.endswith(".py") else task
     chosen = load_scenario(
         scenario, [*overrides, *([f"task.name={msgspec.json.encode(name).decode()}"] if name else [])]
     )
-    done = run_arms(chosen, out, arms, jobs or jobs_at_once(chosen), plain_watch(click.echo))
+    with watching(Console()) as watch:
+        done = run_arms(chosen, out, arms, jobs or jobs_at_once(chosen), watch)
     for line in conclusion(done.summary):
         click.echo(line)
     if not done.succeeded:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import click
+from rich.console import Console
 
 from fedpruneshare.metrics import METRICS
 from testbed.arms import FEDAVG
-from testbed.compare.runner import JobState
+from testbed.compare.runner import JobState, Watch
 from testbed.report.markup import size
 from testbed.summary import Arm, Summary
+from testbed.watching.jobs import live_jobs
+
+
+@contextmanager
+def watching(console: Console) -> Iterator[Watch]:
+    """A table of the runs on a terminal; elsewhere one line whenever a run starts or ends."""
+    if not console.is_terminal:
+        yield plain_watch(click.echo)
+        return
+    with live_jobs(console) as watch:
+        yield watch
 
 
 def plain_watch(say: Callable[[str], None]) -> Callable[[Sequence[JobState]], None]:
