@@ -53,9 +53,11 @@ class Boards:
         self._check: dict[str, float] = {}
         self._reasons: list[str] = []
         self._ticked_s: float | None = None
+        self._load = 0.0
         self._closing = ExitStack()
 
     def __enter__(self) -> Boards:
+        self._load = round(os.getloadavg()[0], 2)
         try:
             self._find_processor()
             self._find_memory()
@@ -252,17 +254,15 @@ class Boards:
         """For the run's summary: what of time, memory, heat and energy is emulated, and how; empty without boards."""
         if not self._boards:
             return {}
-        names = sorted({board.profile.name for board in self._boards.values()})
+        scaled = "" if self.is_slowed else ", its time of work scaled"
         return {
-            "boards": {
-                "time": "emulated" if self.is_slowed else "of this machine",
-                "energy": "emulated: the profile's model" + ("" if self.is_slowed else ", its time of work scaled"),
-                "profiles": names,
-                **self._cpu_conditions(),
-                "memory": self._memory_conditions(),
-                "thermal": self._thermal_conditions(),
-                "batteries": sum(board.battery is not None for board in self._boards.values()),
-            }
+            "time": "emulated" if self.is_slowed else "of this machine",
+            "energy": f"emulated: the profile's model{scaled}",
+            "profiles": sorted({board.profile.name for board in self._boards.values()}),
+            **self._cpu_conditions(),
+            "memory": self._memory_conditions(),
+            "thermal": self._thermal_conditions(),
+            "batteries": sum(board.battery is not None for board in self._boards.values()),
         }
 
     def _cpu_conditions(self) -> dict[str, Any]:
@@ -273,7 +273,7 @@ class Boards:
         found: dict[str, Any] = {"cpu": self._kind, "cpu_shares": shares, "self_check": self._check}
         if asked > cores:
             found["crowded"] = f"boards need {asked:.2f} cores at once, this machine has {cores}: some times are longer"
-        return found | {"cores_needed": round(asked, 2), "cores": cores}
+        return found | {"cores_needed": round(asked, 2), "cores": cores, "load_at_start": self._load}
 
     def _memory_conditions(self) -> str | dict[str, Any]:
         if self._memory is None:

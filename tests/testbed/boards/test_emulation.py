@@ -1,0 +1,167 @@
+"""Boards over real processes: what a device is given, what happens to it, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_client.device import measure
+from fedpruneshare.errors import SettingsError
+from testbed.boards.clocks import cpu_s
+from testbed.boards.emulation import Boards, _parents_mib
+from testbed.federation import RunFolder
+from testbed.places import Place
+from testbed.scenario import Scenario, load_scenario
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: processor clocks and signals")
+
+PI = "{share = 1, board = 'raspberry-pi-4b'"
+ZERO = "{share = 1, board = 'raspberry-pi-zero-2-w', power = 'battery', battery_wh = 0.01, battery_percent = 50.0}"
+
+
+def scenario(*overrides: str) -> Scenario:
+    return load_scenario("demo", ["fleet.devices=4", "rounds.cohort=4", "rounds.min_devices=3", *overrides])
+
+
+def with_boards(tmp_path: Path, *overrides: str) -> Boards:
+    folder = RunFolder(tmp_path)
+    folder.create()
+    return Boards(scenario(f"fleet.groups=[{PI}}}, {ZERO}]", *overrides), folder)
+
+
+@pytest.fixture
+def busy() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) as process:
+        yield process
+        process.kill()
+
+
+def test_without_boards_nothing_is_emulated(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.create()
+    with Boards(scenario(), folder) as boards:
+        assert not boards.is_slowed
+        assert (boards.cgroups("device-00"), boards.root("device-00")) == ((), Path("/"))
+        boards.started("device-00", 1)
+        assert boards.tick(0.0) == []
+        assert boards.conditions() == {}
+
+
+def test_boards_that_are_only_named_cost_joules_and_nothing_else(tmp_path: Path) -> None:
+    with with_boards(tmp_path) as boards:
+        said = boards.conditions()
+        assert (said["time"], said["cpu"], said["memory"], said["batteries"]) == (
+            "of this machine", "none", "of this machine", 2,
+        )  # fmt: skip
+        assert said["energy"].endswith("its time of work scaled")
+        assert (boards.is_slowed, boards.root("device-00")) == (False, Path("/"))
+        assert measure(boards.root("device-02")).battery_percent == 50
+
+
+def test_a_slowed_device_is_held_throttled_and_let_go(tmp_path: Path, busy: subprocess.Popen[bytes]) -> None:
+    """By the back end that every user has. A Zero 2 W gets a thirtieth of a core, which every machine has to spare."""
+    with with_boards(tmp_path, "boards.cpu='duty-cycle'") as boards:
+        assert boards.is_slowed
+        said = boards.conditions()
+        assert said["self_check"]["measured"] == pytest.approx(said["self_check"]["asked"], rel=0.1)
+        assert said["cpu_shares"]["raspberry-pi-4b"] == pytest.approx(
+            3 * said["cpu_shares"]["raspberry-pi-zero-2-w"], rel=0.01
+        )
+        assert boards.cgroups("device-02") == ()
+        boards.started("device-02", busy.pid)
+        time.sleep(0.2)
+        held = _used_in(busy.pid, 1.0)
+        assert held == pytest.approx(said["cpu_shares"]["raspberry-pi-zero-2-w"], rel=0.35)
+        boards.throttle("device-02", 0.3, "event 0")
+        time.sleep(0.4)
+        assert _used_in(busy.pid, 1.0) < 0.6 * held
+        boards.release()
+        assert _used_in(busy.pid, 1.0) > 2 * held
+
+
+def _used_in(pid: int, seconds: float) -> float:
+    before, begun = cpu_s(pid) or 0.0, time.monotonic()
+    time.sleep(seconds)
+    return ((cpu_s(pid) or 0.0) - before) / (time.monotonic() - begun)
+
+
+def test_a_busy_device_warms_its_board_and_throttles(tmp_path: Path, busy: subprocess.Popen[bytes]) -> None:
+    hot = ("boards.cpu='duty-cycle'", "boards.thermal=true", "boards.ambient_c=52.5")
+    with with_boards(tmp_path, *hot) as boards:
+        boards.started("device-00", busy.pid)
+        boards.tick(0.0)
+        assert measure(boards.root("device-00")).temperature_c == pytest.approx(67.4)
+        time.sleep(0.2)
+        # The clock is the test's: what was used in 0.2 s of the machine's counts for 0.3 s of the board's.
+        assert boards.tick(0.3) == []
+        warmed = measure(boards.root("device-00"))
+        assert warmed.is_throttled is False
+        assert measure(boards.root("device-02")).is_throttled is False
+        assert boards.conditions()["thermal"]["ambient_c"] == 52.5
+
+
+def test_a_ledger_drains_the_battery_until_the_board_goes_dark(tmp_path: Path) -> None:
+    with with_boards(tmp_path) as boards:
+        ledger = RunFolder(tmp_path).ledger("device-02")
+        ledger.parent.mkdir(parents=True)
+        ledger.write_text(json.dumps({"energy": {"train": {"joules": 9.0}}}) + "\n")
+        assert boards.tick(0.0) == []
+        assert measure(boards.root("device-02")).battery_percent == 25
+        ledger.write_text(ledger.read_text() * 3)
+        assert boards.tick(0.1) == []  # looked at a moment ago
+        (news,) = boards.tick(1.0)
+        assert (news.ident, news.is_gone) == ("device-02", True)
+        assert boards.tick(2.0) == []
+
+
+def test_memory_that_is_exceeded_is_told_with_its_limit(tmp_path: Path) -> None:
+    try:
+        boards = with_boards(tmp_path, "boards.memory=true").__enter__()
+    except SettingsError as error:
+        pytest.skip(f"needs control groups that this user may make: {error}")
+    try:
+        (folder,) = boards.cgroups("device-02")
+        wait_then_grow = "import sys; sys.stdin.read(1); bytearray(b'x') * (600 << 20)"
+        command = Place(cgroups=(folder,)).command([sys.executable, "-S", "-c", wait_then_grow])
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as device:
+            boards.started("device-02", device.pid)
+            assert boards.tick(0.0) == []
+            device.communicate(b"!")
+        assert device.returncode == -9
+        (news,) = boards.tick(1.0)
+        limit = 512 - 48 - _parents_mib(subprocess.Popen([sys.executable, "-S", "-c", ""]).pid)
+        assert news.is_gone
+        assert int(news.text.split("its ")[1].split()[0]) == pytest.approx(limit, abs=30)
+        assert "raspberry-pi-zero-2-w" in boards.conditions()["memory"]["limits_mib"]
+    finally:
+        boards.close()
+
+
+def test_a_board_as_fast_as_this_machine_or_faster_is_refused(tmp_path: Path) -> None:
+    boards = with_boards(tmp_path, "boards.cpu='duty-cycle'")
+    boards._here = 50.0
+    with pytest.raises(SettingsError, match=r"raspberry-pi-4b is 5 times as fast as this machine, expected slower"):
+        boards.__enter__()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "place"),
+    [
+        (("boards.cpu='auto'",), "boards"),
+        ((f"fleet.groups=[{PI}}}]", "boards.thermal=true"), "boards.thermal"),
+        (("fleet.groups=[{power = 'battery', battery_wh = 1.0}]",), "fleet.groups.0.power"),
+        ((f"fleet.groups=[{PI}, power = 'battery'}}]",), "fleet.groups.0.battery_wh"),
+        ((f"fleet.groups=[{PI}, battery_wh = 1.0}}]",), "fleet.groups.0.battery_wh"),
+        ((f"fleet.groups=[{PI}}}]", "boards.cpu='auto'", "fleet.engine='synthetic'"), "fleet.engine"),
+    ],
+)
+def test_what_cannot_be_emulated_is_refused_with_its_place(overrides: tuple[str, ...], place: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        scenario(*overrides)
+    assert place in [fault.path for fault in caught.value.faults]
