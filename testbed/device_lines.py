@@ -34,10 +34,9 @@ class DeviceLine(msgspec.Struct, frozen=True):
 
     `group` counts the scenario's groups from 0; `board` and `link` name profiles ("": none). `shares_by`: bytes of
     `up.shares` by aggregator. `wire_up`, `wire_down`: bytes at the device's interface, None where nobody counted them.
-    `spans`: (phase, from, to) in seconds since 1970. `energy`: by phase. `traffic`: what the device's links counted for
-    themselves. A device that was started again within the round has several entries in its ledger: bytes, seconds,
-    joules and spans are added, everything else is of the last. Every field has a default, so that files of older
-    versions are read.
+    `spans`: (phase, from, to) in seconds since 1970. `energy`: by phase. A device that was started again within the
+    round has several entries in its ledger: bytes, seconds, joules and spans are added, everything else is of the last.
+    Every field has a default, so that files of older versions are read.
     """
 
     arm: str = ""
@@ -99,7 +98,9 @@ def device_lines(
         entries, interface = by_round.get(number, {}), around.interface.get(number, {})
         for device, own in facts.items():
             made = _line(entries.get(device, ()), own, interface.get(device))
-            lines.append(msgspec.structs.replace(made, arm=around.arm, seed=seed, device=device, round=number))
+            status = made.status if number else ""
+            said = {"arm": around.arm, "seed": seed, "device": device, "round": number, "status": status}
+            lines.append(msgspec.structs.replace(made, **said))
     return lines
 
 
@@ -109,7 +110,7 @@ def _line(entries: Sequence[DeviceRound], facts: DeviceFacts, interface: Interfa
         group=facts.group,
         board=facts.board,
         link=facts.link,
-        status=last.status if last.round else "",
+        status=last.status,
         rung=last.rung,
         width=last.width,
         local_steps=last.local_steps,

@@ -111,19 +111,6 @@ def test_progress_names_the_metric_and_shows_errors_as_numbers() -> None:
     assert "rmse 1.235," in lines[0]
 
 
-def test_progress_is_a_bar_on_a_terminal() -> None:
-    screen = io.StringIO()
-    progress = Progress(Console(file=screen, force_terminal=True, width=120), pytest.fail)
-    progress.begin(20)
-    progress.round_done(CoordinatorRound(1, "APPLIED", accuracy=0.5), 1_500_000)
-    progress.round_done(CoordinatorRound(2, "FAILED", "too few"), 1_600_000)
-    progress.end()
-    shown = screen.getvalue()
-    assert "2/20" in shown
-    assert "accuracy 50.0 %  uplink 1.6 MB" in shown
-    assert "FAILED (too few)" in shown
-
-
 def test_list_shows_the_shipped_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line(["testbed", "list"]) == 0
     shown = capsys.readouterr().out
