@@ -14,7 +14,7 @@ Round numbers strictly rise, also after a restart; a second plan for the same nu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from aggregator.settings import AggregatorFloors
@@ -82,7 +82,9 @@ class ShareBook:
         self._id = aggregator_id
         self._floors = floors
         self._view: PlanView | None = None
-        self._attempts: dict[tuple[str, bytes], Attempt] = {}
+        self._cohort: frozenset[str] = frozenset()
+        self._attempts: dict[str, dict[bytes, Attempt]] = {}
+        self._uploaded: set[str] = set()
         self._declined: set[str] = set()
         self._attended = False
         self._check: bytes | None = None
@@ -130,7 +132,8 @@ class ShareBook:
             raise ProtocolError(f"plan for round {round_id}, expected a round after {self._last_round}")
         self._check_privacy(view)
         self._view, self._last_round = view, round_id
-        self._attempts, self._declined = {}, set()
+        self._cohort = frozenset(view.plan.cohort)
+        self._attempts, self._uploaded, self._declined = {}, set(), set()
         self._attended, self._check, self._freeze = False, None, None
         return True
 
@@ -155,8 +158,10 @@ class ShareBook:
 
     def resume(self, attempts: Iterable[Attempt], declined: Iterable[str], committed: Committed) -> None:
         """Put back what the store held of the open round."""
-        self._attempts = {(a.device_id, a.upload_id): a for a in attempts}
-        self._declined = set(declined)
+        self._attempts, self._declined = {}, set(declined)
+        for attempt in attempts:
+            self._attempts.setdefault(attempt.device_id, {})[attempt.upload_id] = attempt
+        self._uploaded = {attempt.device_id for attempt in self.attempts() if attempt.is_complete}
         self._attended, self._check, self._freeze = committed.attended, committed.check, committed.freeze
 
     # ------------------------------------------------------------------ uploads
@@ -169,7 +174,7 @@ class ShareBook:
         """
         if refused := self._refuse_round(device_id, upload):
             return refused
-        known = self._attempts.get((device_id, upload.upload_id))
+        known = self.attempts_of(device_id).get(upload.upload_id)
         if known and (known.rung, known.prg) != (upload.rung, upload.prg):
             found = f"rung {upload.rung} with {upload.prg}"
             return Refused(Verdict.MALFORMED, f"{found}, expected {known.rung} with {known.prg} as before")
@@ -188,7 +193,7 @@ class ShareBook:
             return Refused(verdict, f"round {upload.round_id}, open is {open_round}")
         if upload.plan != self._view.digest:
             return Refused(Verdict.WRONG_ROUND, "made for another plan of this round")
-        if device_id not in self._view.plan.cohort:
+        if device_id not in self._cohort:
             return Refused(Verdict.NOT_IN_COHORT, f"{device_id} is not in the cohort")
         return None
 
@@ -209,55 +214,59 @@ class ShareBook:
         return None
 
     def _new_attempt(self, device_id: str, upload: ShareUpload) -> Attempt | Refused:
-        mine = [attempt for attempt in self._attempts.values() if attempt.device_id == device_id]
+        mine = self._attempts.setdefault(device_id, {})
         if len(mine) >= MAX_ATTEMPTS:
-            unfinished = [attempt for attempt in mine if not attempt.is_complete]
+            unfinished = [attempt for attempt in mine.values() if not attempt.is_complete]
             if not unfinished:
                 return Refused(Verdict.TOO_MANY_UPLOADS, f"{len(mine)} complete uploads already, expected at most that")
-            del self._attempts[device_id, unfinished[0].upload_id]
+            del mine[unfinished[0].upload_id]
         attempt = Attempt(device_id, upload.upload_id, upload.rung, upload.prg, upload.chunks)
-        self._attempts[device_id, upload.upload_id] = attempt
+        mine[upload.upload_id] = attempt
         self._declined.discard(device_id)
         return attempt
 
     def stored(self, attempt: Attempt, chunk: int) -> bool:
         """Note a chunk that the store has committed; whether the upload is complete by it."""
         attempt.stored.add(chunk)
+        if attempt.is_complete:
+            self._uploaded.add(attempt.device_id)
+            self._declined.discard(attempt.device_id)
         return attempt.is_complete
 
     def discard(self, attempt: Attempt) -> None:
         """Forget an attempt whose share turned out malformed."""
-        self._attempts.pop((attempt.device_id, attempt.upload_id), None)
+        self._attempts.get(attempt.device_id, {}).pop(attempt.upload_id, None)
 
     def decline(self, device_id: str, round_id: int, plan: bytes) -> bool:
         """Note that a device will not upload; whether that is news for the open round."""
         view = self._view
-        if view is None or (round_id, plan) != (view.plan.round_id, view.digest) or device_id not in view.plan.cohort:
+        if view is None or (round_id, plan) != (view.plan.round_id, view.digest) or device_id not in self._cohort:
             return False
-        if self._attended or device_id in self._declined or self._complete_of(device_id):
+        if self._attended or device_id in self._declined or device_id in self._uploaded:
             return False
         self._declined.add(device_id)
         return True
 
     def attempts(self) -> list[Attempt]:
         """All attempts of the open round."""
-        return list(self._attempts.values())
+        return [attempt for mine in self._attempts.values() for attempt in mine.values()]
 
-    def _complete_of(self, device_id: str) -> list[Attempt]:
-        return [a for a in self._attempts.values() if a.device_id == device_id and a.is_complete]
+    def attempts_of(self, device_id: str) -> Mapping[bytes, Attempt]:
+        """The attempts of one device by upload id."""
+        return self._attempts.get(device_id, {})
 
     # ------------------------------------------------------------------ closing
 
     def is_everyone_done(self) -> bool:
         """Whether the whole cohort has uploaded or declined, so that waiting longer is useless."""
-        cohort = self._require().plan.cohort
-        return all(device in self._declined or self._complete_of(device) for device in cohort)
+        self._require()
+        return len(self._uploaded) + len(self._declined) == len(self._cohort)  # a device is never in both
 
     def attend(self) -> Attendance:
         """Fix the attendance: nothing new is admitted from here on."""
         view = self._require()
         self._attended = True
-        complete = [a for a in self._attempts.values() if a.is_complete]
+        complete = [attempt for attempt in self.attempts() if attempt.is_complete]
         uploads = tuple(Contribution(a.device_id, a.upload_id, a.rung) for a in complete)
         present = {a.device_id for a in complete}
         return Attendance(view.plan.round_id, view.digest, uploads, tuple(sorted(self._declined - present)))
@@ -291,7 +300,7 @@ class ShareBook:
 
     def prg_of(self, contributor: Contribution) -> Prg:
         """Keystream algorithm of an upload that is held here."""
-        return Prg(self._attempts[contributor.device_id, contributor.upload_id].prg)
+        return Prg(self._attempts[contributor.device_id][contributor.upload_id].prg)
 
     def check_freeze(self, freeze: Freeze, digest: bytes) -> bool:
         """Whether this aggregator is to sum for an authentic Freeze; False if it names others only.
@@ -319,7 +328,7 @@ class ShareBook:
         if self._id not in names:
             return
         for c in asked.contributors:
-            attempt = self._attempts.get((c.device_id, c.upload_id))
+            attempt = self.attempts_of(c.device_id).get(c.upload_id)
             if attempt is None or not attempt.is_complete or attempt.rung != c.rung:
                 raise ProtocolError(
                     f"{what} names an upload of {c.device_id!r} that is not held here complete at that rung"
@@ -341,7 +350,7 @@ class ShareBook:
     def close_round(self) -> None:
         """The coordinator has closed the round: nothing of it is admitted, summed or repeated any more."""
         self._view = None
-        self._attempts, self._declined = {}, set()
+        self._attempts, self._uploaded, self._declined = {}, set(), set()
 
     def _require(self) -> PlanView:
         if self._view is None:

@@ -50,6 +50,8 @@ from fedpruneshare.topics import Role
 _log = structlog.get_logger()
 #: Chunks of an answer that are sealed and on their way at a time (docs/protocol.md §3.3).
 _OUTSTANDING = 4
+#: Receipts and refusals on their way; whoever gets none asks again.
+_MOST_ANSWERS = 4096
 
 
 class Aggregator:
@@ -62,6 +64,7 @@ class Aggregator:
         self._backoff = Backoff(random.Random())
         self._deadline: asyncio.TimerHandle | None = None
         self._publishing: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._answering: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(_OUTSTANDING)
         self._reply: tuple[bytes, bytes] | None = None
 
@@ -84,9 +87,10 @@ class Aggregator:
         """Stop cleanly; everything that was answered is stored."""
         if self._deadline:
             self._deadline.cancel()
-        for task in self._publishing.values():
+        under_way = [*self._publishing.values(), *self._answering]
+        for task in under_way:
             task.cancel()
-        await asyncio.gather(*self._publishing.values(), return_exceptions=True)
+        await asyncio.gather(*under_way, return_exceptions=True)
         await self._own.close()
         await self._control.close()
         self._store.close()
@@ -184,8 +188,8 @@ class Aggregator:
         if not self._store.has_room_for(len(data)):
             await self._receipt(device_id, upload, Verdict.STORE_FULL, "the share store is at its limit")
             return
-        if not attempt.stored:
-            kept = [a.upload_id for a in self._book.attempts() if a.device_id == device_id]
+        kept = list(self._book.attempts_of(device_id))
+        if not attempt.stored and len(kept) > 1:  # with one alone, none was ever given up
             self._store.keep_uploads(upload.round_id, device_id, kept)
         self._store.add_chunk(upload.round_id, attempt, upload.chunk, data)
         if self._book.stored(attempt, upload.chunk):
@@ -368,11 +372,24 @@ class Aggregator:
         await self._answer(self._control, self._party.topics.name(channel, self._party.ident), refusal)
 
     async def _answer(self, link: Link, topic: str, message: Message) -> None:
-        """One try: who needs the answer asks again."""
-        try:
-            await link.publish(topic, self._party.sign(message))
-        except LinkError as error:
-            _log.info("answer-lost", topic=topic, error=str(error))
+        """One try, beside whatever arrives next: who needs the answer asks again.
+
+        A handler that waited for the broker to take it would wait for ever where the broker (the embedded one) first
+        waits for what it has delivered to be acknowledged, with more than 100 uploads on their way.
+        """
+        if len(self._answering) >= _MOST_ANSWERS:
+            _log.info("answer-lost", topic=topic, error=f"{_MOST_ANSWERS} answers are on their way already")
+            return
+
+        async def publish() -> None:
+            try:
+                await link.publish(topic, self._party.sign(message))
+            except LinkError as error:
+                _log.info("answer-lost", topic=topic, error=str(error))
+
+        task = asyncio.get_running_loop().create_task(publish())
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
 
     def _view(self) -> PlanView:
         if self._book.view is None:

@@ -137,10 +137,12 @@ class ShareStore:
     def keep_uploads(self, round_id: int, device_id: str, upload_ids: list[bytes]) -> None:
         """Drop a device's uploads that the book no longer knows."""
         marks = ",".join("?" * len(upload_ids))
-        statement = f"DELETE FROM uploads WHERE round_id = ? AND device_id = ? AND upload_id NOT IN ({marks})"
+        others = f"round_id = ? AND device_id = ? AND upload_id NOT IN ({marks})"
+        which = (round_id, device_id, *upload_ids)
         with self._transaction() as db:
-            db.execute(statement, (round_id, device_id, *upload_ids))
-        self._held = int(self._db.execute("SELECT COALESCE(SUM(LENGTH(data)), 0) FROM chunks").fetchone()[0])
+            freed = db.execute(f"SELECT COALESCE(SUM(LENGTH(data)), 0) FROM chunks WHERE {others}", which).fetchone()
+            db.execute(f"DELETE FROM uploads WHERE {others}", which)
+        self._held -= int(freed[0])
 
     def decline(self, round_id: int, device_id: str) -> None:
         """Commit a decline."""

@@ -157,10 +157,10 @@ class Coordinator:
 
     async def _await_devices(self) -> None:
         """Before the first round for the whole roster, or the quickest would be the cohort; later for the floor."""
-        rounds = self._settings.rounds
-        is_first = not self._store.outcomes()
+        rounds, is_first = self._settings.rounds, not self._store.outcomes()
         enough = len(self._party.directory.devices) if is_first else rounds.min_devices
-        await self._wait_until(lambda: len(self._fleet().limits) >= enough, rounds.wait_for_devices_s)
+        size, limit_s = self._store.fleet_size, rounds.wait_for_devices_s  # counted first: thousands say hello
+        await self._wait_until(lambda: size(_MISSED_LIMIT) >= enough <= len(self._fleet().limits), limit_s)
 
     def _fleet(self) -> AvailableDevices:
         known, roster = self._store.fleet(_MISSED_LIMIT), self._party.directory.devices

@@ -166,7 +166,9 @@ class RoundStore:
 
     def note_rung(self, device_id: str, rung: int | None) -> None:
         """Note the rung that what it measured left a device in its last round; None where nothing held it back."""
-        self._db.execute("UPDATE devices SET last_rung = ? WHERE device_id = ?", (rung, device_id))
+        # Nothing is written, and nothing waits for the disk, where nothing changes.
+        statement = "UPDATE devices SET last_rung = ?1 WHERE device_id = ?2 AND last_rung IS NOT ?1"
+        self._db.execute(statement, (rung, device_id))
 
     def note_round(self, cohort: tuple[str, ...], present: set[str]) -> None:
         """Count a missed round for every cohort device that neither uploaded nor declined."""
@@ -175,6 +177,10 @@ class RoundStore:
             missed = "0" if device in present else "missed + 1"
             self._db.execute(f"UPDATE devices SET missed = {missed} WHERE device_id = ?", (device,))
         self._db.execute("COMMIT")
+
+    def fleet_size(self, missed_below: int) -> int:
+        """How many devices `fleet` gives."""
+        return int(self._db.execute("SELECT COUNT(*) FROM devices WHERE missed < ?", (missed_below,)).fetchone()[0])
 
     def fleet(self, missed_below: int) -> AvailableDevices:
         """Devices that missed fewer rounds in a row than that."""

@@ -29,6 +29,8 @@ _log = structlog.get_logger()
 
 #: Verdicts that may turn: the aggregator has not seen the plan yet, or is about to have room again.
 _NOT_YET = (Verdict.WRONG_ROUND, Verdict.STORE_FULL)
+#: An answer is waited for so long, and so much longer for each device of the cohort.
+_PATIENCE_S, _SERVED_S = 2.0, 0.01
 #: (payload bytes, whether this chunk was never sent before)
 CountSent = Callable[[int, bool], None]
 #: (aggregator, payload bytes, seconds until the broker took it, bytes that were under way with it)
@@ -151,12 +153,23 @@ class Courier:
     async def _await_answer(self, attempt: int) -> Receipt | Missing | None:
         """The newest answer, or the final one if it is among those that have come; None if none comes in time."""
         try:
-            answer = await asyncio.wait_for(self._answers.get(), 2.0 + 2.0 * self._backoff.wait_s(attempt))
+            answer = await asyncio.wait_for(
+                self._answers.get(), self._patience_s() + 2.0 * self._backoff.wait_s(attempt)
+            )
         except TimeoutError:
             return None
         while not _is_final(answer) and not self._answers.empty():
             answer = self._answers.get_nowait()
         return answer
+
+    def _patience_s(self) -> float:
+        """How long to wait before asking again: an aggregator with a large cohort has many to serve.
+
+        Were a thousand devices to ask after two seconds, it would serve questions instead of uploads. Never so long that
+        a lost chunk is missed only when the round is about to end.
+        """
+        served_s = _SERVED_S * len(self._parcel.view.plan.cohort)
+        return _PATIENCE_S + min(served_s, self._remaining_s() / 4)
 
     def _remaining_s(self) -> float:
         # A share that is late in a broker's queue must not land in the next round.
