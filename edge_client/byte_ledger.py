@@ -197,4 +197,5 @@ class ByteLedger:
             file.flush()
             if self._is_durable:
                 os.fsync(file.fileno())
-        self._partial.unlink(missing_ok=True)
+        if self._is_durable:
+            self._partial.unlink(missing_ok=True)

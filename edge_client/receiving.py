@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,19 +55,15 @@ class ReceivedModel:
         return weights, vectors
 
 
-async def receive_model(
-    party: Party, link: Link, view: PlanView, rung: int, count_received: Callable[[int], None] = lambda _size: None
-) -> list[bytes]:
+async def receive_model(party: Party, link: Link, view: PlanView, rung: int) -> list[bytes]:
     """The blobs of segments 0 to `rung`, each matching its digest in the plan.
 
-    Subscribes to the segments' retained chunks for as long as it takes. `count_received` gets every payload's bytes.
+    Subscribes to the segments' retained chunks for as long as it takes.
     """
     try:  # a group, so that no segment is waited for once another has failed
         async with asyncio.TaskGroup() as group:
             blobs = [
-                group.create_task(
-                    _receive_segment(party, link, (index, segment, view.plan.chunk_bytes), count_received)
-                )
+                group.create_task(_receive_segment(party, link, (index, segment, view.plan.chunk_bytes)))
                 for index, segment in enumerate(view.plan.segments[: rung + 1])
             ]
     except ExceptionGroup as errors:
@@ -76,9 +71,7 @@ async def receive_model(
     return [blob.result() for blob in blobs]
 
 
-async def _receive_segment(
-    party: Party, link: Link, wanted: tuple[int, Segment, int], count_received: Callable[[int], None]
-) -> bytes:
+async def _receive_segment(party: Party, link: Link, wanted: tuple[int, Segment, int]) -> bytes:
     index, segment, chunk_bytes = wanted
     if segment.blob_bytes > _MAX_SEGMENT_BYTES:
         raise ProtocolError(f"segment {index} of {segment.blob_bytes} bytes, expected at most {_MAX_SEGMENT_BYTES}")
@@ -86,7 +79,6 @@ async def _receive_segment(
     complete = asyncio.Event()
 
     async def on_chunk(delivery: Delivery) -> None:
-        count_received(len(delivery.payload))
         if not delivery.payload:  # the broker's eraser, not a message
             return
         try:

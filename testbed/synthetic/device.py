@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from edge_client.byte_ledger import ByteLedger
 from edge_client.fresh_upload import new_upload
 from edge_client.receiving import receive_model
 from edge_client.settings import DeviceSettings
 from edge_client.share_chunks import open_shares
-from edge_client.uploading import Courier, Parcel, is_accepted
+from edge_client.uploading import CountSent, Courier, Parcel, is_accepted
 from fedpruneshare import __version__
 from fedpruneshare.errors import FedPruneShareError, LinkError, PeerError
 from fedpruneshare.link import Delivery, Handler, Link
@@ -28,7 +31,6 @@ from fedpruneshare.messages import Decline, Heartbeat, Hello, Missing, Outcome, 
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.sharing.prg import LEAN_BACKEND, Prg, quickest_prg
-from testbed.synthetic.ledger import PlainLedger
 from testbed.synthetic.words import random_words
 
 _log = structlog.get_logger()
@@ -59,7 +61,8 @@ class SyntheticDevice:
     ) -> None:
         self._party, self._settings, self._shared = party, settings, shared
         self._control, self._uplinks = links
-        self._ledger = PlainLedger(Path(settings.store))
+        self._ledger = ByteLedger(Path(settings.store), is_durable=False)
+        self._ledger.watch((self._control, *self._uplinks.values()))
         self._backoff = Backoff(random.Random())
         chosen = settings.limits.prg
         self._prg = quickest_prg(time.perf_counter, LEAN_BACKEND) if chosen == "auto" else Prg(chosen)
@@ -83,8 +86,8 @@ class SyntheticDevice:
                 await self._control.connect(wait=True)
             await self._serve()
         finally:
-            self._ledger.end()
             await asyncio.gather(self._control.close(), *(link.close() for link in self._uplinks.values()))
+            self._ledger.close()
 
     async def _serve(self) -> None:
         """One round at a time; a newer plan ends the round under way."""
@@ -97,8 +100,7 @@ class SyntheticDevice:
                     await round_task
                 self._is_closed.clear()
                 self._current = view
-                self._ledger.begin(view.plan.round_id)
-                self._ledger.received("plan", size_bytes)
+                self._ledger.begin(view.plan.round_id, size_bytes)
                 round_task = asyncio.create_task(self._round(view, ends_at))
         finally:
             if round_task is not None:
@@ -131,7 +133,7 @@ class SyntheticDevice:
         entry.status = "incomplete"
         rung = max(rung for rung in view.plan.rungs if rung <= self._settings.limits.rung_max)
         entry.rung, entry.width, entry.constraint = rung, view.plan.segments[rung].width, "plan"
-        await receive_model(self._party, self._control, view, rung, lambda size: self._ledger.received("model", size))
+        await receive_model(self._party, self._control, view, rung)
         entry.seconds["receive"], started = _lap(started)
         task = self._settings.task
         entry.weight, words = random_words(view, rung, task.seed, task.index)
@@ -142,16 +144,19 @@ class SyntheticDevice:
             parcel = Parcel(view, upload, aggregator_id, x, shares[x], ends_at)
             link, outstanding = self._uplinks[aggregator_id], self._settings.limits.outstanding_chunks
             self._couriers[aggregator_id] = Courier(self._party, link, parcel, self._backoff, outstanding)
-        bringing = [asyncio.create_task(self._bring(courier, view, started)) for courier in self._couriers.values()]
+        bringing = [
+            asyncio.create_task(self._bring(courier, view, started, partial(self._count_share, aggregator_id)))
+            for aggregator_id, courier in self._couriers.items()
+        ]
         try:
             await asyncio.gather(*bringing)
         finally:
             await _cancel(bringing)
             entry.seconds["share"] = round(sum(courier.prepared_s for courier in self._couriers.values()), 4)
 
-    async def _bring(self, courier: Courier, view: PlanView, started: float) -> None:
+    async def _bring(self, courier: Courier, view: PlanView, started: float, count_share: CountSent) -> None:
         entry = self._ledger.entry
-        receipt = await courier.deliver(self._count_share)
+        receipt = await courier.deliver(count_share)
         if not is_accepted(receipt):
             entry.reason = f"{receipt.verdict}: {receipt.detail}"
             return
@@ -160,24 +165,25 @@ class SyntheticDevice:
         if entry.receipts >= view.plan.sharing.k:
             entry.status = "uploaded"
 
-    def _count_share(self, size_bytes: int, is_first: bool) -> None:
-        self._ledger.sent("shares" if is_first else "resent", size_bytes)
+    def _count_share(self, aggregator_id: str, size_bytes: int, is_first: bool) -> None:
+        self._ledger.sent("shares" if is_first else "resent", size_bytes, aggregator_id)
+
+    def _control_counter(self, payload: bytes) -> Callable[[], None]:
+        return lambda: self._ledger.sent("control", len(payload))
 
     # ------------------------------------------------------------------ what is said
 
     async def _on_connected(self, first: bool) -> None:
         hello = self._party.sign(Hello(__version__, self._settings.limits.rung_max))
-        await self._control.publish(self._party.topics.name("hello", self._party.ident), hello, retain=True)
-        self._ledger.sent("control", len(hello))
+        topic = self._party.topics.name("hello", self._party.ident)
+        await self._control.publish(topic, hello, retain=True, on_sent=self._control_counter(hello))
 
     async def _decline(self, view: PlanView, reason: str) -> None:
         self._ledger.entry.status, self._ledger.entry.reason = "declined", reason
         payload = self._party.sign(Decline(view.plan.round_id, view.digest, reason[:500]))
         message = (self._party.topics.name("decline", self._party.ident), payload)
-        if await publish_until_taken(
-            self._control, message, self._backoff, is_wanted=lambda: not self._is_closed.is_set()
-        ):
-            self._ledger.sent("control", len(payload))
+        wanted, count = lambda: not self._is_closed.is_set(), self._control_counter(payload)
+        await publish_until_taken(self._control, message, self._backoff, is_wanted=wanted, on_sent=count)
 
     async def _beat(self, view: PlanView) -> None:
         entry = self._ledger.entry
@@ -187,8 +193,8 @@ class SyntheticDevice:
         beat = Heartbeat(view.plan.round_id, entry.rung or 0, entry.constraint, 0.0, upload_s, sent, received)
         payload = self._party.sign(beat)
         try:
-            await self._control.publish(self._party.topics.name("heartbeat", self._party.ident), payload)
-            self._ledger.sent("control", len(payload))
+            topic = self._party.topics.name("heartbeat", self._party.ident)
+            await self._control.publish(topic, payload, on_sent=self._control_counter(payload))
         except LinkError as error:
             _log.info("heartbeat-lost", device=self._party.ident, error=str(error))
 
@@ -197,23 +203,23 @@ class SyntheticDevice:
     async def _on_plan(self, delivery: Delivery) -> None:
         opened = self._party.take("round", delivery)
         if opened is None or not isinstance(opened.message, RoundPlan):
+            self._ledger.plan_dropped(len(delivery.payload))
             return
         plan = opened.message
         if plan.round_id <= self._newest_round:
-            self._ledger.received("plan", len(delivery.payload))
+            self._ledger.plan_dropped(len(delivery.payload))
             return
         try:
             view = self._shared.plan(check_plan(plan, opened.digest, self._party.directory))
         except PeerError as error:
             _log.error("plan-refused", device=self._party.ident, round_id=plan.round_id, reason=str(error))
-            self._ledger.received("plan", len(delivery.payload))
+            self._ledger.plan_dropped(len(delivery.payload))
             return
         self._newest_round = plan.round_id
         remaining_s = plan.deadline_s if delivery.expiry_s is None else min(delivery.expiry_s, plan.deadline_s)
         self._plans.put_nowait((view, asyncio.get_running_loop().time() + remaining_s, len(delivery.payload)))
 
     async def _on_outcome(self, delivery: Delivery) -> None:
-        self._ledger.received("other", len(delivery.payload))
         opened = self._party.take("outcome", delivery)
         if opened is None or not isinstance(opened.message, Outcome) or self._current is None:
             return
@@ -222,7 +228,6 @@ class SyntheticDevice:
 
     def _ack_handler(self, aggregator_id: str) -> Handler:
         async def on_ack(delivery: Delivery) -> None:
-            self._ledger.received("receipts", len(delivery.payload))
             opened = self._party.take("ack", delivery)
             courier = self._couriers.get(aggregator_id)
             if opened is None or courier is None or not isinstance(opened.message, (Receipt, Missing)):

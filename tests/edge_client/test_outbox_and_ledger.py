@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from edge_client.byte_ledger import ByteLedger
 from edge_client.outbox import Outbox, Upload
+from fedpruneshare.link import Traffic
 from fedpruneshare.sharing.prg import Prg
 
 PLAN = b"p" * 32
@@ -91,3 +93,56 @@ def test_a_killed_process_loses_no_byte(tmp_path: Path) -> None:
     again.end()
     ByteLedger(tmp_path).end()
     assert len(lines(tmp_path)) == 1
+
+
+def test_what_arrives_is_counted_by_its_topic_and_by_the_links_alike(tmp_path: Path) -> None:
+    ledger, links = ByteLedger(tmp_path), [SimpleNamespace(traffic=Traffic()) for _ in range(2)]
+    ledger.watch(links)  # type: ignore[arg-type]
+    control, uplink = (link.traffic for link in links)
+    control.connects = 1
+    control.received("fps/v1/lab/round", 700)  # a plan, not taken up yet
+    ledger.begin(1, 700)
+    control.received("fps/v1/lab/model/0/3", 5000)
+    uplink.received("fps/v1/lab/ack/device-00", 90)
+    control.received("fps/v1/lab/outcome", 40)
+    control.received("strange", 2)
+    uplink.sent(300, lambda: ledger.sent("shares", 300, "aggregator-1"))
+    uplink.sent(300, lambda: ledger.sent("resent", 300, "aggregator-1"))
+    ledger.end()
+    control.received("fps/v1/lab/round", 650)  # published again: the device is through with that round
+    ledger.plan_dropped(650)
+    control.received("fps/v1/lab/round", 800)  # nobody takes it up any more
+    ledger.close()
+    first, last = lines(tmp_path)
+    assert first["down"] == {"model": 5000, "plan": 700, "receipts": 90, "other": 42}
+    assert (first["up"], first["shares_by"]) == ({"shares": 300, "resent": 300, "control": 0}, {"aggregator-1": 300})
+    assert first["traffic"] == {
+        "sent_bytes": 600, "sent_messages": 2, "received_bytes": 5832, "received_messages": 5, "connects": 1,
+    }  # fmt: skip
+    assert last["down"] == {"model": 0, "plan": 1450, "receipts": 0, "other": 0}
+    assert last["traffic"]["received_bytes"] == 1450  # type: ignore[index]
+
+
+def test_a_killed_process_leaves_causes_and_link_counts_that_agree(tmp_path: Path) -> None:
+    ledger, link = ByteLedger(tmp_path), SimpleNamespace(traffic=Traffic())
+    ledger.watch([link])  # type: ignore[list-item]
+    ledger.begin(2)
+    ledger.enter("send")
+    link.traffic.sent(50, lambda: ledger.sent("control", 50))
+    link.traffic.received("fps/v1/lab/round", 600)  # of the next round, in which it is killed
+    ByteLedger(tmp_path)
+    (line,) = lines(tmp_path)
+    assert (line["status"], line["phase"]) == ("killed", "send")
+    assert (line["up"]["control"], line["down"]["plan"]) == (50, 600)  # type: ignore[index]
+    assert (line["traffic"]["sent_bytes"], line["traffic"]["received_bytes"]) == (50, 600)  # type: ignore[index]
+
+
+def test_a_ledger_that_need_not_survive_writes_lines_alone(tmp_path: Path) -> None:
+    ledger = ByteLedger(tmp_path, is_durable=False)
+    ledger.begin(1)
+    ledger.enter("train")
+    ledger.sent("control", 9)
+    assert list(tmp_path.iterdir()) == []
+    ledger.end()
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.jsonl"]
+    assert lines(tmp_path)[0]["traffic"] is None

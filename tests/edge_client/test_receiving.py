@@ -44,6 +44,6 @@ async def test_a_wrong_segment_leaves_no_subscription_behind(blob_bytes: int) ->
     link: Any = _Link({party.topics.segment(1): chunk})
     before = asyncio.all_tasks()
     with pytest.raises(ProtocolError, match="segment 1"):
-        await asyncio.wait_for(receive_model(party, link, seen, 2, lambda _: None), 5)
+        await asyncio.wait_for(receive_model(party, link, seen, 2), 5)
     assert not link.handlers
     assert asyncio.all_tasks() == before

@@ -168,7 +168,7 @@ class Federation:
     async def _deliver(self, party: Party, control: MemoryLink, uplinks: dict, work: tuple) -> None:  # type: ignore[type-arg]
         couriers, view, limit = work
         rung = max(r for r in view.plan.rungs if r <= limit)
-        received = decode_model(view, TABLE, await receive_model(party, control, view, rung, lambda size: None))
+        received = decode_model(view, TABLE, await receive_model(party, control, view, rung))
         assert sum(p.size for p in received.positions) == sum(s.weights for s in view.plan.segments[: rung + 1])
         words, upload_id = self._words(view, rung, party.ident), os.urandom(16)
         self.uploaded[party.ident, upload_id] = words

@@ -116,6 +116,22 @@ async def test_expired_retained_message_is_not_delivered(world: Any, seen: Any) 
     assert got.deliveries[0].expiry_s < 59
 
 
+async def test_what_is_handed_over_and_what_arrives_is_told_as_it_is_counted(world: Any, seen: Any) -> None:
+    sender, receiver, got = await world.connected("a"), await world.connected("b"), seen()
+    arrived: list[tuple[str, int]] = []
+    sent: list[int] = []
+    receiver.traffic.on_received = lambda topic, size: arrived.append((topic, size))
+    await receiver.subscribe(world.topic("up"), got)
+    for size in (3, 70_000):
+        await sender.publish(world.topic("up"), bytes(size), on_sent=lambda: sent.append(sender.traffic.sent_bytes))
+    with pytest.raises(PayloadTooLargeError):
+        await sender.publish(world.topic("up"), bytes(256 * 1024 + 1), on_sent=lambda: sent.append(0))
+    await got.until(2)
+    assert sent == [3, 70_003]
+    assert arrived == [(world.topic("up"), 3), (world.topic("up"), 70_000)]
+    assert (sender.traffic.connects, receiver.traffic.connects) == (1, 1)
+
+
 async def test_too_large_is_refused_before_queueing_and_a_small_one_passes(world: Any, seen: Any) -> None:
     sender, receiver, got = await world.connected("a"), await world.connected("b"), seen()
     await receiver.subscribe(world.topic("up"), got)
