@@ -5,7 +5,7 @@ nothing of them is left after the run, however it ends. Others enter them by `/p
 
 One JSON line comes on standard input: {"backend": "tap" | "netem" | "htb", "congestion_control": …,
 "links": {NAME: {"profile": {…}, "seed": …}}}. The answer is {"ready": {"services": N, "links": {NAME: [N, ADDRESS]},
-"offloads": {…}, "nice": …}} or {"error": …}. Each further line is answered with what became of packets, where this
+"offloads": {…}, "priority": …}} or {"error": …}. Each further line is answered with what became of packets, where this
 process carried them: {NAME: {"up": {…}, "down": {…}}}. It ends with its input.
 """
 
@@ -33,7 +33,8 @@ from testbed.links.tap import Emulator
 #: Where every broker of a fleet listens: one address that each device reaches by a link of its own.
 SERVICES_ADDRESS: Final = "10.77.0.1"
 DEVICE_INTERFACE: Final = "radio0"
-_PRIORITY: Final = -15
+_REAL_TIME_PRIORITY: Final = 1
+_NICE: Final = -15
 Shape = Callable[[IPRoute, int, LinkProfile, float], None]
 _SHAPERS: Final[dict[str, Shape]] = {"netem": queueing.shape_with_netem, "htb": queueing.shape_with_htb}
 
@@ -156,14 +157,17 @@ def build(order: dict[str, Any]) -> tuple[Keeper, dict[str, Any]]:
         links[name] = (keeper.add(name, made), made.device_end.address)
         for which, is_on in keeper.offloads(links[name][0]).items():
             found[which] = found.get(which, False) or is_on
-    return keeper, {"services": keeper.services, "links": links, "offloads": found, "nice": _hurry()}
+    return keeper, {"services": keeper.services, "links": links, "offloads": found, "priority": _hurry()}
 
 
-def _hurry() -> int:
+def _hurry() -> str:
     """Come before the fleet where the machine is crowded: a link that waits for a processor is a slower link."""
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
-    return os.getpriority(os.PRIO_PROCESS, 0)
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(_REAL_TIME_PRIORITY))
+        return "real time"
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+    return f"nice {os.getpriority(os.PRIO_PROCESS, 0)}"
 
 
 def _say(message: dict[str, Any]) -> None:

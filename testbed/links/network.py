@@ -139,7 +139,7 @@ class Network:
             "congestion_control": {"asked": self._emulation.congestion_control},
             "offloads": ready["offloads"],
             "mtu_bytes": 1500,
-            "keeper_nice": ready["nice"],
+            "priority": ready["priority"],
         }
         probes = [Probe(name, profile.steady(), *self._places[_PROBE + name]) for name, profile in used.items()]
         self._check(probes)
