@@ -7,6 +7,7 @@ one chunk once more, until the aggregator's signed receipt says that everything 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,8 @@ _log = structlog.get_logger()
 _NOT_YET = (Verdict.WRONG_ROUND, Verdict.STORE_FULL)
 #: An answer is waited for so long, and so much longer for each device of the cohort.
 _PATIENCE_S, _SERVED_S = 2.0, 0.01
+#: How long a chunk that is cut off must have been under way to say something of the link.
+_CUT_OFF_S = 1.0
 #: (payload bytes, whether this chunk was never sent before)
 CountSent = Callable[[int, bool], None]
 #: (aggregator, payload bytes, seconds until the broker took it, bytes that were under way with it)
@@ -139,16 +142,27 @@ class Courier:
         self._begun.add(chunk)
 
     async def _publish(self, payload: bytes, on_sent: Callable[[], None]) -> None:
-        """Publish one chunk, and report how long the broker took to acknowledge it."""
+        """Publish one chunk, and report how long the broker took to acknowledge it.
+
+        One that the end of the round cut off is reported too, if it had its time: the link is slower than that. On a
+        link too slow for its rounds nothing else would ever show it.
+        """
+        loop = asyncio.get_running_loop()
         self._under_way += len(payload)
-        ahead, started = self._under_way, asyncio.get_running_loop().time()
+        ahead, started, least_s = self._under_way, loop.time(), 0.0
         try:
             await self._link.publish(self._topic(), payload, expiry_s=self._remaining_s(), on_sent=on_sent)
+        except asyncio.CancelledError:
+            least_s = _CUT_OFF_S
+            raise
+        except LinkError:
+            least_s = math.inf  # a connection that fell says nothing of its rate
+            raise
         finally:
             self._under_way -= len(payload)
-        seconds = asyncio.get_running_loop().time() - started
-        if self.watch is not None and seconds > 0:
-            self.watch(self._parcel.aggregator_id, len(payload), seconds, ahead)
+            seconds = loop.time() - started
+            if self.watch is not None and seconds > least_s:
+                self.watch(self._parcel.aggregator_id, len(payload), seconds, ahead)
 
     async def _await_answer(self, attempt: int) -> Receipt | Missing | None:
         """The newest answer, or the final one if it is among those that have come; None if none comes in time."""
@@ -165,8 +179,8 @@ class Courier:
     def _patience_s(self) -> float:
         """How long to wait before asking again: an aggregator with a large cohort has many to serve.
 
-        Were a thousand devices to ask after two seconds, it would serve questions instead of uploads. Never so long that
-        a lost chunk is missed only when the round is about to end.
+        Were a thousand devices to ask after two seconds, it would serve questions instead of uploads. Never so long
+        that a lost chunk is missed only when the round is about to end.
         """
         served_s = _SERVED_S * len(self._parcel.view.plan.cohort)
         return _PATIENCE_S + min(served_s, self._remaining_s() / 4)

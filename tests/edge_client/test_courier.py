@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from builders import directory, identity, view
 
+from edge_client import uploading
 from edge_client.outbox import Upload
 from edge_client.share_chunks import WholeShare
 from edge_client.uploading import Courier, Parcel, is_accepted
+from fedpruneshare.errors import DisconnectedError
 from fedpruneshare.link.chunks import Bitmap
 from fedpruneshare.link.retry import Backoff
 from fedpruneshare.messages import Missing, Receipt, ShareUpload, Verdict
@@ -102,3 +104,37 @@ async def test_what_making_chunks_took_is_told_apart_from_sending() -> None:
     async with asyncio.timeout(10):
         await courier.deliver(lambda size, is_first: None)
     assert 0 < courier.prepared_s < loop.time() - started
+
+
+@dataclass
+class Mute:
+    """A link whose broker answers nothing, or that is down."""
+
+    error: Exception | None = None
+
+    async def publish(self, topic: str, payload: bytes, **options: Any) -> None:
+        if self.error is not None:
+            raise self.error
+        options["on_sent"]()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("link", "long_s", "reported"),
+    [(Mute(), 0.05, 4), (Mute(), 60.0, 0), (Mute(DisconnectedError("the connection fell")), 0.0, 0)],
+)
+async def test_chunks_that_the_round_cut_off_show_how_slow_the_link_is(
+    link: Mute, long_s: float, reported: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploading, "_CUT_OFF_S", long_s)
+    parcel = Parcel(VIEW, UPLOAD, "aggregator-1", 2, SHARE, asyncio.get_running_loop().time() + 60.0)
+    party = Party(identity("device-03"), directory(), Role.DEVICE)
+    courier = Courier(party, link, parcel, Backoff(random.Random(1)), 4)  # type: ignore[arg-type]
+    seen: list[tuple[str, float, int]] = []
+    courier.watch = lambda aggregator, size, seconds, ahead: seen.append((aggregator, seconds, ahead // size))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await courier.deliver(lambda size, is_first: None)
+    assert [entry[0] for entry in seen] == ["aggregator-1"] * reported
+    assert all(0.05 < seconds < 5.0 for _, seconds, _ in seen)
+    assert [ahead for _, _, ahead in seen] == list(range(1, reported + 1))
