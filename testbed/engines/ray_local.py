@@ -113,11 +113,13 @@ def _keep(folder: Path, nodes: int, cpus: int) -> None:
     os.dup2(2, 1)
     try:
         address = _start_cluster(folder, nodes, cpus)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans that end are not kept as zombies
         with contextlib.suppress(BrokenPipeError):
             os.write(replies, address.encode() + b"\n")
             while os.read(0, 4096):
                 pass
     finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _kill_descendants()
         shutil.rmtree(folder, ignore_errors=True)
 
