@@ -199,6 +199,7 @@ def _taken_part(
         spans.append((name, now, now + took_s))
         now += took_s
     spans.append(("idle", now, max(now, started_at + length_s)))
+    half = size // 2
     constraint = ("deadline", "rung_max", "plan")[facts.group] if prunes else "plan"
     return DeviceRound(
         number,
@@ -206,7 +207,7 @@ def _taken_part(
         rung=rung,
         constraint=constraint,
         up=BytesUp(size, int(size * 0.02) if facts.link == "lte" else 0, 126),
-        shares_by={"aggregator-1": size} if not shares else {"aggregator-1": size // 2, "aggregator-2": size - size // 2, "aggregator-3": 0},
+        shares_by={"aggregator-1": size - half, "aggregator-2": half} if shares else {"aggregator-1": size},
         down=BytesDown(int(60_000 * density(arm, number, made)) + 9000, 2400, 363),
         seconds={name: round(took_s, 4) for name, took_s in lengths.items()},
         local_steps=40,

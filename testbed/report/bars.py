@@ -188,10 +188,10 @@ def _energy_by_phase(report: Report) -> Drawing:
         scaled = [{phase: joules / scale for phase, joules in row.items()} for row in rows]
         phases = [*PHASE_COLOURS, *sorted({phase for row in rows for phase in row} - set(PHASE_COLOURS))]
         _stack(axes, scaled, {phase: {"color": PHASE_COLOURS.get(phase, EDGE)} for phase in phases})
-        axes.set_yticks(range(len(rows)), labels)
-        axes.invert_yaxis()
+        axes.set_yticks(range(len(rows)) if any(labels) else [], labels if any(labels) else [])
+        axes.set_ylim(max(len(rows), 2) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel(f"{unit} a seed")
+        axes.set_xlabel(f"{unit}, one seed's run" if any(len(arm.seeds) > 1 for arm in report.arms) else unit)
         legend_above(axes, 4)
     return paper.finished
 

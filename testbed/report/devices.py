@@ -92,8 +92,9 @@ def _total(device: str, lines: Sequence[DeviceLine]) -> DeviceTotal:
 
 
 def _wire(counts: Sequence[int | None]) -> int | None:
+    """Their sum, where every one was counted: bytes of some rounds say nothing beside the payload of all."""
     known = [count for count in counts if count is not None]
-    return sum(known) if known else None
+    return sum(known) if known and len(known) == len(counts) else None
 
 
 def dropped(statuses: Counter[str]) -> int:

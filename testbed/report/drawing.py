@@ -126,7 +126,7 @@ def whole_numbers(axes: Axes) -> None:
     """Ticks of the x axis at whole rounds."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
 def stacked_bars(axes: Axes, xs: Sequence[float], stack: Mapping[str, tuple[str, Sequence[float]]]) -> None:

@@ -50,7 +50,7 @@ def _write(writer: SummaryWriter, arm: ArmRun, seed: int) -> None:
             writer.add_scalar(tag, value, line.round, walltime=line.started_at or None)
         # Joules so far have one meaning only where all are of one source.
         if len(line.energy_j) == 1:
-            writer.add_scalar("joules/so far", joules, line.round, walltime=line.started_at or None)
+            writer.add_scalar("joules/so_far", joules, line.round, walltime=line.started_at or None)
 
 
 def _scalars(line: RunRound, metric: str) -> Iterator[tuple[str, float]]:
@@ -59,15 +59,15 @@ def _scalars(line: RunRound, metric: str) -> Iterator[tuple[str, float]]:
         "loss": line.loss,
         "density": line.density,
         "bytes/up": line.up.total,
-        "bytes/up so far": line.uplink_bytes_so_far,
+        "bytes/up_so_far": line.uplink_bytes_so_far,
         "bytes/down": line.down.total,
-        "bytes/wire up": line.wire_up,
-        "bytes/wire down": line.wire_down,
+        "bytes/wire_up": line.wire_up,
+        "bytes/wire_down": line.wire_down,
         "applied": line.phase == "APPLIED",
         "contributors": line.contributors,
     }
     yield from ((tag, float(value)) for tag, value in known.items() if value is not None)
-    yield from ((f"bytes/shares to {name}", float(count)) for name, count in line.shares_by.items())
+    yield from ((f"bytes/shares/{name}", float(count)) for name, count in line.shares_by.items())
     yield from ((f"seconds/{step}", length_s) for step, length_s in line.seconds.items())
     yield from ((f"devices/{status or 'unknown'}", float(count)) for status, count in line.devices.items())
     for source, phases in line.energy_j.items():

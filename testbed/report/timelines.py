@@ -46,7 +46,9 @@ _WIDTH_IN: Final = 11.5
 
 
 @dataclass(frozen=True)
-class _Bar:
+class Bar:
+    """One thing a device did, in seconds since 1970; `row` is its place in the plot."""
+
     row: int
     look: str
     start_s: float
@@ -91,7 +93,7 @@ def _timeline(arm: ArmRun, index: int, rounds: Sequence[RunRound], lines: Sequen
     note = f"Seed {shown[0].seed}, {span} of {rounds[-1].round}"
     note += f", {len(devices)} of {len(every)} devices." if len(devices) < len(every) else ", every device."
     start_s = shown[0].started_at
-    bars = list(_bars(shown, lines, devices))
+    bars = list(bars_of(shown, lines, devices))
     height = 1.3 + 0.17 * len(devices)
     with sheet(f"timeline-{index + 1}", f"What devices did: {arm.name}", note, (_WIDTH_IN, height)) as paper:
         axes = paper.axes()
@@ -110,7 +112,8 @@ def _length_s(line: RunRound) -> float:
     return line.seconds.get("total", sum(line.seconds.values()))
 
 
-def _bars(rounds: Sequence[RunRound], lines: Sequence[DeviceLine], devices: Sequence[str]) -> Iterator[_Bar]:
+def bars_of(rounds: Sequence[RunRound], lines: Sequence[DeviceLine], devices: Sequence[str]) -> Iterator[Bar]:
+    """What each of the devices did in these rounds, one row for each."""
     rows = {device: row for row, device in enumerate(devices)}
     by_round: dict[int, list[DeviceLine]] = defaultdict(list)
     for entry in lines:
@@ -125,26 +128,26 @@ def _bars(rounds: Sequence[RunRound], lines: Sequence[DeviceLine], devices: Sequ
             row = rows[entry.device]
             if entry.status in ("", ABSENT):
                 if knows_absent or entry.status == ABSENT:
-                    yield _Bar(row, "away", line.started_at, max(end_s, until_s))
+                    yield Bar(row, "away", line.started_at, max(end_s, until_s))
                 continue
             yield from _device_bars(row, entry, line.started_at, end_s)
 
 
-def _device_bars(row: int, entry: DeviceLine, start_s: float, end_s: float) -> Iterator[_Bar]:
+def _device_bars(row: int, entry: DeviceLine, start_s: float, end_s: float) -> Iterator[Bar]:
     """One device in one round: its phases, and how it ended if not with an upload."""
     if entry.status in _IDLE:
         return
     reached_s = start_s
     for phase, begun_s, ended_s in entry.spans or _from_lengths(entry, start_s):
         reached_s = max(reached_s, ended_s)
-        yield _Bar(row, _LOOK_OF_PHASE.get(phase, "wait"), begun_s, ended_s)
+        yield Bar(row, _LOOK_OF_PHASE.get(phase, "wait"), begun_s, ended_s)
     if entry.status == "declined":
         width_s = 0.06 * (end_s - start_s)
-        yield _Bar(row, "declined", min(reached_s, end_s - width_s), min(reached_s, end_s - width_s) + width_s)
+        yield Bar(row, "declined", min(reached_s, end_s - width_s), min(reached_s, end_s - width_s) + width_s)
     elif entry.status not in _FINE:
-        yield _Bar(row, "dropped out", min(reached_s, 0.9 * end_s + 0.1 * start_s), end_s)
+        yield Bar(row, "dropped out", min(reached_s, 0.9 * end_s + 0.1 * start_s), end_s)
     elif not entry.spans and reached_s < end_s:
-        yield _Bar(row, "wait", reached_s, end_s)
+        yield Bar(row, "wait", reached_s, end_s)
 
 
 def _from_lengths(entry: DeviceLine, start_s: float) -> Iterator[tuple[str, float, float]]:
@@ -155,10 +158,10 @@ def _from_lengths(entry: DeviceLine, start_s: float) -> Iterator[tuple[str, floa
             start_s += length_s
 
 
-def _draw_bars(axes: Axes, bars: Sequence[_Bar], start_s: float) -> None:
+def _draw_bars(axes: Axes, bars: Sequence[Bar], start_s: float) -> None:
     from matplotlib.collections import PolyCollection
 
-    by_look: dict[str, list[_Bar]] = defaultdict(list)
+    by_look: dict[str, list[Bar]] = defaultdict(list)
     for bar in bars:
         by_look[bar.look].append(bar)
     for look, (colour, hatch) in _LOOKS.items():
@@ -170,7 +173,7 @@ def _draw_bars(axes: Axes, bars: Sequence[_Bar], start_s: float) -> None:
             )
 
 
-def _corners(bar: _Bar, start_s: float) -> list[tuple[float, float]]:
+def _corners(bar: Bar, start_s: float) -> list[tuple[float, float]]:
     left, right, top, foot = bar.start_s - start_s, bar.end_s - start_s, bar.row - 0.36, bar.row + 0.36
     return [(left, top), (right, top), (right, foot), (left, foot)]
 
