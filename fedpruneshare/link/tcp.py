@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
+from functools import lru_cache
 from typing import Final
 
 from fedpruneshare.errors import LinkError
@@ -51,8 +52,14 @@ def acknowledge_at_once(sock: socket.socket) -> None:
     if _QUICKACK is None:
         return
     with contextlib.suppress(OSError):
-        if ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
+        if _is_loopback(sock.getsockname()[0]):
             sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+
+
+@lru_cache(maxsize=64)
+def _is_loopback(host: str) -> bool:
+    """Asked at every read, of the same few addresses."""
+    return ipaddress.ip_address(host).is_loopback
 
 
 __all__ = ["acknowledge_at_once", "connect_tcp"]

@@ -7,6 +7,7 @@ process id the launcher knows is the broker's, so that it can be killed by it.
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import sys
@@ -59,6 +60,8 @@ def _guard(launcher: int, broker: int) -> None:
 def main() -> None:
     """Read the command line (see the module) and run."""
     launcher, kind, arguments = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # every device is a connection
     if kind == "embedded":
         run_embedded(launcher, arguments[0])
     else:

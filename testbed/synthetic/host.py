@@ -8,6 +8,7 @@ and nothing else; the pid of each is this process's. It ends at the end of input
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -117,6 +118,7 @@ def main() -> int:
     logs.configure("devices", str(os.getpid()), "warning")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # every device has a connection to every broker
+    gc.set_threshold(100_000, 20, 20)  # every pass looks at all of the devices
     quickest_prg(time.perf_counter, LEAN_BACKEND)
     asyncio.run(Host(replies).serve())
     return 0
