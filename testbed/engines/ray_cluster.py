@@ -51,6 +51,8 @@ class RemoteHost:
             return ray.get(call, timeout=timeout_s)
         except ray.exceptions.GetTimeoutError:
             raise RunError(f"{self.post.node} did not answer in {timeout_s:g} s") from None
+        except ray.exceptions.ActorUnavailableError as error:
+            raise RunError(f"{self.post.node} cannot be reached now ({_in_short(error)})") from None
         except ray.exceptions.RayActorError as error:
             self.is_gone = True
             raise RunError(f"{self.post.node}: its devices' host is gone ({_in_short(error)}); {_GONE}") from None
@@ -93,7 +95,8 @@ def connect(address: str, variables: Mapping[str, str]) -> None:
     """
     if address != "auto":
         _check_reachable(address)
-    with _environment(variables), _own_signal_handlers():
+    # A call after the end must not start a cluster of Ray's own making, as it otherwise does.
+    with _environment({**variables, "RAY_ENABLE_AUTO_CONNECT": "0"}), _own_signal_handlers():
         import ray
 
         _read_variables_again()
