@@ -158,10 +158,11 @@ class ShareBook:
 
     def resume(self, attempts: Iterable[Attempt], declined: Iterable[str], committed: Committed) -> None:
         """Put back what the store held of the open round."""
-        self._attempts, self._declined = {}, set(declined)
+        self._attempts = {}
         for attempt in attempts:
             self._attempts.setdefault(attempt.device_id, {})[attempt.upload_id] = attempt
         self._uploaded = {attempt.device_id for attempt in self.attempts() if attempt.is_complete}
+        self._declined = set(declined) - self._uploaded  # who declined may have thought better of it
         self._attended, self._check, self._freeze = committed.attended, committed.check, committed.freeze
 
     # ------------------------------------------------------------------ uploads

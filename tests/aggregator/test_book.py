@@ -358,6 +358,17 @@ def test_everyone_done_counts_uploads_and_declines(book: ShareBook) -> None:
     assert book.is_everyone_done()
 
 
+def test_everyone_is_done_after_a_restart_too_where_one_had_declined_before_it_uploaded(book: ShareBook) -> None:
+    first, *others = DEVICES
+    for device in others:
+        book.decline(device, 1, book.view.digest)
+    book.decline(first, 1, book.view.digest)
+    upload_whole(book, first)
+    assert book.is_everyone_done()
+    book.resume(book.attempts(), DEVICES, Committed(False, None, None))
+    assert book.is_everyone_done()
+
+
 def test_the_aggregators_own_floor_stands_above_the_plans(book: ShareBook) -> None:
     strict = ShareBook(AGGREGATOR, AggregatorFloors(min_devices=8, min_devices_segment=3))
     strict.open_round(view(5))
