@@ -361,8 +361,8 @@ def test_everyone_done_counts_uploads_and_declines(book: ShareBook) -> None:
 def test_everyone_is_done_after_a_restart_too_where_one_had_declined_before_it_uploaded(book: ShareBook) -> None:
     first, *others = DEVICES
     for device in others:
-        book.decline(device, 1, book.view.digest)
-    book.decline(first, 1, book.view.digest)
+        book.decline(device, 5, view(5).digest)
+    book.decline(first, 5, view(5).digest)
     upload_whole(book, first)
     assert book.is_everyone_done()
     book.resume(book.attempts(), DEVICES, Committed(False, None, None))
