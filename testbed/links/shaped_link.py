@@ -18,7 +18,7 @@ from typing import Final, Unpack
 
 import msgspec
 
-from fedpruneshare.link import BrokerAddress, ConnectHandler, Delivery, Handler, Link, PublishOptions, Traffic
+from fedpruneshare.link import BrokerAddress, ConnectHandler, Delivery, Handler, Link, PublishOptions
 from fedpruneshare.party import LinkSettings
 from fedpruneshare.process import OpenLink
 from testbed.links.emulator import Gate, Wander
@@ -123,15 +123,8 @@ class ShapedLink:
 
     def __init__(self, link: Link, radio: Radio) -> None:
         self._link, self._radio = link, radio
-
-    @property
-    def traffic(self) -> Traffic:
-        """See `Link.traffic`: payload bytes, which shaping does not change."""
-        return self._link.traffic
-
-    @traffic.setter
-    def traffic(self, traffic: Traffic) -> None:
-        self._link.traffic = traffic
+        self.traffic = link.traffic
+        """Payload bytes, which shaping does not change."""
 
     async def connect(self, *, wait: bool = False) -> None:
         """See `Link.connect`; three round trips later, as TCP and MQTT need between them."""
