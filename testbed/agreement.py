@@ -25,12 +25,14 @@ class Wire:
     """What is known of a device's wire. `is_quiet`: nothing on it is lost, held back or slow enough to make TCP repeat.
 
     `links`: connections it holds. `topic_bytes`: its longest topic. `seconds`: how long it was connected at most.
+    `is_cut`: the device was killed, perhaps between what its links counted and what it wrote down.
     """
 
     links: int
     topic_bytes: int
     seconds: float
     is_quiet: bool
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ def compare_books(
             continue
         checked += 1
         found = _cause_faults(device, entries, counts)
-        # SIGKILL falls between what a link counts and what is done with it; nobody restarted counts that.
-        (unexplained if any(entry.status == "killed" for entry in entries) else faults).extend(found)
+        wire = wires.get(device)
+        (unexplained if wire is not None and wire.is_cut else faults).extend(found)
         if device in passed:
             strict, reported = _interface_faults(device, passed[device], counts, wires[device])
             faults += strict

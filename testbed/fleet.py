@@ -62,6 +62,7 @@ class Fleet:
         self._services = Processes(self.folder.logs)
         self._devices = new_engine(scenario, self.folder.logs)
         self._killed: set[str] = set()
+        self._cut_off: set[str] = set()
         self._are_devices_stopped = False
         links = {ident: group.link for ident, group in zip(self.devices, scenario.fleet.members(), strict=True)}
         self.network = Network(scenario.links, links, self.seed, self.folder.logs)
@@ -179,6 +180,7 @@ class Fleet:
     def kill_device(self, device: str | int) -> None:
         """SIGKILL a device by name or number."""
         self._killed.add(self.device_id(device))
+        self._cut_off.add(self.device_id(device))
         self._devices.kill(self.device_id(device))
 
     def kill_broker(self, name: str) -> None:
@@ -281,7 +283,13 @@ class Fleet:
         """Stop every device, so that its ledger is whole; the rest of the fleet lives on. Idempotent."""
         if not self._are_devices_stopped:
             self._are_devices_stopped = True
+            _quietly(self.boards.release)  # a device that is held back would not end in time
             _quietly(lambda: self._devices.stop(_STOP_GRACE_S))
+
+    @property
+    def cut_off(self) -> set[str]:
+        """Devices that were ever killed: their ledgers may lack what was under way then."""
+        return self._cut_off | {name for name, code in self._devices.ended().items() if code < 0}
 
     def stop(self) -> None:
         """Stop every process and delete the private keys. Idempotent; after it only the files are left."""
@@ -293,7 +301,6 @@ class Fleet:
                 steps.callback(_quietly, broker.stop)
             steps.callback(_quietly, lambda: self._services.stop(self._services.names(), _STOP_GRACE_S))
             steps.callback(self.stop_devices)
-            steps.callback(_quietly, self.boards.release)
 
 
 def _quietly(step: Callable[[], None]) -> None:

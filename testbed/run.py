@@ -125,26 +125,33 @@ def _run_seed(scenario: Scenario, folder: RunFolder, progress: Progress, arm: st
             progress.say(FIXTURE_NOTICE)
         follower = Follower(fleet, _journal(fleet, arm), progress, new_state(fleet, arm))
         progress.begin(scenario.rounds.count, fleet.metric)
-        try:
-            fleet.start()
-            code = follower.follow()
-            conditions = fleet.conditions()
-        finally:  # also of a run that is broken off: what was counted until then is in its files
-            fleet.stop_devices()
-            rounds = fleet.rounds()
-            follower.finish(rounds)
-    follower.conclude(code == 0)
+        code, conditions = _follow(fleet, follower)
+        rounds = fleet.rounds()
     wall_s = time.monotonic() - started
+    agreement = compare_books(follower.book.ledgers, follower.journal.interface.by_round, _wires(fleet, wall_s))
+    conditions |= {"ledger": agreement.conditions}
+    follower.conclude(code == 0 and not agreement.faults)
     progress.end()
     _check_end(scenario, fleet, code, rounds)
-    agreement = compare_books(follower.book.ledgers, follower.journal.interface.by_round, _wires(fleet, wall_s))
     agreement.check()
-    conditions |= {"ledger": agreement.conditions}
     around = follower.journal.around(rounds)
     merged = merge(seed, rounds, follower.book.ledgers, around)
     devices = device_lines(seed, rounds, follower.book.ledgers, follower.journal.facts, around)
     run = SeedRun(merged, wall_s, _sharing(scenario), _initial_accuracy(scenario, folder, rounds), fleet.metric)
     return _SeedResult(run, devices, conditions, fleet.data, fleet.task, succeeded=code == 0)
+
+
+def _follow(fleet: Fleet, follower: Follower) -> tuple[int, dict[str, Any]]:
+    """The coordinator's exit code, and what was emulated. A run that is broken off writes down what it had, too."""
+    try:
+        fleet.start()
+        return follower.follow(), fleet.conditions()
+    except BaseException:
+        follower.conclude(succeeded=False)
+        raise
+    finally:
+        fleet.stop_devices()
+        follower.finish(fleet.rounds())
 
 
 def _journal(fleet: Fleet, arm: str) -> Journal:
@@ -163,9 +170,15 @@ def _check_end(scenario: Scenario, fleet: Fleet, code: int, rounds: list[Coordin
 
 
 def _wires(fleet: Fleet, seconds: float) -> dict[str, Wire]:
-    links = 1 + len(fleet.aggregators)
+    links, cut_off = 1 + len(fleet.aggregators), fleet.cut_off
     return {
-        device: Wire(links, longest_topic(FEDERATION, device), seconds, is_quiet(fleet.network.profile(device)))
+        device: Wire(
+            links,
+            longest_topic(FEDERATION, device),
+            seconds,
+            is_quiet(fleet.network.profile(device)),
+            is_cut=device in cut_off,
+        )
         for device in fleet.devices
     }
 

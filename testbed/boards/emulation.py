@@ -18,6 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import structlog
+
 from edge_client.board.profiles import find_board, load_board
 from fedpruneshare.errors import SettingsError
 from testbed.boards.battery import Battery, SpentJoules
@@ -31,6 +33,8 @@ from testbed.federation import RunFolder, device_ids
 
 if TYPE_CHECKING:
     from testbed.scenario import DeviceGroup, Scenario
+
+_log = structlog.get_logger()
 
 _TICK_S: Final = 0.25
 _KEEPER_LOG: Final = "duty-cycle.log"
@@ -109,6 +113,7 @@ class Boards:
                 if cpu != "auto":
                     raise
                 self._reasons.append(f"{name}: {error}")
+                _log.warning("boards-not-slowed-by", how=name, reason=str(error))
             else:
                 self._closing.callback(self._processor.close)
                 self._kind = self._processor.kind

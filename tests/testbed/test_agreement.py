@@ -65,6 +65,15 @@ def test_an_interface_that_cannot_be_explained_fails_on_a_quiet_wire_alone(passe
     compare_books({"a": again}, {1: {"a": passed}}, {"a": QUIET}).check()
 
 
+def test_what_a_killed_device_did_not_write_down_is_told_and_fails_nothing() -> None:
+    cut = Wire(QUIET.links, QUIET.topic_bytes, QUIET.seconds, is_quiet=True, is_cut=True)
+    found = compare_books({"a": ledger(down=BytesDown(20_000, 0, 400, 0))}, {}, {"a": cut})
+    found.check()
+    assert found.conditions["unexplained"] == [
+        "a: found 20400 bytes down by cause, expected the 21200 its links received"
+    ]
+
+
 def test_a_ledger_without_counts_of_its_links_is_not_checked() -> None:
     found = compare_books({"a": ledger(traffic=None), "b": []}, {}, {})
     assert found.conditions == {"devices": 2, "payload_checked": 0}
