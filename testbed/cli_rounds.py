@@ -13,7 +13,7 @@ from testbed.benchmarks.crowd import Crowd, CrowdSettings, growth, measure_crowd
 from testbed.benchmarks.rounds import RoundFigures, measure_rounds, write_crowds, write_measurements
 from testbed.progress import Progress
 from testbed.run import RunOptions, run_scenario
-from testbed.scenario import load_scenario
+from testbed.scenario import BrokerKind, load_scenario
 
 _FEWEST = 3
 
@@ -58,7 +58,7 @@ def rounds(
     values: int,
     count: int,
     sharing: tuple[int, int],
-    broker: str,
+    broker: BrokerKind,
 ) -> int:
     """What rounds cost: of whole SCENARIOs (default: the demo), or by the number of devices."""
     logs.configure("bench", "", "warning")
