@@ -2,6 +2,7 @@
 #   PYTHON=python3.12   the interpreter to build the environment from
 #   VENV=path           where the environment lies
 #   WORKERS=4           how many test processes run at once
+#   EXTRAS=…,ray        what is installed; with ray, the tests of fleets on a Ray cluster run, too
 
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
@@ -9,7 +10,7 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := testbed,export,dev
+EXTRAS ?= testbed,export,dev
 RUN_DIR ?= runs
 
 # uv, where it is installed, is only a speed-up. It does not read pip's list of local wheels by itself.
@@ -53,6 +54,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/fedpruneshare bench rounds --json $(RUN_DIR)/bench-rounds.json
+	$(BIN)/fedpruneshare bench rounds --devices 100,300,1000,3000 --json $(RUN_DIR)/bench-crowd.json
 	$(BIN)/fedpruneshare bench sharing --json $(RUN_DIR)/bench-sharing.json
 	$(BIN)/fedpruneshare bench width --json $(RUN_DIR)/bench-width.json
 	$(BIN)/fedpruneshare bench memory --json $(RUN_DIR)/bench-memory.json
