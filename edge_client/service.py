@@ -33,7 +33,7 @@ from edge_client.receiving import decode_model, receive_model
 from edge_client.settings import DeviceSettings
 from edge_client.share_chunks import open_shares
 from edge_client.training import Pace
-from edge_client.uploading import CountSent, Courier, Parcel, is_accepted
+from edge_client.uploading import CountSent, Courier, Parcel, Uplink, is_accepted
 from fedpruneshare import __version__
 from fedpruneshare.errors import FedPruneShareError, LinkError, PeerError, PlanError
 from fedpruneshare.link import Delivery, Handler, Link
@@ -248,11 +248,13 @@ class Device:
         shares = await self._in_worker(open_shares, view, self._party.ident, upload)
         opened_s, started = _lap(started)
         self._enter(Phase.SEND)
+        uplink = Uplink()
         for aggregator_id, x in view.plan.points.items():
             parcel = Parcel(view, upload, aggregator_id, x, shares[x], ends_at, is_resumed)
             link, outstanding = self._uplinks[aggregator_id], self._settings.limits.outstanding_chunks
             self._couriers[aggregator_id] = Courier(self._party, link, parcel, self._backoff, outstanding)
             self._couriers[aggregator_id].watch = self._adapter.uploaded
+            self._couriers[aggregator_id].uplink = uplink
         deliveries = [
             asyncio.create_task(self._bring(courier, view, started, self._share_counter(aggregator_id, is_resumed)))
             for aggregator_id, courier in self._couriers.items()

@@ -14,6 +14,7 @@ from functools import partial
 
 import structlog
 
+from edge_client.adaptation.watches import SMALL_BYTES
 from edge_client.outbox import Upload
 from edge_client.share_chunks import Share
 from fedpruneshare.errors import LinkError, MessageError
@@ -58,6 +59,13 @@ class Parcel:
         return f"Parcel(to={self.aggregator_id!r}, x={self.x}, chunks={self.share.count})"
 
 
+@dataclass
+class Uplink:
+    """Payload bytes that are under way on all links of a device."""
+
+    under_way_bytes: int = 0
+
+
 class Courier:
     """Delivers one parcel over one link until a receipt comes."""
 
@@ -71,6 +79,8 @@ class Courier:
         self._sent: set[int] = set()
         self._sending: frozenset[int] = frozenset()
         self._under_way = 0
+        self.uplink = Uplink()
+        """Shared by all couriers of a device, where they share its uplink."""
         self.watch: WatchLink | None = None
         self._answers: asyncio.Queue[Receipt | Missing] = asyncio.Queue()
 
@@ -149,17 +159,21 @@ class Courier:
         """
         loop = asyncio.get_running_loop()
         self._under_way += len(payload)
+        self.uplink.under_way_bytes += len(payload)
         ahead, started, least_s = self._under_way, loop.time(), 0.0
+        if len(payload) <= SMALL_BYTES and self.uplink.under_way_bytes > ahead:
+            least_s = math.inf  # it queues behind what goes to others, which is no round trip
         try:
             await self._link.publish(self._topic(), payload, expiry_s=self._remaining_s(), on_sent=on_sent)
         except asyncio.CancelledError:
-            least_s = _CUT_OFF_S
+            least_s = max(least_s, _CUT_OFF_S)
             raise
         except LinkError:
             least_s = math.inf  # a connection that fell says nothing of its rate
             raise
         finally:
             self._under_way -= len(payload)
+            self.uplink.under_way_bytes -= len(payload)
             seconds = loop.time() - started
             if self.watch is not None and seconds > least_s:
                 self.watch(self._parcel.aggregator_id, len(payload), seconds, ahead)

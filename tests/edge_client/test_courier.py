@@ -14,7 +14,7 @@ from builders import directory, identity, view
 from edge_client import uploading
 from edge_client.outbox import Upload
 from edge_client.share_chunks import WholeShare
-from edge_client.uploading import Courier, Parcel, is_accepted
+from edge_client.uploading import Courier, Parcel, Uplink, is_accepted
 from fedpruneshare.errors import DisconnectedError
 from fedpruneshare.link.chunks import Bitmap
 from fedpruneshare.link.retry import Backoff
@@ -138,3 +138,23 @@ async def test_chunks_that_the_round_cut_off_show_how_slow_the_link_is(
     assert [entry[0] for entry in seen] == ["aggregator-1"] * reported
     assert all(0.05 < seconds < 5.0 for _, seconds, _ in seen)
     assert [ahead for _, _, ahead in seen] == list(range(1, reported + 1))
+
+
+async def test_a_seed_that_queues_behind_other_shares_says_nothing_of_the_round_trip() -> None:
+    """On one slow uplink its answer is as late as theirs."""
+    seed = WholeShare(bytes(32), VIEW.plan.chunk_bytes)
+    loop, uplink, seen = asyncio.get_running_loop(), Uplink(), list[str]()
+    party = Party(identity("device-03"), directory(), Role.DEVICE)
+
+    async def deliver_behind(name: str, others_bytes: int) -> None:
+        link = Counter(set(range(1, CHUNKS)))
+        parcel = Parcel(VIEW, UPLOAD, "aggregator-1", 2, seed, loop.time() + 60.0)
+        link.courier = Courier(party, link, parcel, Backoff(random.Random(1)), 4)  # type: ignore[arg-type]
+        link.courier.uplink, uplink.under_way_bytes = uplink, others_bytes
+        link.courier.watch = lambda *_: seen.append(name)
+        await link.courier.deliver(lambda size, is_first: None)
+        assert uplink.under_way_bytes == others_bytes
+
+    await deliver_behind("behind", 50_000)
+    await deliver_behind("alone", 0)
+    assert seen == ["alone"]
