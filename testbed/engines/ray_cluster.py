@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import logging
 import os
@@ -104,7 +105,9 @@ def connect(address: str, variables: Mapping[str, str]) -> None:
             ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             reason = _in_short(error)
-            raise SettingsError(f"fleet.ray.address: {address}: {reason}; expected a running cluster") from None
+            raise SettingsError(
+                f"fleet.ray.address: {address}: {reason}; expected a running cluster, and its token"
+            ) from None
 
 
 def disconnect() -> None:
@@ -143,10 +146,9 @@ def own_address() -> str:
 def _read_variables_again() -> None:
     """Ray reads how to authenticate when it is first imported, which may have been long ago."""
     with contextlib.suppress(ImportError, AttributeError):
-        from ray._raylet import AuthenticationTokenLoader, Config
-
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
+        core: Any = importlib.import_module("ray._raylet")
+        core.Config.initialize("")
+        core.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _check_reachable(address: str) -> None:
