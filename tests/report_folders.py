@@ -42,12 +42,29 @@ _STARTED_AT = 1_790_000_000.0
 CONDITIONS: dict[str, Any] = {
     "links": {
         "backend": "tap",
+        "why": "outages are asked for",
         "kernel": "6.8",
-        "congestion_control": "cubic",
-        "offloads": "off",
-        "self_test": [
-            {"link": "lte", "rate_kbit_s": 1987.4, "expected_kbit_s": 2000.0, "delay_ms": 40.6, "loss_percent": 0.98}
-        ],
+        "profiles": {
+            "lte": {
+                "up_kbit_s": 2000.0,
+                "down_kbit_s": 8000.0,
+                "delay_ms": 40.0,
+                "jitter_ms": 5.0,
+                "loss_percent": 1.0,
+                "metered": True,
+                "devices": 3,
+            },
+            "wifi": {"up_kbit_s": 0.0, "down_kbit_s": 0.0, "delay_ms": 2.0, "devices": 6},
+        },
+        "congestion_control": {"asked": "cubic", "device": "cubic", "services": "cubic"},
+        "offloads": {"tso": False, "gso": False, "gro": False},
+        "self_test": {
+            "lte": {
+                "attempts": 1,
+                "up": {"kbit_s": 1987.4, "delay_ms": 40.61, "delay_expected_ms": 40.2, "packets": 1000, "lost": 9},
+                "down": {"kbit_s": 7990.1, "delay_ms": 40.44, "delay_expected_ms": 40.1, "packets": 1000, "lost": 11},
+            }
+        },
     },
     "boards": {"cpu": "cgroup", "memory": True},
     "engine": {"name": "process"},

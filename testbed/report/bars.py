@@ -16,6 +16,7 @@ from testbed.report.drawing import (
     PALE,
     Drawing,
     legend_above,
+    plain_log,
     sheet,
     short,
     stacked_bars,
@@ -189,7 +190,8 @@ def _energy_by_phase(report: Report) -> Drawing:
         phases = [*PHASE_COLOURS, *sorted({phase for row in rows for phase in row} - set(PHASE_COLOURS))]
         _stack(axes, scaled, {phase: {"color": PHASE_COLOURS.get(phase, EDGE)} for phase in phases})
         axes.set_yticks(range(len(rows)) if any(labels) else [], labels if any(labels) else [])
-        axes.set_ylim(max(len(rows), 2) - 0.5, -0.5)
+        paper.figure.set_figheight(max(2.0, 1.6 + 0.45 * len(rows)))
+        axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"{unit}, one seed's run" if any(len(arm.seeds) > 1 for arm in report.arms) else unit)
         legend_above(axes, 4)
@@ -209,7 +211,10 @@ def _phases(arm: ArmRun, source: str) -> dict[str, float]:
 
 
 def _overhead(report: Report) -> Drawing:
-    note = "One mark a device and direction: filled up, hollow down. Bytes at the interface beyond the MQTT payload."
+    note = (
+        "One mark a device and direction: filled up, hollow down. Bytes at the interface beyond the MQTT payload. "
+        f"Dotted: {_EXPLAINED_PERCENT} %, what framing explains at messages of 20 kB; shorter ones weigh more."
+    )
     with sheet("overhead", "Interface against payload bytes, by device", note) as paper:
         axes = paper.axes()
         for index, arm in enumerate(report.arms):
@@ -227,7 +232,7 @@ def _overhead(report: Report) -> Drawing:
                 )  # fmt: skip
         axes.axhline(_EXPLAINED_PERCENT, color=EDGE, linewidth=1, linestyle=":")
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _position: f"{value:g}")
+        plain_log(axes.xaxis)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("MB of MQTT payload of the device")
         axes.set_ylabel("overhead (%)")

@@ -42,51 +42,75 @@ def emulation(report: Report) -> str:
     for folder, name in zip(report.folders, names, strict=True):
         points = [*_points(folder), *_privacy(report, folder), *_energy(report, folder)]
         points.append(f"Task: {folder.summary.task}. {_DATA[folder.scenario.task.data]}".strip())
-        body = items(points) + _conditions_table(folder.conditions)
+        body = items(points) + _links_table(folder.conditions) + _conditions_table(folder.conditions)
         parts.append(folded(name, body, is_open=True) if name else body)
     return section("conditions", "What is emulated, what is real", *parts)
 
 
 def _points(folder: RunFolder) -> list[str]:
-    """The machine, the network, and where bytes were counted."""
-    summary, scenario, links = folder.summary, folder.scenario, _part(folder, "links")
-    engine = _engine(folder.conditions)
-    points = [
+    """The machine, the network, the boards, and where bytes were counted."""
+    summary, scenario = folder.summary, folder.scenario
+    return [
         f"{summary.devices} devices, {scenario.aggregators.count} aggregators with a broker each, one coordinator, "
-        f"talking over real {scenario.brokers.kind} brokers. {engine} "
-        "Keys, signatures, sealing and sharing are those of a deployment; keys were made for this run and thrown away."
+        f"talking over real {scenario.brokers.kind} brokers. {_engine(folder.conditions)} "
+        "Keys, signatures, sealing and sharing are those of a deployment; keys were made for this run and thrown away.",
+        _links(part_of(folder.conditions, "links", "backend")),
+        _bytes(folder),
+        *_boards(part_of(folder.conditions, "boards", "cpu")),
     ]
+
+
+def part_of(conditions: Mapping[str, Any], name: str, mark: str) -> Mapping[str, Any]:
+    """What one part of a run recorded, known by the key `mark`; of several seeds, what it did of the first."""
+    found = conditions.get(name)
+    if isinstance(found, Mapping) and found and mark not in found:
+        found = next(iter(found.values()))
+    return found if isinstance(found, Mapping) else {}
+
+
+def _links(links: Mapping[str, Any]) -> str:
     backend = str(links.get("backend", ""))
     if backend in _UNSHAPED:
-        points.append(
-            "The network is not shaped: there is no loss, delay or limit of rate but what the machine itself gives."
-        )
+        return "The network is not shaped: there is no loss, delay or limit of rate but what the machine itself gives."
+    if backend == "application":
+        return "Links are emulated at the application's links, not at a network interface." + _why(links)
+    control = links.get("congestion_control")
+    named = control.get("device") if isinstance(control, Mapping) else control
+    said = f" TCP's congestion control: {named}." if named else ""
+    return f"Links are emulated in network namespaces of this machine, by {backend}.{_why(links)}{said}"
+
+
+def _why(links: Mapping[str, Any]) -> str:
+    return f" Chosen because {links['why']}." if links.get("why") else ""
+
+
+def _bytes(folder: RunFolder) -> str:
+    if any(arm.wire_bytes.source == "interface" for arm in folder.summary.arms.values()):
+        text = "Bytes are counted twice: MQTT payload by the devices, everything at their network interfaces."
     else:
-        where = (
-            "at the application's links, not at a network interface"
-            if backend == "application"
-            else f"in network namespaces of this machine, by {backend}"
-        )
-        control = links.get("congestion_control")
-        points.append(f"Links are emulated {where}." + (f" TCP's congestion control: {control}." if control else ""))
-    sources_of_bytes = {arm.wire_bytes.source for arm in summary.arms.values()}
-    if "interface" in sources_of_bytes:
-        points.append(
-            "Bytes are counted twice: MQTT payload by the devices, and everything at their network interfaces."
-        )
+        text = "Bytes are counted MQTT payload bytes; headers of MQTT, TCP and IP come on top."
+    ledger = part_of(folder.conditions, "ledger", "devices")
+    if not ledger:
+        return text
+    checked = [f"{ledger['payload_checked']} of {ledger['devices']} against their links' own counts"]
+    if "interface_checked" in ledger:
+        checked.append(f"{ledger['interface_checked']} against their interfaces")
+    return f"{text} Ledgers of devices checked: {', '.join(checked)}."
+
+
+def _boards(boards: Mapping[str, Any]) -> list[str]:
+    kind = boards.get("cpu", "none")
+    if kind in _UNSHAPED:
+        points = ["Times are those of this machine's processor, not of the boards the devices stand for."]
     else:
-        points.append("Bytes are counted MQTT payload bytes; headers of MQTT, TCP and IP come on top.")
-    boards = _part(folder, "boards")
-    if boards.get("cpu", "none") not in _UNSHAPED:
-        points.append(f"Processor speed is emulated ({boards['cpu']}): times are those of this machine held back.")
-    else:
-        points.append("Times are those of this machine's processor, not of the boards the devices stand for.")
+        points = [f"Processor speed is emulated ({kind}): times are those of this machine held back."]
+    points += [str(boards["crowded"])] if boards.get("crowded") else []
+    memory, heat = boards.get("memory"), boards.get("thermal")
+    if isinstance(memory, Mapping) or memory is True:
+        points.append("Memory is limited to that of the boards.")
+    if isinstance(heat, Mapping):
+        points.append("Heat and throttling are emulated by the boards' thermal models.")
     return points
-
-
-def _part(folder: RunFolder, name: str) -> Mapping[str, Any]:
-    found = folder.conditions.get(name)
-    return found if isinstance(found, Mapping) else {}
 
 
 def _engine(conditions: Mapping[str, Any]) -> str:
@@ -115,11 +139,50 @@ def _energy(report: Report, folder: RunFolder) -> list[str]:
         return ["Energy was not measured."]
     if found == ["model"]:
         return [
-            "Joules are modelled, not measured: the board profiles' watts, by phase, times what each phase took "
+            "Joules are modelled, not measured: those of an emulated board, by its profile and what each phase took "
             "(docs/energy.md)."
         ]
     return [
         f"Joules are {' and '.join(map(source_text, found))}; what is measured and what is modelled is never added."
+    ]
+
+
+def _links_table(conditions: Mapping[str, Any]) -> str:
+    """Each link as it was asked for, and as its self-test found it before the run."""
+    links = part_of(conditions, "links", "backend")
+    profiles, tests = links.get("profiles"), links.get("self_test")
+    if not isinstance(profiles, Mapping) or links.get("backend") in _UNSHAPED:
+        return ""
+    rows = [
+        [name, str(asked.get("devices", "")), way, *_asked(asked, way), *_found(tests, name, way)]
+        for name, asked in profiles.items()
+        for way in ("up", "down")
+    ]
+    head = ["link", "devices", "way", "rate asked", "delay asked", "loss asked", "rate", "delay", "packets lost"]
+    note = small("The last three columns: what the self-test measured at one device of the link before the run.")
+    return folded("Links as asked and as measured", table(head, rows) + note, is_open=True)
+
+
+def _asked(profile: Mapping[str, Any], way: str) -> list[str]:
+    rate = profile.get(f"{way}_kbit_s")
+    return [
+        f"{rate:g} kbit/s" if rate else "no limit",
+        f"{profile.get('delay_ms', 0):g} ± {profile.get('jitter_ms', 0):g} ms",
+        f"{profile.get('loss_percent', 0):g} %",
+    ]
+
+
+def _found(tests: Any, name: str, way: str) -> list[str]:
+    test = tests.get(name) if isinstance(tests, Mapping) else None
+    found = test.get(way) if isinstance(test, Mapping) else None
+    if not isinstance(found, Mapping):
+        return ["not measured"] * 3
+    rate = found.get("kbit_s")
+    delay, expected = found.get("delay_ms"), found.get("delay_expected_ms")
+    return [
+        f"{rate:g} kbit/s" if rate else "–",
+        "–" if delay is None else f"{delay:.1f} ms" + (f" ({expected:.1f} expected)" if expected else ""),
+        f"{found.get('lost', 0)} of {found.get('packets', 0)}",
     ]
 
 

@@ -15,6 +15,7 @@ from testbed.report.drawing import (
     MARKERS,
     Drawing,
     legend_above,
+    plain_log,
     sheet,
     short,
     whole_numbers,
@@ -154,7 +155,7 @@ def _uplink_by_round(report: Report) -> Drawing:
             _draw(axes, index, arm.name, _points(arm, _kb_per_upload))
         if len(report.arms) > 1:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(lambda value, _position: f"{value:g}")
+            plain_log(axes.yaxis)
         else:
             axes.set_ylim(bottom=0)
         axes.set_xlabel("round")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart by colour-blind eyes and on grey prints.
@@ -147,6 +148,15 @@ def stacked_bars(axes: Axes, xs: Sequence[float], stack: Mapping[str, tuple[str,
     least, most = min(bases[False], default=0.0), max(bases[True], default=0.0)
     axes.set_xlim(min(xs, default=0) - 0.7, max(xs, default=1) + 0.7)
     axes.set_ylim(1.05 * least, 1.05 * most or 1.0)
+
+
+def plain_log(axis: Axis) -> None:
+    """Logarithmic ticks as plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
 
 
 def legend_above(axes: Axes, columns: int = 4) -> None:

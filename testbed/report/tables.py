@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from fedpruneshare.metrics import Metric
 from testbed.ledger import RunRound
@@ -15,6 +16,8 @@ from testbed.report.markup import folded, items, percent, seconds, section, size
 from testbed.report.markup import joules as joules_of
 from testbed.report.runs import ArmRun, Report
 
+_NONE: Final = "–"
+
 # --------------------------------------------------------------------------- devices
 
 
@@ -22,7 +25,7 @@ def groups(report: Report) -> str:
     """What devices alike did: how their rounds ended, the rungs they took and why, what it cost each."""
     head = [
         "arm", "group", "board", "link", "devices", "asked", "uploaded", "declined", "dropped", "rungs taken",
-        "bound by", "receive", "train", "send", "up a device", "down a device", "joules a device",
+        "bound by", "receive", "train", "send", "up", "down", "joules",
     ]  # fmt: skip
     rows = []
     for arm in report.arms:
@@ -30,11 +33,18 @@ def groups(report: Report) -> str:
         rows += [_group_row(arm, kind, totals) for kind, totals in kinds.items()]
     if not rows:
         return ""
+    kept = [index for index in range(len(head)) if any(row[index] != _NONE for row in rows)]
+    kept = kept[1:] if len(report.arms) == 1 else kept
     note = (
-        "Times are medians over the rounds of all devices of the group; bytes and joules are means over its devices, "
-        "of one seed. Dropped: neither uploaded nor declined."
+        "Times are medians over the rounds of all devices of the group; bytes (MQTT payload) and joules are of one "
+        "device in one seed's run, mean over the group. Dropped: neither uploaded nor declined."
     )
-    return section("groups", "Devices by group, board and link", table(head, rows, file=DEVICES_CSV), small(note))
+    body = table(_only(kept, head), [_only(kept, row) for row in rows], file=DEVICES_CSV)
+    return section("groups", "Devices by group, board and link", body, small(note))
+
+
+def _only(kept: Sequence[int], row: Sequence[str]) -> list[str]:
+    return [row[index] for index in kept]
 
 
 def _group_row(arm: ArmRun, kind: tuple[int, str, str], totals: Sequence[DeviceTotal]) -> list[str]:
@@ -45,15 +55,15 @@ def _group_row(arm: ArmRun, kind: tuple[int, str, str], totals: Sequence[DeviceT
     return [
         arm.name,
         str(kind[0]),
-        kind[1] or "–",
-        kind[2] or "–",
+        kind[1] or _NONE,
+        kind[2] or _NONE,
         str(len(totals)),
         str(asked),
         _part(statuses["uploaded"], asked),
         _part(statuses["declined"], asked),
         _part(dropped(statuses), asked),
-        ", ".join(f"{_part(count, rungs.total())} rung {rung}" for rung, count in sorted(rungs.items())) or "–",
-        ", ".join(f"{_part(count, bound.total())} {_constraint(name)}" for name, count in bound.most_common()) or "–",
+        ", ".join(f"{_part(count, rungs.total())} rung {rung}" for rung, count in sorted(rungs.items())) or _NONE,
+        ", ".join(f"{_part(count, bound.total())} {_constraint(name)}" for name, count in bound.most_common()) or _NONE,
         *(_median(totals, phase) for phase in ("receive", "train", "send")),
         size(sum(one.up.payload for one in totals) / runs),
         size(sum(one.down.payload for one in totals) / runs),
@@ -66,12 +76,12 @@ def _constraint(name: str) -> str:
 
 
 def _part(count: int, whole: int) -> str:
-    return f"{100 * count / whole:.0f} %" if whole else "–"
+    return f"{100 * count / whole:.0f} %" if whole else _NONE
 
 
 def _median(totals: Sequence[DeviceTotal], phase: str) -> str:
     found = [length for one in totals for length in one.seconds.get(phase, ())]
-    return seconds(statistics.median(found)) if found else "–"
+    return seconds(statistics.median(found)) if found else _NONE
 
 
 def _joules(totals: Sequence[DeviceTotal], runs: int) -> str:
@@ -79,13 +89,13 @@ def _joules(totals: Sequence[DeviceTotal], runs: int) -> str:
     for one in totals:
         for source, joules in one.joules.items():
             sums[source] += joules  # type: ignore[assignment]
-    return " and ".join(f"{joules_of(joules / runs)} ({source})" for source, joules in sums.items()) or "–"
+    return " and ".join(f"{joules_of(joules / runs)} ({source})" for source, joules in sums.items()) or _NONE
 
 
 def wire(report: Report) -> str:
     """Payload against interface bytes, device by device, and what devices on metered links paid for."""
     rows = [
-        [arm.name, one.device, one.link or "–", *_traffic(one.up), *_traffic(one.down)]
+        [arm.name, one.device, one.link or _NONE, *_traffic(one.up), *_traffic(one.down)]
         for arm in report.arms
         for one in arm.totals
         if one.up.wire is not None or one.down.wire is not None
@@ -126,13 +136,13 @@ def _sum(parts: Sequence[Traffic]) -> Traffic:
 
 def _range(traffic: Iterable[Traffic]) -> str:
     values = [over for one in traffic if (over := one.overhead_percent) is not None]
-    return f"{min(values):.1f} to {max(values):.1f} %" if values else "–"
+    return f"{min(values):.1f} to {max(values):.1f} %" if values else _NONE
 
 
 def _traffic(traffic: Traffic) -> list[str]:
     over = traffic.overhead_percent
     wire = "not counted" if traffic.wire is None else size(traffic.wire)
-    return [size(traffic.payload), wire, "–" if over is None else f"{over:.1f} %"]
+    return [size(traffic.payload), wire, _NONE if over is None else f"{over:.1f} %"]
 
 
 # --------------------------------------------------------------------------- rounds and what happened in them

