@@ -288,8 +288,10 @@ class Fleet:
 
     @property
     def cut_off(self) -> set[str]:
-        """Devices that were ever killed: their ledgers may lack what was under way then."""
-        return self._cut_off | {name for name, code in self._devices.ended().items() if code < 0}
+        """Devices that were ever killed, or did not end in time: their ledgers may lack what was under way then."""
+        ended = self._devices.ended()
+        late = {name for name in self.devices if self._are_devices_stopped and self._devices.is_running(name)}
+        return self._cut_off | late | {name for name, code in ended.items() if code < 0}
 
     def stop(self) -> None:
         """Stop every process and delete the private keys. Idempotent; after it only the files are left."""
