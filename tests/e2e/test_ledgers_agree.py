@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -48,11 +50,26 @@ def test_what_a_killed_run_leaves_is_whole_as_far_as_it_goes(tmp_path: Path) -> 
     out = tmp_path / "run"
     sets = [part for one in (*SMALL, "rounds.count=1000") for part in ("--set", one)]
     command = [sys.executable, "-m", "fedpruneshare.cli", "testbed", "run", "demo", "--out", str(out), *sets]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
+    terminal, side = pty.openpty()
+    drawn = b""
+
+    def has_rounds() -> bool:
+        nonlocal drawn
+        if select.select([terminal], [], [], 0)[0]:
+            drawn += os.read(terminal, 65_536)
+        return (out / ROUNDS).exists() and (out / ROUNDS).read_bytes().count(b"\n") >= 3
+
+    environment = {**os.environ, "COLUMNS": "100", "LINES": "40", "TERM": "xterm"}
+    with subprocess.Popen(command, stdout=side, stderr=subprocess.DEVNULL, env=environment) as parent:
         try:
-            until(lambda: (out / ROUNDS).exists() and (out / ROUNDS).read_bytes().count(b"\n") >= 3, 120)
+            until(has_rounds, 120)
         finally:
             parent.send_signal(signal.SIGKILL)
+    os.close(terminal)
+    os.close(side)
+    for part in ("waiting for the devices", "of 1000 done", "round 2: ", "training", "up ", "accuracy"):
+        assert part.encode() in drawn
+    assert b"\x1b[1A" in drawn  # drawn over itself
     rounds = read_rounds(out / ROUNDS)
     assert [line.round for line in rounds] == list(range(1, len(rounds) + 1))
     assert all(line.phase == "APPLIED" and line.up.shares > ROUND_BYTES and line.started_at > 0 for line in rounds)
