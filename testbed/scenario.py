@@ -278,7 +278,7 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
 
 
 def scenario_keys() -> Iterator[tuple[str, str, str]]:
-    """Every key `--set` takes: its path, what it accepts, and its default as TOML would write it."""
+    """Every key `--set` takes: its path, what it accepts, and its default as TOML would write it, if any."""
     yield from (line for line in _keys_of(Scenario, "") if line[0] not in ("rounds.seed", "rounds.max_failed"))
 
 
@@ -291,7 +291,7 @@ def _keys_of(kind: type[Any], path: str) -> Iterator[tuple[str, str, str]]:
         if isinstance(member, inspect.StructType):
             yield from _keys_of(member.cls, here)
             continue
-        yield here, describe(member), msgspec.json.encode(_default_of(field)).decode()
+        yield here, describe(member), "" if field.required else msgspec.json.encode(_default_of(field)).decode()
         item = sole_member(member.item_type) if isinstance(member, inspect.VarTupleType) else None
         if isinstance(item, inspect.StructType):
             yield from _keys_of(item.cls, f"{here}.0")
