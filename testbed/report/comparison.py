@@ -232,7 +232,7 @@ def _against(report: Report) -> list[tuple[str, str, str]]:
     ]
     for one in COSTS:
         found = ratio_of(one, subject, base)
-        if found is not None:
+        if found is not None and found[1] > 0:
             source = f", {measures.source_text(measures.sources(subject)[0])}" if one is measures.JOULES else ""
             mine, theirs = (with_spread(value, None, one.units) for value in found)
             note = f"of {base.name}: {mine} for {theirs}{source}"

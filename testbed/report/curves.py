@@ -47,7 +47,8 @@ def curves(report: Report) -> Iterator[Drawing]:
     yield _quality(report, "by-uplink", "by uplink bytes", _uplink_mb)
     if any(sources(arm) for arm in report.arms):
         yield _quality_by_joules(report)
-    yield _uplink_by_round(report)
+    if any(line.uploads for arm in report.arms for line in arm.rounds):
+        yield _uplink_by_round(report)
     yield _density_by_round(report)
 
 

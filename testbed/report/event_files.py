@@ -13,7 +13,7 @@ from testbed.ledger import RunRound
 from testbed.report.runs import ArmRun, compared, one_report, read_folder
 
 if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
+    from tensorboardX import SummaryWriter
 
 
 def write_event_files(folders: Sequence[Path], out: Path) -> int:
