@@ -123,7 +123,7 @@ class Training(_Message, frozen=True):
 class RoundPlan(_Message, frozen=True):
     """Everything a round depends on, signed by the coordinator (docs/protocol.md §4.1).
 
-    `rungs` lists those a device may take, rising from 0: the planner merges rungs that too few devices can reach.
+    `rungs` lists those a device may take, from 0. `cohort` is looked up on the roster: no pattern (1 ms for 3000).
     """
 
     round_id: RoundId
@@ -137,7 +137,7 @@ class RoundPlan(_Message, frozen=True):
     segments: Annotated[tuple[Segment, ...], Meta(min_length=1, max_length=MAX_SEGMENTS)]
     rungs: Annotated[tuple[Rung, ...], Meta(min_length=1, max_length=MAX_SEGMENTS)]
     training: Training
-    cohort: Annotated[tuple[Identifier, ...], Meta(min_length=1, max_length=MAX_DEVICES)]
+    cohort: Annotated[tuple[Annotated[str, Meta(max_length=32)], ...], Meta(min_length=1, max_length=MAX_DEVICES)]
     min_devices: Annotated[int, Meta(ge=1, le=MAX_DEVICES)]
     min_devices_segment: Annotated[int, Meta(ge=1, le=MAX_DEVICES)]
     deadline_s: Annotated[float, Meta(gt=0, le=604_800)]

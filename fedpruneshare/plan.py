@@ -146,8 +146,8 @@ def _check_parties(plan: RoundPlan, directory: Directory) -> None:
         raise PlanError(f"k = {sharing.k} of n = {sharing.n}, expected 2k > n: two disjoint sets could open two sums")
     if len(set(plan.cohort)) != len(plan.cohort):
         raise PlanError("the cohort names a device twice")
-    if strangers := sorted(set(plan.cohort) - set(directory.devices)):
-        raise PlanError(f"cohort names {strangers[0]!r}, which is not on the roster")
+    if strangers := [device for device in plan.cohort if device not in directory.devices]:
+        raise PlanError(f"cohort names {min(strangers)!r}, which is not on the roster")
 
 
 def _check_floors(plan: RoundPlan, directory: Directory) -> None:

@@ -38,7 +38,7 @@ log = structlog.get_logger()
 _PUBLISH_OVERHEAD_BYTES: Final = 15
 _TOPIC_BYTES: Final = 65_535
 _GOODBYE_S: Final = 1.0
-_TICK_S: Final = 5.0
+_TICK_S: Final = 15.0
 _NEGATIVE: Final = 0x80
 #: Refused logins after which trying again later makes sense: unavailable, busy, quota exceeded, rate exceeded.
 _PASSING_REASONS: Final = frozenset((0x88, 0x89, 0x97, 0x9F))
