@@ -21,7 +21,7 @@ import structlog
 from edge_client.board.profiles import find_board
 from edge_client.settings import DeviceSettings, SplitKind
 from fedpruneshare.directory import Directory, read_directory
-from fedpruneshare.errors import RunError, SettingsError
+from fedpruneshare.errors import FedPruneShareError, RunError, SettingsError
 from fedpruneshare.link import BrokerAddress
 from fedpruneshare.settings import load_settings
 from firmware_configs.brokers import is_loopback
@@ -274,14 +274,22 @@ class RayDevices:
     def _stop_hosts(self, grace_s: float) -> None:
         living = [host for host in self._hosts if not host.is_gone]
         try:
-            if self._stations:
-                call_all(living, "stop", grace_s, timeout_s=2 * grace_s + _REPLY_S)
-                self._take_news()
-            call_all(living, "close", timeout_s=_REPLY_S)
+            _call_each(living, "stop", grace_s, timeout_s=2 * grace_s + _REPLY_S)
+            self._take_news()
+            _call_each(living, "close", timeout_s=_REPLY_S)
         finally:
             for host in self._hosts:
                 host.end()
             self._hosts = []
+
+
+def _call_each(hosts: Sequence[RemoteHost], method: str, *arguments: Any, timeout_s: float) -> None:
+    """The same call on several hosts; one that fails does not keep the others from it."""
+    for host, call in [(host, host.begin(method, *arguments)) for host in hosts]:
+        try:
+            host.result(call, timeout_s)
+        except FedPruneShareError as error:
+            _log.warning("while stopping", method=method, error=str(error))
 
 
 def _offsets(station: _Station) -> dict[str, int]:

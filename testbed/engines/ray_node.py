@@ -214,16 +214,16 @@ def _write_private(path: Path, data: bytes) -> None:
 # --------------------------------------------------------------------------- after a killed process
 
 
-#: Two forks away, for Ray kills the children of its workers. Deletes until its folder is gone: devices that are ending
-#: may still write.
+#: Two forks away, for Ray kills the children of its workers. It deletes for three seconds: a device that is just ending
+#: may write, and even make the folder anew.
 _CLEANER: Final = """
 import os, shutil, sys, time
 if os.fork():
     os._exit(0)
 while os.read(0, 4096):
     pass
-give_up_s = time.monotonic() + 10.0
-while os.path.isdir(sys.argv[1]) and time.monotonic() < give_up_s:
+until_s = time.monotonic() + 3.0
+while time.monotonic() < until_s or os.path.isdir(sys.argv[1]) and time.monotonic() < until_s + 10.0:
     shutil.rmtree(sys.argv[1], ignore_errors=True)
     time.sleep(0.05)
 """

@@ -59,7 +59,7 @@ def scenario(*overrides: str) -> Scenario:
     return load_scenario("demo", [*own, "fleet.adaptive=false", 'task.data="fixture"', *overrides])
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline

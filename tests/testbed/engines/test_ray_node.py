@@ -88,6 +88,7 @@ def test_keys_are_private_and_gone_with_the_devices(host: NodeHost) -> None:
     assert Path(settings.party.directory).read_bytes() == b"directory"
     assert settings.store == str(host.folder / "device-00")
     assert settings.task.data_dir == str(host.folder.parent)
+    until(lambda: b"up" in host.read("logs/device-00.log", 0))
     host.stop(0.1)
     assert not key.exists()
     assert b"up" in host.read("logs/device-00.log", 0)
