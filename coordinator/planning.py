@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.averaging import ServerMoments
-from coordinator.settings import CoordinatorSettings
+from coordinator.settings import CoordinatorSettings, RoundSettings
 from fedpruneshare.directory import Directory
 from fedpruneshare.errors import PlanError
 from fedpruneshare.messages import Coding, Reveal, RoundPlan, Segment, Sharing, SupportRule, Training, digest
@@ -183,19 +183,8 @@ def plan_round(
     rounds, limits = settings.rounds, available.limits
     if len(limits) < rounds.min_devices:
         raise PlanError(f"{len(limits)} devices are there, expected at least min_devices = {rounds.min_devices}")
-    floor, likely = rounds.min_devices_segment, available.likely()
-    allowed = merge_rungs(list(limits.values()), len(published.blobs), floor, rounds.cohort)
-    allowed = make_room(list(likely.values()), allowed, floor, rounds.cohort)
-    drawn_by = (likely, allowed)
-    if rounds.strata:
-        drawn_by = (dict(limits), merge_rungs(list(limits.values()), rounds.strata, floor, rounds.cohort))
-    cohort = draw_cohort(*drawn_by, rounds.cohort, floor, stream(rounds.seed, "cohort", round_id))
+    allowed, cohort = _rungs_and_cohort(round_id, len(published.blobs), available, rounds)
     coding = _coding(settings, state, len(cohort))
-    layout = (
-        PlainLayout(coding)
-        if settings.sharing.reveal == "plain"
-        else WordLayout(coding, FIELDS[settings.sharing.field])
-    )
     return RoundPlan(
         round_id=round_id,
         directory_version=directory.version,
@@ -205,7 +194,7 @@ def plan_round(
         sharing=_sharing(settings, len(directory.aggregators)),
         points=_points(sorted(directory.aggregators), round_id),
         coding=coding,
-        segments=_segments(round_id, published, layout),
+        segments=_segments(round_id, published, _layout(coding, settings)),
         rungs=allowed,
         training=_training(settings),
         cohort=cohort,
@@ -215,6 +204,25 @@ def plan_round(
         chunk_bytes=settings.coding.chunk_bytes,
         support=published.rule,
     )
+
+
+def _rungs_and_cohort(
+    round_id: int, rungs: int, available: AvailableDevices, rounds: RoundSettings
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The rungs that devices may take, and who is drawn."""
+    floor, limits, likely = rounds.min_devices_segment, available.limits, available.likely()
+    allowed = merge_rungs(list(limits.values()), rungs, floor, rounds.cohort)
+    allowed = make_room(list(likely.values()), allowed, floor, rounds.cohort)
+    drawn_by, strata = likely, allowed
+    if rounds.strata:
+        drawn_by, strata = dict(limits), merge_rungs(list(limits.values()), rounds.strata, floor, rounds.cohort)
+    return allowed, draw_cohort(drawn_by, strata, rounds.cohort, floor, stream(rounds.seed, "cohort", round_id))
+
+
+def _layout(coding: Coding, settings: CoordinatorSettings) -> WordLayout | PlainLayout:
+    if settings.sharing.reveal == "plain":
+        return PlainLayout(coding)
+    return WordLayout(coding, FIELDS[settings.sharing.field])
 
 
 def _sharing(settings: CoordinatorSettings, n: int) -> Sharing:

@@ -129,8 +129,9 @@ class AggregatorFleet(_Table, frozen=True):
 
 
 class BrokerSettings(_Table, frozen=True):
-    """Which broker program every party of the fleet uses, and where: devices on other machines need `host` to be one
-    that they can reach (docs/ray.md).
+    """Which broker program every party of the fleet uses, and where it listens.
+
+    Devices on other machines need a `host` that they can reach (docs/ray.md).
     """
 
     kind: BrokerKind = "embedded"

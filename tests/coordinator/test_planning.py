@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from builders import AGGREGATORS, DEVICES, directory
@@ -132,3 +133,22 @@ def test_too_few_devices_are_a_reason() -> None:
     limits = dict.fromkeys(DEVICES[:3], 0)
     with pytest.raises(PlanError, match="3 devices are there, expected at least min_devices = 4"):
         plan_round(1, model, publish_model(model, 1, used, FACTS), FACTS, (AvailableDevices(limits), used, directory()))
+
+
+def test_with_strata_whatever_is_offered_and_expected_the_same_devices_are_drawn() -> None:
+    """The arms of a comparison: three rungs with measured adaptation, and one dense rung for all (§8.2)."""
+    limits = {device: place % 3 for place, device in enumerate(DEVICES)}
+    expected = dict.fromkeys(DEVICES[:5], 0)
+    used, model = settings(cohort=6, strata=3), state()
+    dense = msgspec.structs.replace(
+        used, pruning=PruningSettings(rungs=(1.0,), start_density=1.0, target_density=1.0, final_round=5)
+    )
+    drawn: dict[bool, list[tuple[str, ...]]] = {True: [], False: []}
+    for round_id in range(1, 8):
+        for own, known in ((used, AvailableDevices(limits, expected)), (dense, AvailableDevices(limits))):
+            published = publish_model(model, round_id, own, FACTS)
+            plan = plan_round(round_id, model, published, FACTS, (known, own, directory()))
+            drawn[own is used].append(plan.cohort)
+            assert len(plan.cohort) == 6
+    assert drawn[True] == drawn[False]
+    assert len(set(drawn[True])) > 1
