@@ -62,12 +62,21 @@ def call_in_network(namespace: str, function: Callable[[], T]) -> T:
     """
     if not namespace:
         return function()
+
+    def work() -> T:
+        enter_network(namespace)
+        return function()
+
+    return call_in_thread(work)
+
+
+def call_in_thread(function: Callable[[], T]) -> T:
+    """What `function` returns or raises in a thread of its own, which it may take to another namespace."""
     results: list[T] = []
     errors: list[BaseException] = []
 
     def work() -> None:
         try:
-            enter_network(namespace)
             results.append(function())
         except BaseException as error:  # carried over to the caller
             errors.append(error)

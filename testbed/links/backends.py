@@ -6,15 +6,14 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from fedpruneshare.errors import SettingsError
-from firmware_configs.brokers.namespaces import call_in_network, new_network
+from firmware_configs.brokers.namespaces import call_in_thread, new_network
 from testbed.links.settings import LinkEmulation, LinkProfile
 
 #: A back end that was decided on.
 Made = Literal["none", "netem", "tap", "htb", "application"]
-_OWN: Final = "/proc/thread-self/ns/net"
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def why_no_namespaces() -> str:
     except ImportError:
         return "the package pyroute2 is not installed"
     try:
-        call_in_network(_OWN, new_network)
+        call_in_thread(new_network)
     except SettingsError as error:
         return str(error)
     return ""
@@ -91,4 +90,4 @@ def why_no_netem() -> str:
     """Why netem cannot be used here, empty if it can: tried in a namespace made for it."""
     from testbed.links.queueing import try_netem
 
-    return call_in_network(_OWN, try_netem)
+    return call_in_thread(try_netem)

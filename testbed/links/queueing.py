@@ -74,7 +74,7 @@ def shape_with_htb(route: IPRoute, index: int, profile: LinkProfile, rate_bit_s:
 def try_netem() -> str:
     """Why netem cannot be used here, empty if it can: tried on an interface of a namespace made for it.
 
-    To be called in a thread of its own (`call_in_network`), which then stays in that namespace.
+    To be called in a thread of its own (`call_in_thread`), which then stays in that namespace.
     """
     new_network()
     with IPRoute() as route:
