@@ -101,7 +101,7 @@ class FleetSettings(_Table, frozen=True):
     engine: EngineName = "process"
     ray: RaySettings = RaySettings()
     synthetic_values: Annotated[int, Meta(ge=100, le=10_000_000)] = 10_000
-    synthetic_per_process: Annotated[int, Meta(ge=1, le=MAX_DEVICES)] = 500
+    synthetic_per_process: Annotated[int, Meta(ge=1, le=MAX_DEVICES)] = 1000
     prg: Literal["auto", "chacha20", "aes-256-ctr"] = "auto"
     adaptive: bool = True
     groups: Annotated[tuple[DeviceGroup, ...], Meta(max_length=16)] = ()
