@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -122,9 +122,12 @@ class CompareFolder:
         return summary
 
     def _summary(self, scenario: Scenario, arms: Sequence[str]) -> Summary:
-        first = read_summary(self.run(Job(arms[0], scenario.seeds[0])) / _SUMMARY)
+        runs = [read_summary(self.run(Job(arm, seed)) / _SUMMARY) for arm in arms for seed in scenario.seeds]
         figures = {arm: arm_figures([self._seed_run(Job(arm, seed)) for seed in scenario.seeds]) for arm in arms}
-        return msgspec.structs.replace(first, scenario=scenario.name, seeds=scenario.seeds, arms=figures)
+        conditions = runs[0].conditions | {"ledger": _ledgers([run.conditions.get("ledger", {}) for run in runs])}
+        return msgspec.structs.replace(
+            runs[0], scenario=scenario.name, seeds=scenario.seeds, arms=figures, conditions=conditions
+        )
 
     def _seed_run(self, job: Job) -> SeedRun:
         summary, rounds = read_summary(self.run(job) / _SUMMARY), read_rounds(self.run(job) / ROUNDS)
@@ -135,6 +138,15 @@ class CompareFolder:
     def _with_data(self, scenario: Scenario, job: Job) -> Scenario:
         used = load_settings(self.run(job) / SETTINGS, Scenario).task.data
         return msgspec.structs.replace(scenario, task=msgspec.structs.replace(scenario.task, data=used))
+
+
+def _ledgers(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How the books of all runs agreed: numbers added up, and everything that was not explained."""
+    joined: dict[str, Any] = {}
+    for one in found:
+        for key, value in one.items():
+            joined[key] = joined[key] + value if key in joined else value
+    return joined
 
 
 def _comparable(scenario: Scenario) -> Scenario:

@@ -14,7 +14,7 @@ from testbed.compare.folder import CompareFolder, Job
 from testbed.compare.words import conclusion
 from testbed.ledger import read_rounds
 from testbed.scenario import Scenario
-from testbed.summary import read_summary
+from testbed.summary import read_summary, write_summary
 
 MADE = Made(seeds=(1, 2), rounds=4, devices=6)
 SCENARIO = scenario_of(MADE)
@@ -111,6 +111,21 @@ def test_the_results_are_those_of_its_finished_arms(place: CompareFolder) -> Non
     said = conclusion(summary)
     assert said[0].startswith("fedavg: final accuracy ")
     assert "% of fedavg)" in said[1]
+
+
+def test_what_no_ledger_explains_is_told_of_every_run(place: CompareFolder) -> None:
+    ledgers = {
+        1: {"devices": 6, "payload_checked": 6, "unexplained": ["device-01: 12 B"]},
+        2: {"devices": 6, "payload_checked": 5, "unexplained": ["device-04: 9 B"]},
+    }
+    for seed, ledger in ledgers.items():
+        folder = finish(place, Job("fedavg", seed))
+        summary = read_summary(folder / "summary.json")
+        write_summary(folder / "summary.json", msgspec.structs.replace(summary, conditions={"ledger": ledger, "a": 1}))
+    assert place.write_results(SCENARIO).conditions == {
+        "ledger": {"devices": 12, "payload_checked": 11, "unexplained": ["device-01: 12 B", "device-04: 9 B"]},
+        "a": 1,
+    }
 
 
 def test_jobs_at_once_follow_the_machine_and_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
