@@ -215,11 +215,11 @@ def _pss_bytes(pid: int) -> int:
 
 
 def table(crowds: Sequence[Crowd]) -> str:
-    """The figures as Markdown."""
+    """The figures as Markdown: a round's seconds, CPU and bytes of a device, memory (of aggregators the largest)."""
     lines = [
-        "| devices | round s | CPU ms a device and round | devices | brokers | aggregators | coordinator |"
-        " up kB | down kB | MiB: devices | brokers | largest aggregator | coordinator | outcome |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
+        "| devices | seconds | CPU ms | devices | brokers | aggregators | coordinator | up kB | down kB "
+        "| devices MiB | brokers MiB | aggregator MiB | coordinator MiB | rounds |",
+        "|" + "---:|" * 13 + "---|",
     ]
     for one in crowds:
         cpu = [f"{1000 * one.roles[role].cpu_s_per_device:.2f}" for role in ROLES]
