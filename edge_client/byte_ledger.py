@@ -7,6 +7,7 @@ comes, and down when it arrives, whether or not anybody still wants it. So both 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -96,8 +97,9 @@ class ByteLedger:
     """Counts into the entry of the current round, which is appended to `ledger.jsonl` when the round ends.
 
     The unfinished entry stands in `ledger.partial` after every count, so that a killed process loses no byte: the
-    next one appends it with status "killed". With `is_durable` false there is no such file, and lines are not synced:
-    for thousands of emulated devices on one disk.
+    next one appends it with status "killed", unless it was appended already (`ledger_bytes` in it says how long
+    `ledger.jsonl` was before): killed while it ends an entry, it counts no byte twice. With `is_durable` false there is
+    no such file, and lines are not synced: for thousands of emulated devices on one disk.
     """
 
     def __init__(self, folder: Path, *, is_durable: bool = True) -> None:
@@ -115,7 +117,13 @@ class ByteLedger:
             line = json.loads(self._partial.read_bytes())
         except (OSError, ValueError):
             return
+        if self._size_bytes() > line.pop("ledger_bytes", math.inf):
+            self._partial.unlink()
+            return
         self._append({**line, "status": "killed"})
+
+    def _size_bytes(self) -> int:
+        return self._path.stat().st_size if self._path.exists() else 0
 
     def watch(self, links: Iterable[Link]) -> None:
         """Count whatever arrives over these links from now on, by the channel of its topic."""
@@ -187,6 +195,7 @@ class ByteLedger:
         line = asdict(self.entry)
         line["down"]["plan"] += self._plan_waiting
         line["traffic"] = asdict(LinkCounts.of(self._links) - self._reported) if self._links else None
+        line["ledger_bytes"] = self._size_bytes()
         written = self._partial.with_name(self._partial.name + ".part")
         written.write_text(json.dumps(line))
         written.replace(self._partial)

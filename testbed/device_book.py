@@ -92,9 +92,22 @@ class DeviceBook:
                 self.joules[part.source] += part.joules or 0.0
 
 
+class _Partial(msgspec.Struct, frozen=True):
+    """How long the ledger was when its device began the entry that stands beside it."""
+
+    ledger_bytes: int | None = None
+
+
 def read_partial(ledger: Path) -> DeviceRound | None:
-    """The entry a device is at, which stands beside its ledger; None between entries, and while it is replaced."""
+    """The entry a device is at, which stands beside its ledger; None between entries, and while it is replaced.
+
+    Also None where it stands in the ledger already: a device that was killed while ending an entry leaves both.
+    """
     try:
-        return msgspec.json.decode(ledger.with_suffix(".partial").read_bytes(), type=DeviceRound)
+        data = ledger.with_suffix(".partial").read_bytes()
+        before = msgspec.json.decode(data, type=_Partial).ledger_bytes
+        if before is not None and ledger.exists() and ledger.stat().st_size > before:
+            return None
+        return msgspec.json.decode(data, type=DeviceRound)
     except (OSError, msgspec.DecodeError):
         return None

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from edge_client.datasets import DataSource
+from fedpruneshare import __version__
 from fedpruneshare.errors import RunError, SettingsError
 from fedpruneshare.settings import render_toml
 from testbed.agreement import Wire, compare_books, is_quiet, longest_topic
@@ -25,7 +26,7 @@ from testbed.ledger import ROUNDS, CoordinatorRound, merge, write_rounds
 from testbed.progress import Progress
 from testbed.report.page import REPORT_FILES, write_report
 from testbed.scenario import Scenario
-from testbed.summary import ARM, SeedRun, Sharing, Summary, arm_figures, write_summary
+from testbed.summary import ARM, VERSION, SeedRun, Sharing, Summary, arm_figures, write_summary
 from testbed.watching.state import PROGRESS
 
 RESULTS: Final = (
@@ -108,7 +109,10 @@ def clear_folder(options: RunOptions) -> None:
         raise SettingsError(
             f"--out {folder} is not empty, expected a new or empty folder (or --replace for an old run)"
         )
-    foreign = sorted(name for name in entries if name not in RESULTS and not name.startswith("seed-"))
+    # What was being written when an old run was killed has ".part" at its end.
+    foreign = sorted(
+        name for name in entries if name.removesuffix(".part") not in RESULTS and not name.startswith("seed-")
+    )
     if foreign:
         raise SettingsError(f"--out {folder} holds {foreign[0]!r}, which no run wrote; expected an old run to replace")
     for name in entries:
@@ -129,7 +133,7 @@ def _run_seed(scenario: Scenario, folder: RunFolder, progress: Progress, arm: st
         rounds = fleet.rounds()
     wall_s = time.monotonic() - started
     agreement = compare_books(follower.book.ledgers, follower.journal.interface.by_round, _wires(fleet, wall_s))
-    conditions |= {"ledger": agreement.conditions}
+    conditions |= {"ledger": agreement.conditions, VERSION: __version__}
     follower.conclude(code == 0 and not agreement.faults)
     progress.end()
     _check_end(scenario, fleet, code, rounds)
@@ -143,15 +147,19 @@ def _run_seed(scenario: Scenario, folder: RunFolder, progress: Progress, arm: st
 
 def _follow(fleet: Fleet, follower: Follower) -> tuple[int, dict[str, Any]]:
     """The coordinator's exit code, and what was emulated. A run that is broken off writes down what it had, too."""
+    is_over = False
     try:
         fleet.start()
-        return follower.follow(), fleet.conditions()
-    except BaseException:
-        follower.conclude(succeeded=False)
-        raise
+        found = follower.follow(), fleet.conditions()
+        is_over = True
+        return found
     finally:
         fleet.stop_devices()
-        follower.finish(fleet.rounds())
+        try:
+            follower.finish(fleet.rounds())
+        finally:
+            if not is_over:  # last: a round that was closed meanwhile would say that the run goes on
+                follower.conclude(succeeded=False)
 
 
 def _journal(fleet: Fleet, arm: str) -> Journal:

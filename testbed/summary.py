@@ -23,6 +23,8 @@ from testbed.ledger import OWN_ARM, RunRound
 ARM: Final = OWN_ARM
 #: Evaluations whose mean is the final accuracy.
 LAST_EVALUATIONS: Final = 5
+#: The key of the conditions that says which version of the project ran.
+VERSION: Final = "version"
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0)]

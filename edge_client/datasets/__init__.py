@@ -8,6 +8,9 @@ full data sets.
 from __future__ import annotations
 
 import os
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,12 @@ FIXTURES = Path(__file__).parent / "fixtures"
 """Small licensed slices that ship with the project; see `fixtures/README.md` for their attribution."""
 
 DataSource = Literal["full", "fixture"]
+
+DAMAGE = (
+    OSError, EOFError, ValueError, KeyError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile, tokenize.TokenError,
+)  # fmt: skip
+"""What reading a damaged .npz or .gz raises: bits that do not inflate, a header that numpy cannot parse or that promises
+more than there is memory, a way of packing that `zipfile` does not know (`NotImplementedError`, a `RuntimeError`)."""
 
 
 @dataclass(frozen=True)

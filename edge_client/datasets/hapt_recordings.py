@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_client.datasets import FIXTURES
+from edge_client.datasets import DAMAGE, FIXTURES
 from edge_client.datasets.allow_list_pickle import PickledArray, PickledObject, load_allow_listed
 from fedpruneshare.errors import DataError
 
@@ -118,7 +118,7 @@ def load_windows(path: Path) -> Windows:
             raise DataError(f"{path} unpacks to {unpacked} bytes, expected at most {WINDOWS_LIMIT_BYTES}")
         with np.load(path, allow_pickle=False) as arrays:
             return Windows(arrays["signals"], arrays["activity"], arrays["person"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise DataError(f"{path} is not a readable file of activity windows: {error}") from error
 
 
@@ -148,7 +148,7 @@ def _gunzip(packed: bytes, limit: int) -> bytes:
     try:
         with gzip.open(io.BytesIO(packed)) as stream:
             data = stream.read(limit + 1)
-    except (OSError, EOFError) as error:
+    except DAMAGE as error:
         raise DataError(f"gzip data are damaged: {error}") from error
     if len(data) > limit:
         raise DataError(f"gzip data unpack to more than {limit} bytes")

@@ -14,6 +14,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_client.datasets import DAMAGE
 from fedpruneshare.errors import DataError
 
 UNSIGNED_BYTE = 0x08
@@ -29,7 +30,7 @@ def read_idx_bytes(path: Path, limit_bytes: int) -> bytes:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             data = stream.read(limit_bytes + 1)
-    except (OSError, EOFError) as error:
+    except DAMAGE as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if len(data) > limit_bytes:
         raise DataError(f"{path} holds more than {limit_bytes} bytes, expected at most as many")
@@ -62,7 +63,7 @@ def read_idx_rows(path: Path, rows: NDArray[np.int64], limit_bytes: int) -> tupl
                 raise DataError(f"{path} has {shape[0]} rows, expected one at {rows[-1]}")
             state = hashlib.sha256(head)
             taken = _take_rows(cast(BinaryIO, stream), shape, rows, state)
-    except (OSError, EOFError) as error:
+    except DAMAGE as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if taken is None:
         raise DataError(f"{path} is longer or shorter than expected for shape {shape}")

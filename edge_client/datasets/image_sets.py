@@ -17,6 +17,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_client.datasets import DAMAGE
 from fedpruneshare.errors import DataError
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -110,7 +111,7 @@ def load_npz(path: Path, of: ImageSet, is_whole: bool = True) -> Images:
             form = str(arrays["form"]) if "form" in arrays.files else ""
             images = Images(**{name: arrays[name] for name in ARRAYS}, form=form)
             return images.check(of, str(path), is_whole)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise DataError(f"{path} is not a readable .npz of images: {error}") from error
 
 
@@ -119,7 +120,7 @@ def npz_form(path: Path) -> str:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return str(arrays["form"]) if "form" in arrays.files else ""
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise DataError(f"{path} is not a readable .npz of images: {error}") from error
 
 

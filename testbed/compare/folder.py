@@ -15,15 +15,17 @@ from typing import Any, Final
 
 import msgspec
 
+from fedpruneshare import __version__
 from fedpruneshare.errors import PeerError, SettingsError
 from fedpruneshare.settings import load_settings, render_toml
+from fedpruneshare.storage import write_atomically
 from testbed.arms import ARMS
 from testbed.device_lines import DEVICES
 from testbed.federation import RunFolder
 from testbed.ledger import read_rounds
 from testbed.report.page import REPORT, write_report
 from testbed.scenario import Scenario
-from testbed.summary import ARM, SeedRun, Summary, arm_figures, read_summary, write_summary
+from testbed.summary import ARM, VERSION, SeedRun, Summary, arm_figures, read_summary, write_summary
 
 SETTINGS: Final = "settings.toml"
 ROUNDS: Final = "rounds.jsonl"
@@ -66,7 +68,8 @@ class CompareFolder:
     def open(self, scenario: Scenario) -> None:
         """Make the folder, or take it up again where it holds this very comparison.
 
-        Raises `SettingsError` where it holds anything else. More seeds and more arms may be asked for than before.
+        Raises `SettingsError` where it holds anything else. More seeds and more arms may be asked for than before; they
+        are run with the data the finished ones were made of.
         """
         if self.root.is_file():
             raise SettingsError(f"--out {self.root} is a file, expected a new folder or one of this comparison")
@@ -76,7 +79,27 @@ class CompareFolder:
             raise SettingsError(f"--out {self.root} is not empty, expected a new folder or one of this comparison")
         self.logs.mkdir(parents=True, exist_ok=True)
         (self.root / "arms").mkdir(exist_ok=True)
-        self.settings.write_text(render_toml(scenario), "utf-8")
+        write_atomically(self.settings, render_toml(self._pinned(scenario)).encode())
+
+    def _pinned(self, scenario: Scenario) -> Scenario:
+        """The scenario with the data that its finished runs were made of, so that all others are made of the same.
+
+        Raises `SettingsError` where they were made of other data than is asked, or by another version of this program.
+        """
+        for folder in sorted(self.root.glob("arms/*/seed-*")):
+            job = Job(folder.parent.name, int(folder.name.removeprefix("seed-")))
+            if not self.is_finished(job):
+                continue
+            by = read_summary(folder / _SUMMARY).conditions.get(VERSION, __version__)
+            if by != __version__:
+                expected = f"expected {__version__}, or a new folder"
+                raise SettingsError(f"--out {self.root} holds {job.name}, made by version {by}; {expected}")
+            used = self._with_data(scenario, job)
+            if scenario.task.data not in ("any", used.task.data):
+                expected = f"expected the {scenario.task.data} data, or a new folder"
+                raise SettingsError(f"--out {self.root} holds {job.name}, of the {used.task.data} data; {expected}")
+            scenario = used
+        return scenario
 
     def _check_same(self, scenario: Scenario) -> None:
         found, asked = (_comparable(one) for one in (load_settings(self.settings, Scenario), scenario))
@@ -117,7 +140,7 @@ class CompareFolder:
         model = self.run(Job(of, scenario.seeds[-1])) / "model.onnx"
         if model.is_file():
             shutil.copyfile(model, self.root / "model.onnx")
-        self.settings.write_text(render_toml(self._with_data(scenario, jobs[0])), "utf-8")
+        write_atomically(self.settings, render_toml(self._with_data(scenario, jobs[0])).encode())
         write_report(self.root)
         return summary
 

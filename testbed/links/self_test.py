@@ -31,6 +31,10 @@ _HEADERS_BYTES: Final = 42  # Ethernet, IP and UDP
 _SMALL_FRAME_BYTES: Final = 60
 _LARGE_FRAME_BYTES: Final = 1514
 _DELAY_PHASE_S: Final = 2.0
+#: As long as that at most, where it takes more packets to tell a loss from none.
+_LONGEST_DELAY_PHASE_S: Final = 6.0
+#: With so many packets lost on average, losing none is further off than chance allows for (`allowed_loss`).
+_TELLING_LOSSES: Final = 10.0
 _RATE_PHASE_S: Final = 1.5
 _MOST_PACKETS_S: Final = 500.0
 _OVERLOAD: Final = 1.3
@@ -108,9 +112,7 @@ def measure(probes: Sequence[Probe], services: str, address: str) -> dict[str, t
         flows = {probe.name: _flows(stack, probe, services, address) for probe in probes}
         for probe in probes:
             for flow, rate_bit_s in zip(flows[probe.name], _rates(probe.profile), strict=True):
-                own_bit_s = rate_bit_s or math.inf
-                gap_s = max(1 / _MOST_PACKETS_S, 2 * _SMALL_FRAME_BYTES * 8 / own_bit_s)
-                flow.plan(_SMALL_FRAME_BYTES, gap_s, _DELAY_PHASE_S)
+                flow.plan(_SMALL_FRAME_BYTES, *delay_pace(probe.profile, rate_bit_s))
         _run([flow for pair in flows.values() for flow in pair], _quiet_s(probes))
         delays = {name: [_delay(flow) for flow in pair] for name, pair in flows.items()}
         limited = []
@@ -143,6 +145,14 @@ def _flows(stack: ExitStack, probe: Probe, services: str, address: str) -> tuple
 
 def _rates(profile: LinkProfile) -> tuple[float, float]:
     return profile.up_bit_s, profile.down_bit_s
+
+
+def delay_pace(profile: LinkProfile, rate_bit_s: float) -> tuple[float, float]:
+    """(seconds between small packets, seconds in all): at most half of the rate, and enough packets for the loss."""
+    gap_s = max(1 / _MOST_PACKETS_S, 2 * _SMALL_FRAME_BYTES * 8 / (rate_bit_s or math.inf))
+    chance = profile.loss_percent / 100
+    enough_s = _TELLING_LOSSES * (1 - chance) / chance * gap_s + gap_s if chance else 0.0
+    return gap_s, min(_LONGEST_DELAY_PHASE_S, max(_DELAY_PHASE_S, enough_s))
 
 
 def _plan_rate(flow: _Flow, profile: LinkProfile, rate_bit_s: float) -> None:
@@ -235,6 +245,7 @@ def _record(profile: LinkProfile, found: tuple[WayFound, WayFound], attempt: int
             "delay_expected_ms": round(expected_delay_ms(profile, rate_bit_s), 3),
             "packets": one.packets,
             "lost": one.lost,
+            "loss_told_from_none": tells_loss(profile, one.packets),
         }
     return record
 
@@ -285,15 +296,22 @@ def expected_delay_ms(profile: LinkProfile, rate_bit_s: float) -> float:
 def allowed_delay_ms(profile: LinkProfile, rate_bit_s: float) -> float:
     """A tenth, or what jitter leaves open in so short a time (four standard deviations), a millisecond at least.
 
-    HTB lets a small packet through at once, so the time it takes at the link's rate is allowed on top.
+    HTB, which makes rates alone, lets a small packet through at once: there the time it takes at the link's rate is
+    allowed on top.
     """
     levels = _DELAY_PHASE_S / wander_step_s(profile.jitter_ms / 1000)
     blur_ms = 4 * profile.jitter_ms / math.sqrt(3 * max(1.0, levels))
     sending_ms = expected_delay_ms(profile, rate_bit_s) - profile.delay_ms
-    return max(TOLERANCE * profile.delay_ms, blur_ms, _LEAST_MS) + sending_ms
+    allowed_ms = max(TOLERANCE * expected_delay_ms(profile, rate_bit_s), blur_ms, _LEAST_MS)
+    return allowed_ms if profile.has_path else allowed_ms + sending_ms
 
 
 def allowed_loss(profile: LinkProfile, packets: int) -> float:
     """Packets: a tenth of those expected or three standard deviations of their number, two in a thousand at least."""
     chance = profile.loss_percent / 100
     return max(TOLERANCE * chance * packets, 3 * math.sqrt(packets * chance * (1 - chance)), 0.002 * packets)
+
+
+def tells_loss(profile: LinkProfile, packets: int) -> bool:
+    """Whether so many packets are enough for a link that loses none to be refused; true where none is to be lost."""
+    return profile.loss_percent == 0 or profile.loss_percent / 100 * packets > allowed_loss(profile, packets)

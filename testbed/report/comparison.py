@@ -26,6 +26,8 @@ from testbed.report.measures import COSTS, Measure, have_same_source, joules_lin
 from testbed.report.runs import ArmRun, Report
 from testbed.summary import Figures
 
+_IDLE_APART: Final = "idling is told apart, for it lasts as long as this machine takes"
+
 
 def comparison(report: Report) -> str:
     """The headline table of several arms, and below it the ratio of each arm to each other one."""
@@ -44,7 +46,7 @@ def comparison(report: Report) -> str:
         "devices, everything counted: all shares, control, re-sends; one seed's run. Time is that of this machine."
     )
     named = dict.fromkeys(measures.source_text(source) for arm in report.arms for source in measures.sources(arm))
-    note += f" Joules: {' and '.join(named)}." if named else ""
+    note += f" Joules: {' and '.join(named)}; {_IDLE_APART}." if named else ""
     if any(map(measures.lacks_joules, report.arms)):
         note += " Some rounds of some devices have no joules (the figures below say how many): the sums are too low."
     return section(
@@ -207,7 +209,8 @@ def _of_one(report: Report) -> list[tuple[str, str, str]]:
         ("wall time", f"{found.wall_s:.0f} s", f"{report.folders[0].summary.devices} devices"),
     ]
     for source, spent in measures.joules_by_source(found).items():
-        made.insert(4, ("energy of all devices", joules_of(spent), measures.source_text(source)))
+        idled = f"{measures.source_text(source)}; idle {joules_of(measures.idle_by_source(found)[source])} more"
+        made.insert(4, ("energy of work, all devices", joules_of(spent), idled))
     return made
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
@@ -20,7 +20,7 @@ from testbed.report.drawing import (
     short,
     whole_numbers,
 )
-from testbed.report.measures import source_text, sources
+from testbed.report.measures import IDLE, source_text, sources
 from testbed.report.runs import ArmRun, Report
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _uplink_mb(lines: list[RunRound]) -> list[float]:
 def _quality_by_joules(report: Report) -> Drawing:
     metric = report.metric
     named = dict.fromkeys(source_text(source) for arm in report.arms for source in sources(arm))
-    note = f"Joules {' and '.join(named)}; what devices idled away between rounds is left out. {_band_note(report)}"
+    note = f"Joules {' and '.join(named)}; what devices idled away is left out. {_band_note(report)}"
     with sheet(f"{metric.name}-by-joules", f"{_capital(metric.name)} by joules", note.strip()) as paper:
         axes, index = paper.axes(), 0
         for place, arm in enumerate(report.arms):
@@ -137,7 +137,7 @@ def _quality_by_joules(report: Report) -> Drawing:
                 _draw(axes, place if len(found) == 1 else index, label, points)
                 index += 1
         axes.set_xlim(left=0)
-        axes.set_xlabel("joules of all devices in rounds so far")
+        axes.set_xlabel("joules of work of all devices so far")
         axes.set_ylabel(f"{metric.name} on the test set")
         _as_percent(axes, metric.is_share)
         legend_above(axes)
@@ -145,7 +145,11 @@ def _quality_by_joules(report: Report) -> Drawing:
 
 
 def _joules_so_far(source: str) -> Callable[[list[RunRound]], list[float]]:
-    return lambda lines: list(accumulate(sum(line.energy_j.get(source, {}).values()) for line in lines))
+    return lambda lines: list(accumulate(_worked_j(line.energy_j.get(source, {})) for line in lines))
+
+
+def _worked_j(phases: Mapping[str, float]) -> float:
+    return sum(joules for phase, joules in phases.items() if phase != IDLE)
 
 
 def _uplink_by_round(report: Report) -> Drawing:

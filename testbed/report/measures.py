@@ -14,6 +14,8 @@ from testbed.summary import Figures
 
 #: What is said after a source of joules that is no sensor.
 _MODELLED: Final = "modelled"
+#: The phase of waiting. It lasts as long as this machine takes over everybody's work: no arm can help it.
+IDLE: Final = "idle"
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,19 @@ def _text(found: Spread, units: Units) -> str:
 
 
 def joules_by_source(figures: Figures) -> dict[str, float]:
-    """Joules of all devices and phases by what measured or modelled them; empty where nothing did."""
+    """Joules of all devices at work, idling left out, by what measured or modelled them; empty where nothing did."""
+    return _sums(figures, is_idle=False)
+
+
+def idle_by_source(figures: Figures) -> dict[str, float]:
+    """What all devices idled away, by source."""
+    return _sums(figures, is_idle=True)
+
+
+def _sums(figures: Figures, *, is_idle: bool) -> dict[str, float]:
     sums: dict[str, float] = defaultdict(float)
-    for part in (figures.energy_j or {}).values():
-        sums[source_of(part.source)] += part.value
+    for component, part in (figures.energy_j or {}).items():
+        sums[source_of(part.source)] += part.value if (component.partition(" ")[0] == IDLE) is is_idle else 0.0
     return dict(sums)
 
 
@@ -84,12 +95,14 @@ def sources(arm: ArmRun) -> list[str]:
 
 
 def joules_lines(arm: ArmRun) -> tuple[str, ...]:
-    """The joules of an arm, mean ± standard deviation, and of which source; once for each source."""
+    """Joules of an arm, mean ± standard deviation, of which source, and what was idled; once for each source."""
     lines = []
     for source in sources(arm):
-        found = [joules_by_source(one).get(source) for one in arm.figures.by_seed]
-        values = [value for value in found if value is not None]
-        lines += [_text(spread(values), JOULE_UNITS), _MODELLED if source == "model" else source]
+        known = [one for one in arm.figures.by_seed if source in joules_by_source(one)]
+        worked = spread([joules_by_source(one)[source] for one in known])
+        idled = spread([idle_by_source(one)[source] for one in known])
+        lines += [_text(worked, JOULE_UNITS), _MODELLED if source == "model" else source]
+        lines += [f"idle: {_text(idled, JOULE_UNITS)}"] if idled.mean else []
     return tuple(lines) or ("–",)
 
 
@@ -99,7 +112,7 @@ def lacks_joules(arm: ArmRun) -> bool:
 
 
 def _joules(figures: Figures) -> float | None:
-    """Joules where all are of one source: measured and modelled ones are never added."""
+    """Joules of work where all are of one source: measured and modelled ones are never added."""
     found = joules_by_source(figures)
     return next(iter(found.values())) if len(found) == 1 else None
 
@@ -128,7 +141,7 @@ LAST_UPLINK: Final = Measure(
 DOWNLINK: Final = Measure("downlink", "downlink", lambda f: f.downlink_bytes, BYTE_UNITS)
 WIRE_UP: Final = Measure("wire-up", "wire bytes up", _wire("up"), BYTE_UNITS)
 WIRE_DOWN: Final = Measure("wire-down", "wire bytes down", _wire("down"), BYTE_UNITS)
-JOULES: Final = Measure("joules", "joules", _joules, JOULE_UNITS)
+JOULES: Final = Measure("joules", "joules of work", _joules, JOULE_UNITS)
 TIME: Final = Measure("time", "time", lambda f: f.wall_s, SECOND_UNITS)
 COSTS: Final = (UPLINK, LAST_UPLINK, DOWNLINK, WIRE_UP, WIRE_DOWN, JOULES, TIME)
 

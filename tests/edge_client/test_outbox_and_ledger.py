@@ -95,6 +95,20 @@ def test_a_killed_process_loses_no_byte(tmp_path: Path) -> None:
     assert len(lines(tmp_path)) == 1
 
 
+def test_a_process_killed_while_it_ends_an_entry_counts_no_byte_twice(tmp_path: Path) -> None:
+    ledger = ByteLedger(tmp_path)
+    ledger.begin(3)
+    ledger.end()
+    ledger.begin(4)
+    ledger.sent("shares", 33)
+    partial = (tmp_path / "ledger.partial").read_bytes()
+    ledger.end()
+    (tmp_path / "ledger.partial").write_bytes(partial)  # killed with the line written, and this not yet deleted
+    ByteLedger(tmp_path).end()
+    assert [(line["round"], line["up"]["shares"]) for line in lines(tmp_path)] == [(3, 0), (4, 33)]  # type: ignore[index]
+    assert not (tmp_path / "ledger.partial").exists()
+
+
 def test_what_arrives_is_counted_by_its_topic_and_by_the_links_alike(tmp_path: Path) -> None:
     ledger, links = ByteLedger(tmp_path), [SimpleNamespace(traffic=Traffic()) for _ in range(2)]
     ledger.watch(links)  # type: ignore[arg-type]

@@ -114,6 +114,16 @@ def test_a_device_that_was_killed_for_good_keeps_what_it_had_counted(tmp_path: P
     assert own.book.ledgers["b"] == []
 
 
+def test_an_entry_that_was_written_down_is_not_counted_again(tmp_path: Path) -> None:
+    """A device that is killed while it ends an entry leaves it in both files."""
+    own = journal(tmp_path)
+    write(tmp_path, "a", entry(1, shares=55))
+    (tmp_path / "a" / "ledger.partial").write_text(json.dumps({**entry(1, "incomplete", shares=55), "ledger_bytes": 0}))
+    own.book.read()
+    own.book.read_unfinished()
+    assert [(one.round, one.up.shares) for one in own.book.ledgers["a"]] == [(1, 55)]
+
+
 def test_interface_bytes_belong_to_the_round_in_which_they_passed() -> None:
     counters = {"a": Way(100, 10), "b": Way(0, 0)}
     book = InterfaceBook(lambda: counters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
@@ -13,7 +14,7 @@ from coordinator.settings import CoordinatorSettings
 from edge_client.settings import DeviceSettings
 from fedpruneshare.cli import run as command_line
 from fedpruneshare.directory import read_directory
-from fedpruneshare.errors import SettingsError
+from fedpruneshare.errors import RunError, SettingsError
 from fedpruneshare.link import BrokerAddress
 from fedpruneshare.party import Party
 from fedpruneshare.settings import load_settings
@@ -21,7 +22,7 @@ from fedpruneshare.topics import Role
 from testbed.federation import Federation, RunFolder, aggregator_ids, device_ids
 from testbed.ledger import CoordinatorRound
 from testbed.progress import Progress
-from testbed.run import RunOptions, clear_folder
+from testbed.run import RunOptions, _follow, clear_folder
 from testbed.scenario import load_scenario
 
 
@@ -41,10 +42,21 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path, capsys: pytest
 def test_an_old_run_is_replaced_when_asked(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")
     (tmp_path / "seed-1").mkdir()
+    (tmp_path / "progress.json.part").write_text("killed while writing")
     clear_folder(RunOptions(tmp_path, replace=True))
     assert list(tmp_path.iterdir()) == []
     clear_folder(RunOptions(tmp_path / "new"))
     assert (tmp_path / "new").is_dir()
+
+
+def test_the_last_word_on_a_run_that_is_broken_off_is_that_it_failed() -> None:
+    """Also where a round is closed while its devices are being stopped, which is shown like any other."""
+    fleet, follower = Mock(), Mock()
+    follower.follow.side_effect = RunError("waited 60 s for the next round")
+    with pytest.raises(RunError):
+        _follow(fleet, follower)
+    assert [call[0] for call in follower.method_calls] == ["follow", "finish", "conclude"]
+    follower.conclude.assert_called_once_with(succeeded=False)
 
 
 def test_every_service_finds_its_keys_and_limits(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from report_folders import Made, made_folder, scenario_of
 
 from fedpruneshare.errors import SettingsError
+from fedpruneshare.settings import load_settings, render_toml
 from testbed.compare.folder import CompareFolder, Job
 from testbed.compare.words import conclusion
 from testbed.ledger import read_rounds
@@ -76,6 +77,31 @@ def test_other_settings_are_refused_by_name(place: CompareFolder, changes: dict[
 def test_more_seeds_and_the_data_that_were_found_are_no_other_settings(place: CompareFolder) -> None:
     task = msgspec.structs.replace(SCENARIO.task, data="any")
     place.open(msgspec.structs.replace(SCENARIO, seeds=(1, 2, 3), task=task))
+
+
+def used_data(place: CompareFolder, job: Job, data: str) -> None:
+    scenario = scenario_of(made_of(job))
+    used = msgspec.structs.replace(scenario, task=msgspec.structs.replace(scenario.task, data=data))
+    (place.run(job) / "settings.toml").write_text(render_toml(used), "utf-8")
+
+
+def test_further_runs_are_made_of_the_data_of_the_finished_ones(place: CompareFolder) -> None:
+    """The sample at first and, fetched meanwhile, the full data afterwards would be two comparisons in one table."""
+    finish(place, Job("fedavg", 1))
+    used_data(place, Job("fedavg", 1), "fixture")
+    any_data = _with(SCENARIO, "task", data="any")
+    place.open(any_data)
+    assert load_settings(place.settings, Scenario).task.data == "fixture"
+    with pytest.raises(SettingsError, match="holds fedavg-seed-1, of the fixture data; expected the full data"):
+        place.open(_with(SCENARIO, "task", data="full"))
+
+
+def test_runs_of_another_version_are_not_mixed_in(place: CompareFolder) -> None:
+    folder = finish(place, Job("fedavg", 1))
+    summary = read_summary(folder / "summary.json")
+    write_summary(folder / "summary.json", msgspec.structs.replace(summary, conditions={"version": "0.0.9"}))
+    with pytest.raises(SettingsError, match=r"holds fedavg-seed-1, made by version 0\.0\.9"):
+        place.open(SCENARIO)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "settings.toml"])

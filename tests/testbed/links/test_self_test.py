@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from testbed.links.self_test import WayFound, allowed_loss, judge
+from testbed.links.self_test import WayFound, allowed_loss, delay_pace, expected_delay_ms, judge, tells_loss
 from testbed.links.settings import LinkProfile
+from testbed.scenario import load_scenario
 
 PROFILE = LinkProfile(up_kbit_s=1000, down_kbit_s=4000, delay_ms=50, loss_percent=2)
 
@@ -29,9 +30,9 @@ def test_a_sound_link_passes() -> None:
         ({"rate_bit_s": 0.89e6}, "up: found 890 kbit/s, expected 1000"),
         ({"rate_bit_s": 1.11e6}, "up: found 1110 kbit/s, expected 1000"),
         ({"rate_bit_s": None}, "up: found 0 kbit/s, expected 1000"),
-        ({"delay_ms": 56.0}, "up: found a delay of 56 ms, expected 50.48 within 5.5"),
-        ({"delay_ms": 44.0}, "up: found a delay of 44 ms, expected 50.48 within 5.5"),
-        ({"delay_ms": float("inf")}, "up: found a delay of inf ms, expected 50.48 within 5.5"),
+        ({"delay_ms": 56.0}, "up: found a delay of 56 ms, expected 50.48 within 5"),
+        ({"delay_ms": 44.0}, "up: found a delay of 44 ms, expected 50.48 within 5"),
+        ({"delay_ms": float("inf")}, "up: found a delay of inf ms, expected 50.48 within 5"),
         ({"lost": 34}, "up: found 34 of 1000 packets lost, expected 20.0 within 13.3"),
         ({"lost": 6}, "up: found 6 of 1000 packets lost, expected 20.0 within 13.3"),
     ],
@@ -50,3 +51,32 @@ def test_jitter_widens_what_a_short_measurement_can_tell() -> None:
     wandering = LinkProfile(delay_ms=50, jitter_ms=20)
     assert judge(wandering, (WayFound(None, 58.0, 1000, 0),) * 2) == []
     assert len(judge(wandering, (WayFound(None, 62.0, 1000, 0),) * 2)) == 2
+
+
+SHIPPED = [
+    (scenario, name, profile)
+    for scenario in ("lossy-wifi", "lte-farm")
+    for name, profile in load_scenario(scenario).links.profiles.items()
+]
+
+
+@pytest.mark.parametrize(("scenario", "name", "profile"), SHIPPED)
+def test_a_shipped_link_without_its_delay_or_its_loss_is_refused(
+    scenario: str, name: str, profile: LinkProfile
+) -> None:
+    def way(rate_bit_s: float, lacks: str = "") -> WayFound:
+        gap_s, seconds = delay_pace(profile, rate_bit_s)
+        packets, delay_ms = int(seconds / gap_s), expected_delay_ms(profile, rate_bit_s)
+        lost = 0 if lacks == "loss" else round(packets * profile.loss_percent / 100)
+        return WayFound(rate_bit_s, delay_ms - profile.delay_ms * (lacks == "delay"), packets, lost)
+
+    up, down = way(profile.up_bit_s), way(profile.down_bit_s)
+    assert judge(profile, (up, down)) == []
+    assert judge(profile, (way(profile.up_bit_s, "delay"), down)), (scenario, name)
+    assert judge(profile, (up, way(profile.down_bit_s, "delay"))), (scenario, name)
+    # Mobile links carry too few packets in six seconds for one loss in a hundred; their record says so.
+    is_told = tells_loss(profile, up.packets)
+    assert is_told == (scenario != "lte-farm" or name == "wired")
+    if is_told and profile.loss_percent:
+        assert judge(profile, (way(profile.up_bit_s, "loss"), down)), (scenario, name)
+        assert judge(profile, (up, way(profile.down_bit_s, "loss"))), (scenario, name)

@@ -6,9 +6,11 @@ import csv
 import json
 import re
 import statistics
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
+import msgspec
 import pytest
 from report_folders import ARMS, CONDITIONS, Made, made_folder
 
@@ -16,9 +18,10 @@ from fedpruneshare.cli import run as command_line
 from fedpruneshare.errors import SettingsError
 from testbed.report.comparison import comparison, ratios
 from testbed.report.curves import curves
+from testbed.report.measures import JOULES, ratio_of
 from testbed.report.page import REPORT_FILES, render_page, write_comparison, write_report
 from testbed.report.runs import Report, compared, differences, folder_names, one_report, read_folder
-from testbed.summary import read_summary
+from testbed.summary import Energy, read_summary
 
 SMALL = Made(rounds=5, devices=6, cohort=4, seeds=(1, 2))
 
@@ -57,7 +60,7 @@ def test_the_headline_has_means_spreads_and_ratios_of_the_summary(compared_folde
     head, *rows = cells(comparison(report).partition("<details")[0])
     assert head == [
         "arm", "final accuracy", "uplink", "uplink a device, last round", "downlink", "wire bytes up",
-        "wire bytes down", "joules", "time",
+        "wire bytes down", "joules of work", "time",
     ]  # fmt: skip
     assert [row[0] for row in rows] == list(ARMS)
     mine = dict(zip(head, rows[3], strict=True))
@@ -67,7 +70,7 @@ def test_the_headline_has_means_spreads_and_ratios_of_the_summary(compared_folde
     assert mine["uplink"] == f"{mean / 1e3:.0f} ± {sd / 1e3:.0f} kB {100 * part:.1f} %"
     more = 100 * (arms["fedpruneshare"].final_accuracy - arms["fedavg"].final_accuracy)
     assert mine["final accuracy"].endswith(f"{more:+.2f} points".replace("-", "−"))
-    assert mine["joules"].endswith("% modelled")
+    assert re.search(r"% modelled idle: [0-9.]+ ± [0-9.]+ J$", mine["joules of work"])
     assert rows[0][2].endswith("MB")  # an arm has no ratio to itself
 
 
@@ -86,13 +89,33 @@ def test_every_arm_has_its_ratio_to_every_other_one(compared_folder: Path, repor
                 assert cell == (f"× {found:.2f}" if found < 10 else f"× {found:.0f}")
 
 
+def test_what_devices_idle_while_this_machine_works_is_in_no_ratio(report: Report) -> None:
+    """The same run on a machine twice as slow idles twice as long: its joules are compared as before."""
+    mine, base = report.subject, report.baseline
+    assert mine.figures.energy_j is not None and mine.figures.energy_j["idle"].value > 0
+    found = ratio_of(JOULES, mine, base)
+    slower = [
+        msgspec.structs.replace(one, energy_j={**one.energy_j, "idle": Energy(1e6, "model")})
+        for one in mine.figures.by_seed
+        if one.energy_j
+    ]
+    later = replace(mine, figures=msgspec.structs.replace(mine.figures, by_seed=tuple(slower)))
+    assert found is not None and ratio_of(JOULES, later, base) == found
+    worked = [
+        sum(part.value for name, part in one.energy_j.items() if name != "idle")
+        for one in mine.figures.by_seed
+        if one.energy_j
+    ]
+    assert found[0] == pytest.approx(statistics.fmean(worked))
+
+
 def test_joules_of_two_sources_are_not_divided(tmp_path: Path) -> None:
     for name, source in (("modelled", "model"), ("measured", "ina3221")):
         made_folder(tmp_path / name, Made(("fedpruneshare",), (1,), 3, 4, 3, source=source))
     found = compared([read_folder(tmp_path / name) for name in ("modelled", "measured")])
     text = words(comparison(found))
     assert "J – ina3221" in text
-    assert "Joules: modelled by the board profiles and measured by ina3221." in text
+    assert "Joules: modelled by the board profiles and measured by ina3221; idling is told apart" in text
     assert "never divided by each other" in text
 
 
@@ -102,7 +125,7 @@ def test_nothing_is_said_of_joules_or_wires_that_nobody_counted(tmp_path: Path) 
     page = render_page(report, [])
     head = cells(comparison(report))[0]
     assert head == ["arm", "final accuracy", "uplink", "uplink a device, last round", "downlink", "time"]
-    assert ">joules<" not in page and "energy of all devices" not in page and "Wire truth" not in page
+    assert ">joules of work<" not in page and "energy of work" not in page and "Wire truth" not in page
     assert "accuracy-by-joules" not in {drawing.name for drawing in curves(report)}
     assert "Energy was not measured." in page
 
