@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,12 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 DataSource = Literal["full", "fixture"]
 
-DAMAGE = (
-    OSError, EOFError, ValueError, KeyError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile, tokenize.TokenError,
+#: What reading a damaged .npz or .gz raises: bits that do not inflate, a header that numpy cannot parse or that says
+#: more than there is memory for, a way of packing that `zipfile` does not know (`NotImplementedError`, a `RuntimeError`).
+DAMAGE: Final = (
+    OSError, EOFError, ValueError, KeyError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile,
+    tokenize.TokenError,
 )  # fmt: skip
-"""What reading a damaged .npz or .gz raises: bits that do not inflate, a header that numpy cannot parse or that promises
-more than there is memory, a way of packing that `zipfile` does not know (`NotImplementedError`, a `RuntimeError`)."""
 
 
 @dataclass(frozen=True)
