@@ -31,7 +31,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 DataSource = Literal["full", "fixture"]
 
 #: What reading a damaged .npz or .gz raises: bits that do not inflate, a header that numpy cannot parse or that says
-#: more than there is memory for, a way of packing that `zipfile` does not know (`NotImplementedError`, a `RuntimeError`).
+#: more than there is memory for, packing that `zipfile` does not know (`NotImplementedError`, a `RuntimeError`).
 DAMAGE: Final = (
     OSError, EOFError, ValueError, KeyError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile,
     tokenize.TokenError,
