@@ -31,7 +31,14 @@ _set_option = click.option(
 @click.group()
 def testbed() -> None:
     """Run and compare whole fleets on this machine."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    _end_in_order()
+
+
+def _end_in_order() -> None:
+    """Stop the fleet and throw its keys away when told to end, also by a terminal that closes (unless under nohup)."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -119,7 +126,7 @@ def _conclude(finished: Finished) -> None:
 @click.group()
 def bench() -> None:
     """Measure, and write the figures as JSON."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    _end_in_order()
 
 
 def _sizes(_context: click.Context, _parameter: click.Parameter, given: str | None) -> tuple[int, ...]:

@@ -63,6 +63,8 @@ class Fleet:
         self._devices = new_engine(scenario, self.folder.logs)
         self._killed: set[str] = set()
         self._cut_off: set[str] = set()
+        self.has_lost_brokers = False
+        """Whether a broker was ever killed: what devices had handed to their connections may never have left."""
         self._are_devices_stopped = False
         links = {ident: group.link for ident, group in zip(self.devices, scenario.fleet.members(), strict=True)}
         self.network = Network(scenario.links, links, self.seed, self.folder.logs)
@@ -185,6 +187,7 @@ class Fleet:
 
     def kill_broker(self, name: str) -> None:
         """SIGKILL a broker: an aggregator's by the aggregator's name, the coordinator's as `control`."""
+        self.has_lost_brokers = True
         self.brokers[name].kill()
 
     def start_broker(self, name: str) -> None:
@@ -193,6 +196,7 @@ class Fleet:
 
     def restart_broker(self, name: str) -> None:
         """Stop a broker and start it again on its old port."""
+        self.has_lost_brokers = True
         self.brokers[name].restart()
 
     # ------------------------------------------------------------------ watching

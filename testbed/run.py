@@ -184,7 +184,7 @@ def _wires(fleet: Fleet, seconds: float) -> dict[str, Wire]:
             links,
             longest_topic(FEDERATION, device),
             seconds,
-            is_quiet(fleet.network.profile(device)),
+            is_quiet(fleet.network.profile(device)) and not fleet.has_lost_brokers,
             is_cut=device in cut_off,
         )
         for device in fleet.devices

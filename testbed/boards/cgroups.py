@@ -79,6 +79,8 @@ class ControlGroups:
             self._write(name, "memory.max", str(mib * _MIB))
             self._write_if_there(name, "memory.swap.max", "0")
         else:
+            # Memory with swap may at no time be less than memory, whichever way the limit goes at a second start.
+            self._write_if_there(name, "memory.memsw.limit_in_bytes", "-1")
             self._write(name, "memory.limit_in_bytes", str(mib * _MIB))
             self._write_if_there(name, "memory.memsw.limit_in_bytes", str(mib * _MIB))
 

@@ -149,6 +149,11 @@ class DutyCycle:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the keeper runs."""
+        return self._process is not None and self._process.poll() is None
+
     def hold(self, pid: int, share: float | None) -> None:
         """Hold a process to a share of one core, or let it go (None). Raises `OSError` if the keeper has ended."""
         assert self._process is not None and self._process.stdin is not None

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from edge_client.board.profiles import find_board, load_board
-from fedpruneshare.errors import SettingsError
+from fedpruneshare.errors import RunError, SettingsError
 from testbed.boards.battery import Battery, SpentJoules
 from testbed.boards.board import Board, News
-from testbed.boards.cgroups import ControlGroups, open_groups
+from testbed.boards.cgroups import ControlGroups, Controller, open_groups
 from testbed.boards.clocks import cpu_s
 from testbed.boards.processor import CpuDutyCycle, CpuGroups, Processor, checked
 from testbed.boards.sensors import BoardSensors
@@ -103,13 +103,16 @@ class Boards:
         shares = [self._share(group.board) for group in self._groups.values() if group.board]
         log = self._folder.logs / _KEEPER_LOG
         makers: dict[str, Callable[[], Processor]] = {
-            "cgroup": lambda: CpuGroups(open_groups(["cpu"])[0]),
+            "cgroup": self._open_groups,
             "duty-cycle": lambda: CpuDutyCycle(log),
         }
         for name in makers if cpu == "auto" else (cpu,):
             try:
                 self._processor, self._check = checked(makers[name], shares)
             except SettingsError as error:
+                if self._memory is not None:
+                    self._memory.close()
+                    self._memory = None
                 if cpu != "auto":
                     raise
                 self._reasons.append(f"{name}: {error}")
@@ -119,10 +122,19 @@ class Boards:
                 self._kind = self._processor.kind
                 return
 
+    def _open_groups(self) -> CpuGroups:
+        """Memory's along with the processor's where both are wanted: of version 2 a process is in one group alone."""
+        wanted: list[Controller] = ["cpu", "memory"] if self._settings.memory else ["cpu"]
+        found = {groups.controller: groups for groups in open_groups(wanted)}
+        self._memory = found.get("memory")
+        return CpuGroups(found["cpu"])
+
     def _find_memory(self) -> None:
-        if self._settings.memory:
+        if not self._settings.memory:
+            return
+        if self._memory is None:
             (self._memory,) = open_groups(["memory"])
-            self._closing.callback(self._memory.close)
+        self._closing.callback(self._memory.close)
 
     def _new_board(self, ident: str, group: DeviceGroup) -> Board:
         profile = load_board(group.board)
@@ -164,10 +176,11 @@ class Boards:
         return tuple(dict.fromkeys(folders))
 
     def started(self, ident: str, pid: int) -> None:
-        """A device runs: hold it. Raises `SettingsError` where its board has no room for it."""
+        """A device runs: hold it. Raises `SettingsError` where its board has no room for it, `RunError` as `tick`."""
         board = self._boards.get(ident)
         if board is None:
             return
+        self._check_held()
         self._clocks[ident] = (pid, cpu_s(pid) or 0.0)
         if self._processor is not None:
             self._processor.hold(ident, pid, board.share_now)
@@ -209,12 +222,20 @@ class Boards:
     # ------------------------------------------------------------------ while it runs
 
     def tick(self, now_s: float) -> list[News]:
-        """Let time pass: warm and cool, drain, slow down. What happened; at most every quarter of a second."""
+        """Let time pass: warm and cool, drain, slow down. What happened; at most every quarter of a second.
+
+        Raises `RunError` where devices are no longer held to their boards' speed: what is measured then is none of it.
+        """
         if self._ticked_s is not None and now_s - self._ticked_s < _TICK_S:
             return []
+        self._check_held()
         seconds = 0.0 if self._ticked_s is None else now_s - self._ticked_s
         self._ticked_s = now_s
         return [news for board in self._boards.values() for news in self._pass_time(board, seconds)]
+
+    def _check_held(self) -> None:
+        if self._processor is not None and not self._processor.is_alive:
+            raise RunError(f"boards.cpu: what held devices to their share has ended, expected it to run: {_KEEPER_LOG}")
 
     def _pass_time(self, board: Board, seconds: float) -> Iterator[News]:
         was_throttled = board.is_throttled

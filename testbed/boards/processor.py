@@ -25,6 +25,11 @@ class CpuGroups:
         self._groups = groups
         self.kind: Kind = groups.version
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it still holds: the kernel does."""
+        return True
+
     def prepare(self, ident: str, share: float) -> tuple[str, ...]:
         """Make the group a device will join, and return its folder."""
         folder = self._groups.add(ident)
@@ -57,6 +62,11 @@ class CpuDutyCycle:
     def __init__(self, log: Path) -> None:
         self._keeper = DutyCycle(log)
         self._keeper.__enter__()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process that stops and continues is there."""
+        return self._keeper.is_alive
 
     def prepare(self, ident: str, share: float) -> tuple[str, ...]:
         """Nothing to join: a device is held as soon as it has started."""

@@ -8,7 +8,7 @@ OUT/logs/              what each run said
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from fedpruneshare import __version__
-from fedpruneshare.errors import PeerError, SettingsError
+from fedpruneshare.errors import PeerError, RunError, SettingsError
 from fedpruneshare.settings import load_settings, render_toml
 from fedpruneshare.storage import write_atomically
 from testbed.arms import ARMS
@@ -129,7 +129,7 @@ class CompareFolder:
     def write_results(self, scenario: Scenario) -> Summary:
         """Put the finished arms together: summary, rounds, devices, report, model."""
         arms = self.complete_arms(scenario.seeds)
-        jobs = [Job(arm, seed) for arm in arms for seed in scenario.seeds]
+        jobs = self._jobs(scenario, arms)
         for job in jobs:
             RunFolder(self.run(job)).delete_state()
         summary = self._summary(scenario, arms)
@@ -145,12 +145,19 @@ class CompareFolder:
         return summary
 
     def _summary(self, scenario: Scenario, arms: Sequence[str]) -> Summary:
-        runs = [read_summary(self.run(Job(arm, seed)) / _SUMMARY) for arm in arms for seed in scenario.seeds]
+        runs = {job.name: read_summary(self.run(job) / _SUMMARY) for job in self._jobs(scenario, arms)}
+        tasks = sorted({run.task for run in runs.values()})
+        if len(tasks) > 1:
+            raise RunError(f"{self.root} holds runs of {' and of '.join(tasks)}, expected one: take a new folder")
         figures = {arm: arm_figures([self._seed_run(Job(arm, seed)) for seed in scenario.seeds]) for arm in arms}
-        conditions = runs[0].conditions | {"ledger": _ledgers([run.conditions.get("ledger", {}) for run in runs])}
+        conditions = _conditions({name: run.conditions for name, run in runs.items()})
+        first = next(iter(runs.values()))
         return msgspec.structs.replace(
-            runs[0], scenario=scenario.name, seeds=scenario.seeds, arms=figures, conditions=conditions
+            first, scenario=scenario.name, seeds=scenario.seeds, arms=figures, conditions=conditions
         )
+
+    def _jobs(self, scenario: Scenario, arms: Sequence[str]) -> list[Job]:
+        return [Job(arm, seed) for arm in arms for seed in scenario.seeds]
 
     def _seed_run(self, job: Job) -> SeedRun:
         summary, rounds = read_summary(self.run(job) / _SUMMARY), read_rounds(self.run(job) / ROUNDS)
@@ -161,6 +168,16 @@ class CompareFolder:
     def _with_data(self, scenario: Scenario, job: Job) -> Scenario:
         used = load_settings(self.run(job) / SETTINGS, Scenario).task.data
         return msgspec.structs.replace(scenario, task=msgspec.structs.replace(scenario.task, data=used))
+
+
+def _conditions(runs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What was the same in all runs once, what was measured in each (links, packets, processors) by run."""
+    joined: dict[str, Any] = {}
+    for key in dict.fromkeys(key for found in runs.values() for key in found):
+        each = {name: found[key] for name, found in runs.items() if key in found}
+        values = list(each.values())
+        joined[key] = values[0] if all(value == values[0] for value in values) else each
+    return joined | {"ledger": _ledgers([found.get("ledger", {}) for found in runs.values()])}
 
 
 def _ledgers(found: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def event_faults(scenario: Scenario) -> Iterator[Fault]:
     for index, event in enumerate(scenario.events):
         for key, found, expected in _mistakes(scenario, event):
             yield Fault(f"events.{index}.{key}", found, expected)
+    yield from _unclear_joins(scenario)
     if not _comes_back(scenario):
         yield Fault("events", "kill-coordinator with for_s = 0", "for_s above 0 or a start-coordinator: no run ends so")
 
@@ -83,9 +84,7 @@ def _mistakes(scenario: Scenario, event: FleetEvent) -> Iterator[tuple[str, str,
     if event.kind == "throttle" and scenario.boards.cpu == "none":
         yield "kind", '"throttle" with boards.cpu = "none"', 'boards.cpu = "auto", so that there is a speed to lower'
     members = scenario.fleet.members()
-    struck = [
-        n for n, member in enumerate(members) if n in event.devices or scenario.fleet.member_groups()[n] in event.groups
-    ]
+    struck = _struck(scenario, event)
     if event.kind == "throttle" and any(not members[n].board for n in struck):
         yield "devices", "a device without a board", "a board: there is no speed to lower otherwise"
     if event.at_round > scenario.rounds.count:
@@ -110,6 +109,25 @@ def _wrong_targets(scenario: Scenario, event: FleetEvent) -> Iterator[tuple[str,
             yield key, str(list(found)), f"none with kind = {event.kind!r}"
         elif strange := [one for one in found if one not in known]:
             yield key, str(strange[0]), f"one of {', '.join(map(str, (known[0], '…', known[-1])))}"
+
+
+def _unclear_joins(scenario: Scenario) -> Iterator[Fault]:
+    """Whether a device is there at first follows from its first event; rounds and times have no order before a run."""
+    for index, event in enumerate(scenario.events):
+        if event.kind != "join":
+            continue
+        mine = _struck(scenario, event)
+        others = [other for other in scenario.events if mine & _struck(scenario, other)]
+        if any((other.at_round == 0) != (event.at_round == 0) for other in others):
+            found = "by round beside an event of the same device by time, or the other way round"
+            expected = "all of a device's events by round, or all by time, so that the first of them is known"
+            yield Fault(f"events.{index}.at_round", found, expected)
+
+
+def _struck(scenario: Scenario, event: FleetEvent) -> set[int]:
+    """The numbers of the devices that an event happens to."""
+    groups = scenario.fleet.member_groups()
+    return {n for n, group in enumerate(groups) if n in event.devices or group in event.groups}
 
 
 def _comes_back(scenario: Scenario) -> bool:

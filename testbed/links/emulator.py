@@ -7,6 +7,7 @@ what would have been sent in them, and a duty cycle, in which what is to be sent
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Final
 
@@ -47,6 +48,36 @@ class Gate:
             return now_s
         periods, into_s = divmod(now_s, self._period_s)
         return now_s if into_s < self._on_s else (periods + 1) * self._period_s
+
+    def sent_by(self, at_s: float, air_s: float) -> float:
+        """When what takes `air_s` seconds to send has been sent; it begins at `at_s` and pauses in every gap."""
+        while True:
+            at_s = self._open_from(at_s)
+            closes_s = self._closes_at(at_s)
+            if at_s + air_s <= closes_s:
+                return at_s + air_s
+            air_s, at_s = air_s - (closes_s - at_s), closes_s
+
+    def _open_from(self, at_s: float) -> float:
+        """The first time from `at_s` on at which the radio is neither asleep nor out."""
+        while True:
+            start_s, end_s = self._waking(at_s)
+            at_s = max(at_s, start_s) if at_s < end_s else start_s + self._period_s
+            until_s = self.outage_until(at_s)
+            if until_s is None:
+                return at_s
+            at_s = until_s
+
+    def _closes_at(self, at_s: float) -> float:
+        """The next outage or sleep, of a radio that is on at `at_s`."""
+        return min(self._from_s if self._every_s > 0 else math.inf, self._waking(at_s)[1])
+
+    def _waking(self, at_s: float) -> tuple[float, float]:
+        """From when to when the radio is on in the period `at_s` lies in; a hair before its start counts as in it."""
+        if self._period_s <= 0:
+            return at_s, math.inf
+        start_s = math.floor(at_s / self._period_s + 1e-9) * self._period_s
+        return start_s, start_s + self._on_s
 
 
 def wander_step_s(jitter_s: float) -> float:

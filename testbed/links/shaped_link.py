@@ -1,7 +1,7 @@
 """The same link settings without root: the device's own links to its brokers are slowed down, message by message.
 
 All links of a device share one radio. A message takes the time its frames take at the profile's rate, then the delay;
-an outage or a radio that is asleep makes it wait; a lost frame is sent once more, a round trip later. What this is not:
+in an outage or a sleep of the radio it pauses; a lost frame is sent once more, a round trip later. What this is not:
 a network. TCP, its hand-shakes and what congestion control makes of losses are not slowed, and an interface counts
 what the machine's own loopback carries (docs/links.md).
 """
@@ -67,11 +67,9 @@ class Way:
         frames = max(1, math.ceil((payload_bytes + _PUBLISH_BYTES) / _SEGMENT_BYTES))
         size_bytes = payload_bytes + _PUBLISH_BYTES + frames * _HEADERS_BYTES
         again, round_trips = self._losses(frames)
-        start_s = self._on_air_from(max(now_s, self._free_s))
-        if self._rate_bit_s > 0:
-            self._free_s = start_s + size_bytes * (1 + again / frames) * 8 / self._rate_bit_s
-        else:
-            self._free_s = start_s
+        bits = size_bytes * (1 + again / frames) * 8
+        air_s = bits / self._rate_bit_s if self._rate_bit_s > 0 else 0.0
+        self._free_s = self._gate.sent_by(max(now_s, self._free_s), air_s)
         arrives_s = self._free_s + round_trips * 2 * self._delay_s + self._wander.at(self._free_s)
         self._last_s = max(self._last_s, arrives_s)  # TCP hands over in order
         return self._last_s
@@ -89,15 +87,6 @@ class Way:
             again += lost
             rounds += lost > 0
         return again, rounds
-
-    def _on_air_from(self, at_s: float) -> float:
-        """The first time from `at_s` on at which the radio is neither asleep nor out."""
-        while True:
-            at_s = self._gate.awake_from(at_s)
-            until_s = self._gate.outage_until(at_s)
-            if until_s is None:
-                return at_s
-            at_s = until_s
 
 
 class Radio:

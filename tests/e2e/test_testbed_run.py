@@ -112,7 +112,9 @@ def test_too_many_failed_rounds_end_with_1_and_a_full_folder(tmp_path: Path) -> 
     assert of_run(out) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGHUP, 130), (signal.SIGKILL, -9)]
+)
 def test_however_a_run_is_ended_nothing_is_left_running(tmp_path: Path, number: signal.Signals, code: int) -> None:
     out = tmp_path / "run"
     with subprocess.Popen(command(out, "rounds.count=1000"), stderr=subprocess.PIPE) as parent:

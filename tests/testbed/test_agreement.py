@@ -74,6 +74,14 @@ def test_what_a_killed_device_did_not_write_down_is_told_and_fails_nothing() -> 
     ]
 
 
+def test_what_a_killed_device_had_handed_over_and_never_left_fails_nothing() -> None:
+    """Also where it never came back, so that it connected no more often than others."""
+    cut = Wire(QUIET.links, QUIET.topic_bytes, QUIET.seconds, is_quiet=True, is_cut=True)
+    found = compare_books({"a": ledger()}, {1: {"a": InterfaceBytes(30_000, 23_000)}}, {"a": cut})
+    found.check()
+    assert found.conditions["unexplained"] == ["a: found 30000 bytes up at the interface, expected the 40600 it sent"]
+
+
 def test_a_ledger_without_counts_of_its_links_is_not_checked() -> None:
     found = compare_books({"a": ledger(traffic=None), "b": []}, {}, {})
     assert found.conditions == {"devices": 2, "payload_checked": 0}

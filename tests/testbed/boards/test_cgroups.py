@@ -138,3 +138,13 @@ def test_a_real_group_kills_what_needs_more_memory(real: Callable[..., list[Cont
     command = Place(cgroups=(str(folder),)).command([sys.executable, "-S", "-c", "bytearray(b'x') * (200 << 20)"])
     assert subprocess.run(command, check=False).returncode == -9
     assert groups.memory_kills("device-00") == 1
+
+
+def test_a_real_limit_may_be_raised_and_lowered(real: Callable[..., list[ControlGroups]]) -> None:
+    """A device that starts again shares more or less with its parent than it did at first."""
+    (groups,) = real("memory")
+    groups.add("device-00")
+    for mib in (100, 110, 90):
+        groups.limit_memory("device-00", mib)
+        name = "memory.max" if groups.version == "cgroup-v2" else "memory.limit_in_bytes"
+        assert int((groups.folder / "device-00" / name).read_text()) == mib << 20

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from edge_client.device import measure
-from fedpruneshare.errors import SettingsError
+from fedpruneshare.errors import RunError, SettingsError
+from testbed.boards.cgroups import ControlGroups
 from testbed.boards.clocks import cpu_s
 from testbed.boards.emulation import Boards, _parents_mib
 from testbed.federation import RunFolder
@@ -83,6 +84,38 @@ def test_a_slowed_device_is_held_throttled_and_let_go(tmp_path: Path, busy: subp
         assert _used_in(busy.pid, 1.0) < 0.6 * held
         boards.release()
         assert _used_in(busy.pid, 1.0) > 2 * held
+
+
+def test_devices_that_nobody_holds_any_more_end_the_run(tmp_path: Path, busy: subprocess.Popen[bytes]) -> None:
+    with with_boards(tmp_path, "boards.cpu='duty-cycle'") as boards:
+        boards.started("device-02", busy.pid)
+        assert boards.tick(0.0) == []
+        keeper = boards._processor._keeper._process  # type: ignore[union-attr]
+        assert keeper is not None
+        keeper.kill()
+        keeper.wait()
+        with pytest.raises(RunError, match="what held devices to their share has ended"):
+            boards.tick(1.0)
+        with pytest.raises(RunError, match="has ended"):
+            boards.started("device-02", busy.pid)
+        busy.kill()  # the keeper may have stopped it, and continues nothing any more
+
+
+def test_with_control_groups_of_version_two_a_device_joins_one_for_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process is in one of their groups: joining a second would take it out of the first."""
+
+    def opened(wanted: list[str]) -> list[ControlGroups]:
+        folder = tmp_path / "-".join(wanted)
+        for name in ("device-02", "self-check"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        return [ControlGroups(name, "cgroup-v2", folder) for name in wanted]  # type: ignore[arg-type]
+
+    monkeypatch.setattr("testbed.boards.emulation.open_groups", opened)
+    monkeypatch.setattr("testbed.boards.processor.check_share", lambda _confine, share: share)
+    with with_boards(tmp_path, "boards.cpu='cgroup'", "boards.memory=true") as boards:
+        assert boards.cgroups("device-02") == (str(tmp_path / "cpu-memory/device-02"),)
 
 
 def _used_in(pid: int, seconds: float) -> float:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from report_folders import Made, made_folder, scenario_of
 
-from fedpruneshare.errors import SettingsError
+from fedpruneshare.errors import RunError, SettingsError
 from fedpruneshare.settings import load_settings, render_toml
 from testbed.compare.folder import CompareFolder, Job
 from testbed.compare.words import conclusion
@@ -152,6 +152,30 @@ def test_what_no_ledger_explains_is_told_of_every_run(place: CompareFolder) -> N
         "ledger": {"devices": 12, "payload_checked": 11, "unexplained": ["device-01: 12 B", "device-04: 9 B"]},
         "a": 1,
     }
+
+
+def test_what_was_measured_in_each_run_is_told_of_each(place: CompareFolder) -> None:
+    """One run's lost packets are not the comparison's."""
+    for seed, lost in ((1, 3), (2, 5)):
+        folder = finish(place, Job("fedavg", seed))
+        summary = read_summary(folder / "summary.json")
+        links = {"backend": "tap", "packets": {"wifi": {"up": {"lost": lost}}}}
+        found = {"links": links, "ledger": {"devices": 6, "payload_checked": 6}, "version": "1"}
+        write_summary(folder / "summary.json", msgspec.structs.replace(summary, conditions=found))
+    found = place.write_results(SCENARIO).conditions
+    assert {name: links["packets"]["wifi"]["up"]["lost"] for name, links in found["links"].items()} == {
+        "fedavg-seed-1": 3, "fedavg-seed-2": 5,
+    }  # fmt: skip
+    assert (found["ledger"], found["version"]) == ({"devices": 12, "payload_checked": 12}, "1")
+
+
+def test_runs_of_two_tasks_are_no_comparison(place: CompareFolder) -> None:
+    for seed, task in ((1, "cifar10"), (2, "cifar10 (JPEG)")):
+        folder = finish(place, Job("fedavg", seed))
+        summary = read_summary(folder / "summary.json")
+        write_summary(folder / "summary.json", msgspec.structs.replace(summary, task=task))
+    with pytest.raises(RunError, match=r"holds runs of cifar10 and of cifar10 \(JPEG\)"):
+        place.write_results(SCENARIO)
 
 
 def test_jobs_at_once_follow_the_machine_and_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:

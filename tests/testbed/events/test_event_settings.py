@@ -62,6 +62,15 @@ def test_a_device_without_a_board_has_no_speed_to_lower(tmp_path: Path) -> None:
     assert scenario(tmp_path, event.replace("[7]", "[0]"), GROUPS).events[0].share == 0.5
 
 
+def test_a_join_whose_place_among_the_events_of_its_device_is_unclear_is_refused(tmp_path: Path) -> None:
+    """Taken for the first, it would keep the device away from the start on, and nothing would leave in round 3."""
+    leaves = "[[events]]\nkind = 'leave'\nat_round = 3\ndevices = [1]\n"
+    mixed = f"{leaves}[[events]]\nkind = 'join'\nat_s = 600\ndevices = [1]\n"
+    assert "all by time" in mistakes(tmp_path, mixed)["events.1.at_round"]
+    scenario(tmp_path, mixed.replace("at_s = 600", "at_round = 5"))
+    scenario(tmp_path, mixed.replace("at_s = 600\ndevices = [1]", "at_s = 600\ndevices = [2]"))
+
+
 def test_a_coordinator_that_never_comes_back_is_refused(tmp_path: Path) -> None:
     killed = "[[events]]\nkind = 'kill-coordinator'\nat_s = 5\n"
     assert "no run ends so" in mistakes(tmp_path, killed)["events"]

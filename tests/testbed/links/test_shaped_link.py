@@ -84,6 +84,18 @@ def test_an_outage_and_a_sleeping_radio_make_messages_wait() -> None:
     assert sum(wait > 0 for wait in waits) == pytest.approx(250, abs=80)
 
 
+def test_a_message_that_takes_longer_than_the_radio_is_on_pauses_in_every_gap() -> None:
+    """Otherwise a chunk of 64 kB would pass a slow radio that is on for a tenth of the time ten times too fast."""
+    alone_s = (150_060 + 104 * 66) * 8 / 100_000
+    assert way(up_kbit_s=100).carry(0.0, 150_000) == pytest.approx(alone_s)
+    asleep = way(up_kbit_s=100, duty_period_s=10.0, duty_on_s=1.0)
+    assert asleep.carry(0.0, 150_000) == pytest.approx(10 * int(alone_s) + alone_s % 1)
+    in_parts = way(up_kbit_s=100, duty_period_s=0.1, duty_on_s=0.05)
+    assert in_parts.carry(0.0, 150_000) == pytest.approx(2 * alone_s, abs=0.1)
+    out = way(up_kbit_s=100, outage_every_s=20.0, outage_s=5.0)
+    assert 1.15 < out.carry(0.0, 1_500_000) / (10 * alone_s) < 1.6
+
+
 def test_publishing_and_receiving_over_a_shaped_link() -> None:
     asyncio.run(publishing_and_receiving())
 
