@@ -118,10 +118,15 @@ def test_too_many_failed_rounds_end_with_1_and_a_full_folder(tmp_path: Path) -> 
 def test_however_a_run_is_ended_nothing_is_left_running(tmp_path: Path, number: signal.Signals, code: int) -> None:
     out = tmp_path / "run"
     with subprocess.Popen(command(out, "rounds.count=1000"), stderr=subprocess.PIPE) as parent:
-        until(has_rounds(out, 1), 120)
-        assert len(of_run(out)) >= 1 + 4 + 3 + 1 + 1 + 6  # itself, brokers, aggregators, coordinator, zygote, devices
-        parent.send_signal(number)
-        assert parent.wait(60) == code
+        try:
+            until(has_rounds(out, 1), 120)
+            assert (
+                len(of_run(out)) >= 1 + 4 + 3 + 1 + 1 + 6
+            )  # itself, brokers, aggregators, coordinator, zygote, devices
+            parent.send_signal(number)
+            assert parent.wait(60) == code
+        finally:
+            parent.kill()  # a run of a thousand rounds must not outlive a test that has failed
     until(lambda: of_run(out) == [], 10)
     assert number == signal.SIGKILL or not (out / "state" / "keys").exists()
     assert os.path.exists(out / "logs" / "coordinator.log")
