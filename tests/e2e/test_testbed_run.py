@@ -122,7 +122,7 @@ def test_however_a_run_is_ended_nothing_is_left_running(tmp_path: Path, number: 
             until(has_rounds(out, 1), 120)
             assert (
                 len(of_run(out)) >= 1 + 4 + 3 + 1 + 1 + 6
-            )  # itself, brokers, aggregators, coordinator, zygote, devices
+            )  # itself, brokers, services, zygote, devices
             parent.send_signal(number)
             assert parent.wait(60) == code
         finally:
