@@ -120,9 +120,7 @@ def test_however_a_run_is_ended_nothing_is_left_running(tmp_path: Path, number: 
     with subprocess.Popen(command(out, "rounds.count=1000"), stderr=subprocess.PIPE) as parent:
         try:
             until(has_rounds(out, 1), 120)
-            assert (
-                len(of_run(out)) >= 1 + 4 + 3 + 1 + 1 + 6
-            )  # itself, brokers, services, zygote, devices
+            assert len(of_run(out)) >= 1 + 4 + 3 + 1 + 1 + 6  # itself, brokers, services, zygote, devices
             parent.send_signal(number)
             assert parent.wait(60) == code
         finally:

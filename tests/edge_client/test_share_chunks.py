@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import AGGREGATORS, DEVICES, directory, plan
+from builders import AGGREGATORS, DEVICES, directory, plain_view, plan
 from simulators.whole_shares import split_upload
 
+from edge_client.fresh_upload import new_upload
 from edge_client.outbox import Upload
 from edge_client.share_chunks import StreamedShare, open_shares
 from fedpruneshare.errors import SharingError
@@ -113,7 +114,18 @@ def test_words_that_are_none_are_refused_before_a_chunk_is_made() -> None:
         open_shares(view, DEVICE, upload)
 
 
-@pytest.mark.parametrize("reveal", list(Reveal))
+def test_what_is_not_shared_is_the_upload_itself_and_of_its_length_only() -> None:
+    view = plain_view()
+    words = np.arange(view.upload_words(1), dtype=np.uint32) + 0x7FFFFFF0  # floats, not elements of the field
+    upload = new_upload(view, 1, 1, words, Prg.AES_256_CTR)
+    assert (upload.seeds, upload.masks.size, upload.key) == ({}, 0, b"")
+    (share,) = open_shares(view, DEVICE, upload).values()
+    assert b"".join(share.chunk(index) for index in range(share.count)) == words.astype("<u4").tobytes()
+    with pytest.raises(SharingError, match=rf"upload of {words.size - 1} words"):
+        open_shares(view, DEVICE, replace(upload, words=words[:-1]))
+
+
+@pytest.mark.parametrize("reveal", [Reveal.SUM, Reveal.EACH])
 def test_an_upload_of_another_length_is_refused(reveal: Reveal) -> None:
     view = view_of(Sharing(3, 2, 1, reveal=reveal), (900, 300))
     for words in (0, 1199, 1203):

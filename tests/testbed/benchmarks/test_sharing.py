@@ -214,7 +214,7 @@ def test_memory_of_whole_vectors_is_seen_although_this_process_is_larger() -> No
     grown = np.ones(10_000_000)  # a child's ru_maxrss would start at this process's peak
     whole, streamed = (memory.extra_bytes(variant, 3, 2, values) for variant in ("all n vectors", "streamed"))
     assert grown.size
-    assert 12 * values <= whole < 14 * values
+    assert 11.9 * values <= whole < 14 * values  # some pages may have been there before
     assert streamed < MOST_EXTRA_BYTES
 
 

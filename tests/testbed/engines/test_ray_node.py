@@ -105,7 +105,7 @@ def test_news_start_where_the_last_ended(host: NodeHost) -> None:
     host.start(files("device-00"))
     with pytest.raises(RunError, match="device-00 runs already"):
         host.start(files("device-00"))
-    until(lambda: b"up" in host.news({}).written.get("logs/device-00.log", b""))
+    until(lambda: b"up\n" in host.news({}).written.get("logs/device-00.log", b""))
     first = host.news({})
     assert first.codes == {}
     assert first.written == {"logs/device-00.log": b"up\n", "device-00/ledger.jsonl": b"first line\n"}
