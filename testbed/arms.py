@@ -12,16 +12,24 @@ from typing import Final
 
 import msgspec
 
+from fedpruneshare.errors import SettingsError
 from testbed.scenario import Scenario
 from testbed.summary import ARM
 
 FEDAVG: Final = "fedavg"
 PRUNE_ONLY: Final = "prune-only"
 SHARE_ONLY: Final = "share-only"
+#: What these are named for must be in the scenario.
+_SHARING: Final = (SHARE_ONLY, ARM)
 
 
 def arm_scenario(scenario: Scenario, arm: str) -> Scenario:
-    """A scenario as one of the `ARMS` runs it; raises `KeyError` for another name."""
+    """A scenario as one of the `ARMS` runs it.
+
+    Raises `KeyError` for another name, `SettingsError` for an arm that shares where the scenario shares nothing.
+    """
+    if arm in _SHARING and scenario.sharing.reveal == "plain":
+        raise SettingsError(f"arm {arm} of a scenario with sharing.reveal = plain, expected one that shares")
     offered = len(scenario.pruning.rungs) + bool(scenario.pruning.probe)
     rounds = msgspec.structs.replace(scenario.rounds, strata=scenario.rounds.strata or offered)
     return ARMS[arm](msgspec.structs.replace(scenario, rounds=rounds))

@@ -21,6 +21,8 @@ Phase = Literal["APPLIED", "FAILED", "OUTSIDE"]
 #: The arm that is the project itself (docs/glossary.md, "arm").
 OWN_ARM: Final = "fedpruneshare"
 UPLOADED: Final = "uploaded"
+#: The phase of waiting. It lasts as long as this machine takes over everybody's work: no arm can help it.
+IDLE: Final = "idle"
 ROUNDS: Final = "rounds.jsonl"
 #: How an entry reads of a round in which the device did nothing: not asked, or never begun.
 _IDLE_STATUS = ("not-in-cohort", "")

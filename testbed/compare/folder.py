@@ -177,15 +177,16 @@ def _conditions(runs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         each = {name: found[key] for name, found in runs.items() if key in found}
         values = list(each.values())
         joined[key] = values[0] if all(value == values[0] for value in values) else each
-    return joined | {"ledger": _ledgers([found.get("ledger", {}) for found in runs.values()])}
+    return joined | {"ledger": _ledgers({name: found.get("ledger", {}) for name, found in runs.items()})}
 
 
-def _ledgers(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """How the books of all runs agreed: numbers added up, and everything that was not explained."""
+def _ledgers(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """How the books of all runs agreed: numbers added up, and everything that was not explained, of which run."""
     joined: dict[str, Any] = {}
-    for one in found:
+    for name, one in found.items():
         for key, value in one.items():
-            joined[key] = joined[key] + value if key in joined else value
+            named = [f"{name}: {text}" for text in value] if isinstance(value, list) else value
+            joined[key] = joined[key] + named if key in joined else named
     return joined
 
 

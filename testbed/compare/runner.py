@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 
 from fedpruneshare.errors import RunError, SettingsError
+from testbed.arms import arm_scenario
 from testbed.compare.folder import CompareFolder, Job
 from testbed.processes import Processes, tail
 from testbed.scenario import Scenario
@@ -61,6 +62,8 @@ def compare(scenario: Scenario, folder: Path, arms: Sequence[str], at_once: int,
     Raises `SettingsError` where the folder holds something else or a run refused the settings, `RunError` where one
     came to no end. Finished runs stay and are not run again by the next call.
     """
+    for arm in arms:
+        arm_scenario(scenario, arm)  # said before the first run, and not after it
     place = CompareFolder(folder)
     place.open(scenario)
     jobs = [Job(arm, seed) for seed in scenario.seeds for arm in arms]

@@ -41,7 +41,7 @@ def plain_watch(say: Callable[[str], None]) -> Callable[[Sequence[JobState]], No
 
 
 def conclusion(summary: Summary) -> list[str]:
-    """One line an arm: metric, uplink, downlink and joules, with the ratio to plain FedAvg where that was run."""
+    """One line an arm: metric, uplink and downlink, with the ratio to plain FedAvg where that was run."""
     return [_line(name, arm, summary) for name, arm in summary.arms.items()]
 
 

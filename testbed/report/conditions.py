@@ -50,8 +50,13 @@ def emulation(report: Report) -> str:
 def _points(folder: RunFolder) -> list[str]:
     """The machine, the network, the boards, and where bytes were counted."""
     summary, scenario = folder.summary, folder.scenario
+    aggregators = f"{scenario.aggregators.count} aggregators with a broker each"
+    if scenario.aggregators.count == 1:
+        aggregators = "one aggregator with a broker of its own"
+    elif any(arm.sharing is None for arm in summary.arms.values()):
+        aggregators += " (where nothing is shared one of them)"
     return [
-        f"{summary.devices} devices, {scenario.aggregators.count} aggregators with a broker each, one coordinator, "
+        f"{summary.devices} devices, {aggregators}, one coordinator, "
         f"talking over real {scenario.brokers.kind} brokers. {_engine(folder.conditions)} "
         "Keys, signatures, sealing and sharing are those of a deployment; keys were made for this run and thrown away.",
         _links(part_of(folder.conditions, "links", "backend")),

@@ -148,5 +148,6 @@ def _device(one: DeviceTotal) -> dict[str, Any]:
     }
     row |= {f"seconds.{phase}": round(sum(lengths), 4) for phase, lengths in one.seconds.items()}
     row |= {f"joules.{source}": spent for source, spent in one.joules.items()}
+    row |= {f"joules.{source}.idle": spent for source, spent in one.idle_joules.items()}
     row |= {f"rung.{rung}": count for rung, count in sorted(one.rungs.items())}
     return row | {f"bound_by.{name}": count for name, count in sorted(one.constraints.items())}

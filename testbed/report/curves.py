@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
-from testbed.ledger import RunRound
+from testbed.ledger import IDLE, RunRound
 from testbed.report.drawing import (
     COLOURS,
     FAILED_COLOUR,
@@ -20,7 +20,7 @@ from testbed.report.drawing import (
     short,
     whole_numbers,
 )
-from testbed.report.measures import IDLE, source_text, sources
+from testbed.report.measures import source_text, sources
 from testbed.report.runs import ArmRun, Report
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from testbed.device_lines import ABSENT, DeviceLine
+from testbed.ledger import IDLE
 
 _NOT_ASKED: Final = ("not-in-cohort", ABSENT, "")
 
@@ -27,7 +28,10 @@ class Traffic:
 
 @dataclass(frozen=True)
 class DeviceTotal:
-    """One device over all rounds and seeds of an arm. `asked`: rounds in whose cohort it was."""
+    """One device over all rounds and seeds of an arm. `asked`: rounds in whose cohort it was.
+
+    `joules` of work and `idle_joules`, by source: what is idled follows the time that this machine takes.
+    """
 
     device: str
     group: int
@@ -41,6 +45,7 @@ class DeviceTotal:
     up: Traffic
     down: Traffic
     joules: dict[str, float]
+    idle_joules: dict[str, float]
 
     @property
     def kind(self) -> tuple[int, str, str]:
@@ -68,12 +73,13 @@ def _total(device: str, lines: Sequence[DeviceLine]) -> DeviceTotal:
     asked = [line for line in lines if line.round and line.status not in _NOT_ASKED]
     seconds: dict[str, list[float]] = defaultdict(list)
     joules: dict[str, float] = defaultdict(float)
+    idled: dict[str, float] = defaultdict(float)
     for line in lines:
         for phase, length_s in line.seconds.items():
             seconds[phase].append(length_s)
         if line.energy and all(part.joules is not None for part in line.energy.values()):
-            for part in line.energy.values():
-                joules[part.source] += part.joules or 0.0
+            for phase, part in line.energy.items():
+                (idled if phase == IDLE else joules)[part.source] += part.joules or 0.0
     first = lines[0]
     return DeviceTotal(
         device=device,
@@ -88,6 +94,7 @@ def _total(device: str, lines: Sequence[DeviceLine]) -> DeviceTotal:
         up=Traffic(sum(line.up.total for line in lines), _wire([line.wire_up for line in lines])),
         down=Traffic(sum(line.down.total for line in lines), _wire([line.wire_down for line in lines])),
         joules=dict(joules),
+        idle_joules=dict(idled),
     )
 
 

@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from testbed.ledger import IDLE
 from testbed.report.markup import BYTE_UNITS, JOULE_UNITS, SECOND_UNITS, Units, with_spread
 from testbed.report.runs import ArmRun
 from testbed.summary import Figures
 
 #: What is said after a source of joules that is no sensor.
 _MODELLED: Final = "modelled"
-#: The phase of waiting. It lasts as long as this machine takes over everybody's work: no arm can help it.
-IDLE: Final = "idle"
 
 
 @dataclass(frozen=True)

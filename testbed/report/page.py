@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from fedpruneshare.errors import SettingsError
+from fedpruneshare.storage import write_atomically
 from testbed.report import comparison, conditions, csv_files, tables
 from testbed.report.bars import bars
 from testbed.report.curves import curves
@@ -58,7 +59,6 @@ def _made(out: Path) -> Path:
 def _write(report: Report, out: Path) -> Path:
     drawings = draw(report)
     page = out / REPORT
-    page.write_text(render_page(report, drawings), "utf-8")
     csv_files.write_all(report, out)
     plots = out / PLOTS
     shutil.rmtree(plots, ignore_errors=True)
@@ -66,6 +66,7 @@ def _write(report: Report, out: Path) -> Path:
     for drawing in drawings:
         (plots / f"{drawing.name}.svg").write_bytes(drawing.svg)
         (plots / f"{drawing.name}.png").write_bytes(drawing.png)
+    write_atomically(page, render_page(report, drawings).encode())  # last: where it is, all the rest is
     return page
 
 

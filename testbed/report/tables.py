@@ -36,8 +36,8 @@ def groups(report: Report) -> str:
     kept = [index for index in range(len(head)) if any(row[index] != _NONE for row in rows)]
     kept = kept[1:] if len(report.arms) == 1 else kept
     note = (
-        "Times are medians over the rounds of all devices of the group; bytes (MQTT payload) and joules are of one "
-        "device in one seed's run, mean over the group. Dropped: neither uploaded nor declined."
+        "Times are medians over the rounds of all devices of the group; bytes (MQTT payload) and joules of work are "
+        "of one device in one seed's run, mean over the group. Dropped: neither uploaded nor declined."
     )
     body = table(_only(kept, head), [_only(kept, row) for row in rows], file=DEVICES_CSV)
     return section("groups", "Devices by group, board and link", body, small(note))

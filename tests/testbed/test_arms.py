@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from fedpruneshare.errors import SettingsError
 from fedpruneshare.settings import load_settings, render_toml
 from testbed.arms import ARMS, arm_scenario
 from testbed.scenario import Scenario, load_scenario, shipped_scenarios
@@ -43,6 +44,14 @@ def parsed(text: str) -> dict[str, object]:
     import tomllib
 
     return tomllib.loads(text)
+
+
+@pytest.mark.parametrize("arm", ["share-only", "fedpruneshare"])
+def test_what_shares_nothing_goes_by_no_name_of_one_that_shares(arm: str) -> None:
+    plain = arm_scenario(trained("demo"), "prune-only")
+    assert arm_scenario(plain, "prune-only") == plain
+    with pytest.raises(SettingsError, match=f"arm {arm} of a scenario with sharing.reveal = plain"):
+        arm_scenario(plain, arm)
 
 
 def test_all_arms_draw_by_the_same_strata() -> None:

@@ -149,7 +149,14 @@ def test_what_no_ledger_explains_is_told_of_every_run(place: CompareFolder) -> N
         summary = read_summary(folder / "summary.json")
         write_summary(folder / "summary.json", msgspec.structs.replace(summary, conditions={"ledger": ledger, "a": 1}))
     assert place.write_results(SCENARIO).conditions == {
-        "ledger": {"devices": 12, "payload_checked": 11, "unexplained": ["device-01: 12 B", "device-04: 9 B"]},
+        "ledger": {
+            "devices": 12,
+            "payload_checked": 11,
+            "unexplained": [
+                "fedavg-seed-1: device-01: 12 B",
+                "fedavg-seed-2: device-04: 9 B",
+            ],
+        },
         "a": 1,
     }
 

@@ -52,9 +52,9 @@ def test_totals_of_a_device_are_the_sums_of_its_lines(folder: Path) -> None:
     assert total.up.payload == sum(line.up.total for line in lines)
     assert total.up.wire == sum(line.wire_up or 0 for line in lines)
     assert total.up.overhead_percent == pytest.approx(100 * (total.up.wire / total.up.payload - 1))
-    assert total.joules["model"] == pytest.approx(
-        sum(part.joules or 0 for line in lines for part in line.energy.values())
-    )
+    spent = [(phase == "idle", part.joules or 0) for line in lines for phase, part in line.energy.items()]
+    assert total.joules["model"] == pytest.approx(sum(joules for is_idle, joules in spent if not is_idle))
+    assert total.idle_joules["model"] == pytest.approx(sum(joules for is_idle, joules in spent if is_idle))
     assert (total.group, total.board, total.link) == (0, "raspberry-pi-zero-2-w", "lte")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import plain_view
 
 from coordinator.evaluation import Evaluator
 from fedpruneshare.bundle import Bundle
@@ -57,6 +58,18 @@ def test_words_fill_the_plans_layout_and_follow_from_seed_device_and_round(view:
     assert np.array_equal(again[1], words)
     assert not np.array_equal(random_words(view, 1, seed=7, index=4)[1], words)
     assert random_words(view, 0, seed=7, index=3)[1].size == view.upload_words(0)
+
+
+@pytest.mark.parametrize("bits", [32, 16])
+def test_without_sharing_the_words_are_numbers(bits: int) -> None:
+    """As `--arm fedavg` and `prune-only` of thousand-devices send them."""
+    made = plain_view(bits)
+    weight, words = random_words(made, 1, seed=7, index=3)
+    assert words.size == made.upload_words(1)
+    first = made.plan.segments[0]
+    part = made.plain_layout.unpack(words[: first.words], first.vectors, first.weights)
+    assert part.weight == weight
+    assert 0.8 < part.values.std() < 1.2
 
 
 def test_values_spread_over_a_part_of_the_range_as_a_real_updates_do(view: PlanView) -> None:
