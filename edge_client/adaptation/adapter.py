@@ -7,6 +7,7 @@ what earlier predictions got wrong.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,6 +49,7 @@ class Adapter:
         self._coolest_c: float | None = None
         self._last_rung: int | None = None
         self._declines, self._patience = 0, 1
+        self._doubted: Constraint | None = None
 
     @property
     def profile(self) -> BoardProfile:
@@ -71,7 +73,8 @@ class Adapter:
         `now`: the board's health, and the joules this round may use (None: no budget).
         """
         offer = self._offer(view, examples, remaining_s)
-        decision = decide(offer, self._settings.limits, self._state(*now))
+        decision = self._try_least(offer, now) if self._doubted else None
+        decision = decision or decide(offer, self._settings.limits, self._state(*now))
         self._last_rung = DECLINED if decision.rung is None else decision.rung
         self._doubt(decision)
         _log.info(
@@ -81,10 +84,20 @@ class Adapter:
         )  # fmt: skip
         return decision
 
+    def _try_least(self, offer: Offer, now: tuple[Health | None, float | None]) -> DensityDecision | None:
+        """After a doubt, as little as shows whether it was right: a low battery must not pay for all there is."""
+        offer = replace(offer, rungs=offer.rungs[:1], steps=offer.least_steps)
+        decision = decide(offer, self._settings.limits, self._state(*now))
+        if decision.rung is None or self._doubted is None:
+            return None
+        reason = f"the least there is, to measure again after a decline for {self._doubted}: {decision.reason}"
+        return replace(decision, constraint=self._doubted, reason=reason)
+
     def _doubt(self, decision: DensityDecision) -> None:
         """Forget what was measured after enough declines for it: a device that declines measures nothing any more.
 
-        One stall would otherwise keep it out for good. After each time it waits twice as long for the next.
+        One stall would otherwise keep it out for good. It then tries the least there is first. After each time it
+        waits twice as long for the next.
         """
         if decision.rung is not None or decision.constraint not in (Constraint.DEADLINE, Constraint.ENERGY):
             return
@@ -95,6 +108,7 @@ class Adapter:
         self._steps, self._links = StepWatch(), LinkWatch()
         self._receive_bytes_s = self._uplink_bytes_s = None
         self._learnt.forget()
+        self._doubted = decision.constraint
         _log.info("measurements-doubted", reason=decision.reason, again_after_declines=self._patience)
 
     def trained(self, width: float, step_s: float) -> None:
@@ -118,7 +132,9 @@ class Adapter:
         """
         if decision.predicted is None or not self._settings.adaptive:
             return {}
-        self._declines, self._patience = 0, 1
+        if self._doubted is None:  # what was only tried does not show yet that rounds go well again
+            self._declines, self._patience = 0, 1
+        self._doubted = None
         down, up = entry.down.model + entry.down.plan, entry.up.shares + entry.up.resent
         if up >= _LARGE_BYTES and entry.seconds.get("send", 0.0) > 0:
             self._uplink_bytes_s = up / entry.seconds["send"]  # all links at once, which no single one shows

@@ -71,10 +71,23 @@ def why_no_namespaces() -> str:
     except ImportError:
         return "the package pyroute2 is not installed"
     try:
-        call_in_thread(new_network)
+        call_in_thread(_try_namespace)
     except SettingsError as error:
         return str(error)
     return ""
+
+
+def _try_namespace() -> None:
+    """As the keeper makes them: a container may allow the namespace, and not that anything in it is set."""
+    from pyroute2 import NetlinkError
+
+    from testbed.links.interfaces import quieten
+
+    new_network()
+    try:
+        quieten()
+    except (OSError, NetlinkError) as error:
+        raise SettingsError(f"in a network namespace of its own: {error}") from None
 
 
 def why_no_tap() -> str:

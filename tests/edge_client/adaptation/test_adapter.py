@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -132,8 +133,36 @@ def test_one_stall_does_not_keep_a_device_out_for_good(tmp_path: Path) -> None:
     """What it declines for it cannot measure again: after a while it has to doubt it."""
     stalled = adapter(tmp_path)
     stalled.trained(1.0, 60.0)
-    rungs = [stalled.decide(view(), EXAMPLES, 60.0, (None, None)).rung for _ in range(2)]
-    assert rungs == [None, view().plan.rungs[-1]]
+    first, second = (stalled.decide(view(), EXAMPLES, 60.0, (None, None)) for _ in range(2))
+    assert (first.rung, second.rung) == (None, view().plan.rungs[0])
+    assert second.constraint is Constraint.DEADLINE
+    assert "to measure again after a decline for deadline" in second.reason
+    stalled.trained(1.0, 0.001)
+    stalled.learn(second, finished(train=0.1, receive=0.1, share=0.1, send=0.1), None)
+    assert stalled.decide(view(), EXAMPLES, 60.0, (None, None)).rung == view().plan.rungs[-1]
+
+
+def test_a_budget_that_does_for_nothing_is_not_spent_many_times_over_by_the_next_round(tmp_path: Path) -> None:
+    """Where nothing is measured, training costs nothing to a prediction: so it tries no more than the least."""
+    poor = adapter(tmp_path)
+    poor.trained(1.0, 0.5)
+    assert poor.decide(view(), EXAMPLES, 60.0, (None, 1.3)).constraint is Constraint.ENERGY
+    again = poor.decide(view(), EXAMPLES, 60.0, (None, 1.3))
+    training = view().plan.training
+    assert (again.rung, again.constraint) == (view().plan.rungs[0], Constraint.ENERGY)
+    full = training.local_epochs * -(-EXAMPLES // training.batch_size)
+    assert again.local_steps == max(1, math.ceil(training.least_work * full))
+
+
+def test_a_device_that_stays_too_poor_tries_ever_more_seldom_though_its_tries_arrive(tmp_path: Path) -> None:
+    poor, taken = adapter(tmp_path), []
+    for place in range(40):
+        decision = poor.decide(view(), EXAMPLES, 60.0, (None, 1.3))
+        if decision.rung is not None:
+            taken.append(place)
+            poor.trained(1.0, 0.5)
+            poor.learn(decision, finished(train=10.0, receive=0.1, share=0.1, send=0.1), None)
+    assert taken == [0, 2, 5, 10, 19, 36]
 
 
 def test_a_device_that_stays_too_slow_tries_ever_more_seldom(tmp_path: Path) -> None:

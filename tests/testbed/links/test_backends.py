@@ -92,3 +92,18 @@ def test_what_netem_and_htb_are_told() -> None:
     assert options["delay"] == 4 * options["jitter"]  # in ticks, whose length is the kernel's
     assert queueing.htb_arguments(2e6) == {"rate": "2000000bit", "burst": 3028, "cburst": 3028}
     assert queueing.htb_arguments(2e7)["burst"] == 5000
+
+
+@pytest.mark.skipif(bool(backends.why_no_namespaces()), reason="needs network namespaces")
+def test_a_container_in_which_nothing_can_be_set_gets_the_application_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Docker with the right capabilities /proc/sys is read-only all the same."""
+
+    def refused() -> None:
+        raise OSError(30, "Read-only file system", "/proc/sys/net/ipv6/conf/all/disable_ipv6")
+
+    monkeypatch.setattr("testbed.links.interfaces.quieten", refused)
+    found = choose(LinkEmulation(backend="auto"), [])
+    assert found.backend == "application"
+    assert "Read-only file system" in found.why
+    with pytest.raises(SettingsError, match="Read-only file system"):
+        choose(LinkEmulation(backend="tap"), [])
