@@ -15,10 +15,10 @@ from testbed.cli_compare import compare
 from testbed.cli_memory import memory
 from testbed.cli_rounds import rounds
 from testbed.cli_width import width
-from testbed.progress import Progress
 from testbed.report.markup import size
 from testbed.run import FIXTURE_NOTICE, Finished, RunOptions, run_scenario
 from testbed.scenario import load_scenario, scenario_keys, shipped_scenarios
+from testbed.watching.progress import Progress
 
 #: Values in the vectors of `bench sharing`.
 SMALLEST_SIZE, LARGEST_SIZE = 1_000, 100_000_000

@@ -11,9 +11,9 @@ from fedpruneshare import logs
 from fedpruneshare.messages import MAX_DEVICES
 from testbed.benchmarks.crowd import Crowd, CrowdSettings, growth, measure_crowd, table
 from testbed.benchmarks.rounds import RoundFigures, measure_rounds, write_crowds, write_measurements
-from testbed.progress import Progress
 from testbed.run import RunOptions, run_scenario
 from testbed.scenario import BrokerKind, load_scenario
+from testbed.watching.progress import Progress
 
 _FEWEST = 3
 

@@ -33,7 +33,7 @@ from testbed.engines import conditions as engine_conditions
 from testbed.engines import new_engine
 from testbed.events.runner import EventRunner
 from testbed.federation import CONTROL, COORDINATOR, Federation, RunFolder, aggregator_ids, device_ids
-from testbed.ledger import CoordinatorRound, read_coordinator_rounds
+from testbed.ledger.rounds import CoordinatorRound, read_coordinator_rounds
 from testbed.links.counters import WayBytes
 from testbed.links.network import Network
 from testbed.places import Place

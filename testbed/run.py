@@ -14,19 +14,19 @@ from edge_client.datasets import DataSource
 from fedpruneshare import __version__
 from fedpruneshare.errors import RunError, SettingsError
 from fedpruneshare.settings import render_toml
-from testbed.agreement import Wire, compare_books, is_quiet, longest_topic
 from testbed.arms import arm_scenario
-from testbed.device_book import DeviceBook
-from testbed.device_lines import DEVICES, DeviceLine, device_facts, device_lines, write_devices
 from testbed.federation import COORDINATOR, FEDERATION, RunFolder
 from testbed.fleet import Fleet
-from testbed.following import Follower, new_state
-from testbed.journal import InterfaceBook, Journal
-from testbed.ledger import ROUNDS, CoordinatorRound, merge, write_rounds
-from testbed.progress import Progress
+from testbed.ledger.agreement import Wire, compare_books, is_quiet, longest_topic
+from testbed.ledger.device_book import DeviceBook
+from testbed.ledger.device_lines import DEVICES, DeviceLine, device_facts, device_lines, write_devices
+from testbed.ledger.journal import InterfaceBook, Journal
+from testbed.ledger.rounds import ROUNDS, CoordinatorRound, merge, write_rounds
 from testbed.report.page import REPORT_FILES, write_report
 from testbed.scenario import Scenario
 from testbed.summary import ARM, VERSION, SeedRun, Sharing, Summary, arm_figures, write_summary
+from testbed.watching.following import Follower, new_state
+from testbed.watching.progress import Progress
 from testbed.watching.state import PROGRESS
 
 RESULTS: Final = (

@@ -18,7 +18,7 @@ from msgspec import Meta
 from fedpruneshare.errors import PeerError, RunError
 from fedpruneshare.metrics import METRICS, MetricName
 from fedpruneshare.storage import write_atomically
-from testbed.ledger import OWN_ARM, RunRound
+from testbed.ledger.rounds import OWN_ARM, RunRound
 
 ARM: Final = OWN_ARM
 #: Evaluations whose mean is the final accuracy.

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 
 from fedpruneshare.settings import render_toml
-from testbed.device_lines import DeviceFacts, DeviceLine, device_lines, write_devices
-from testbed.ledger import (
+from testbed.ledger.device_lines import DeviceFacts, DeviceLine, device_lines, write_devices
+from testbed.ledger.rounds import (
     Around,
     BytesDown,
     BytesUp,

@@ -23,7 +23,7 @@ from fedpruneshare.errors import RunError
 from testbed.engines import SYNTHETIC_TASK
 from testbed.federation import COORDINATOR
 from testbed.fleet import Fleet
-from testbed.ledger import CoordinatorRound, DeviceRound, read_ledgers
+from testbed.ledger.rounds import CoordinatorRound, DeviceRound, read_ledgers
 from testbed.scenario import AggregatorFleet, BrokerKind, BrokerSettings, FleetSettings, Scenario, ScenarioTask
 
 ROLES: Final = ("devices", "brokers", "aggregators", "coordinator")

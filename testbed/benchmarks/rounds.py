@@ -14,7 +14,7 @@ import msgspec
 from fedpruneshare import __version__
 from fedpruneshare.storage import write_atomically
 from testbed.benchmarks.crowd import Crowd
-from testbed.ledger import RunRound, read_rounds
+from testbed.ledger.rounds import RunRound, read_rounds
 from testbed.run import Finished
 from testbed.summary import ARM
 

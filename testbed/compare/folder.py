@@ -20,9 +20,9 @@ from fedpruneshare.errors import PeerError, RunError, SettingsError
 from fedpruneshare.settings import load_settings, render_toml
 from fedpruneshare.storage import write_atomically
 from testbed.arms import ARMS
-from testbed.device_lines import DEVICES
 from testbed.federation import RunFolder
-from testbed.ledger import read_rounds
+from testbed.ledger.device_lines import DEVICES
+from testbed.ledger.rounds import read_rounds
 from testbed.report.page import REPORT, write_report
 from testbed.scenario import Scenario
 from testbed.summary import ARM, VERSION, SeedRun, Summary, arm_figures, read_summary, write_summary

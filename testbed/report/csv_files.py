@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from testbed.ledger import RunRound
+from testbed.ledger.rounds import RunRound
 from testbed.report.devices import DeviceTotal, dropped
 from testbed.report.measures import source_of
 from testbed.report.runs import ArmRun, Report, flat

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
-from testbed.ledger import IDLE, RunRound
+from testbed.ledger.rounds import IDLE, RunRound
 from testbed.report.drawing import (
     COLOURS,
     FAILED_COLOUR,

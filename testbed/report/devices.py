@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from testbed.device_lines import ABSENT, DeviceLine
-from testbed.ledger import IDLE
+from testbed.ledger.device_lines import ABSENT, DeviceLine
+from testbed.ledger.rounds import IDLE
 
 _NOT_ASKED: Final = ("not-in-cohort", ABSENT, "")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpruneshare.errors import SettingsError
-from testbed.ledger import RunRound
+from testbed.ledger.rounds import RunRound
 from testbed.report.runs import ArmRun, compared, one_report, read_folder
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from testbed.ledger import IDLE
+from testbed.ledger.rounds import IDLE
 from testbed.report.markup import BYTE_UNITS, JOULE_UNITS, SECOND_UNITS, Units, with_spread
 from testbed.report.runs import ArmRun
 from testbed.summary import Figures

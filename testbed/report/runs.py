@@ -14,8 +14,8 @@ import msgspec
 from fedpruneshare.errors import Fault, SettingsError
 from fedpruneshare.metrics import METRICS, Metric
 from fedpruneshare.settings import load_settings
-from testbed.device_lines import DEVICES, DeviceLine, read_devices
-from testbed.ledger import RunRound, read_rounds
+from testbed.ledger.device_lines import DEVICES, DeviceLine, read_devices
+from testbed.ledger.rounds import RunRound, read_rounds
 from testbed.report.devices import DeviceTotal, device_totals
 from testbed.scenario import Scenario
 from testbed.summary import Arm, Sharing, Summary, read_summary

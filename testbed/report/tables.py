@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from fedpruneshare.metrics import Metric
-from testbed.ledger import RunRound
+from testbed.ledger.rounds import RunRound
 from testbed.report.csv_files import DEVICES_CSV, ROUNDS_CSV
 from testbed.report.decisions import CONSTRAINTS
 from testbed.report.devices import DeviceTotal, Traffic, by_kind, dropped

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from testbed.device_lines import ABSENT, DeviceLine
-from testbed.ledger import RunRound
+from testbed.ledger.device_lines import ABSENT, DeviceLine
+from testbed.ledger.rounds import RunRound
 from testbed.report.drawing import COLOURS, EDGE, FAILED_COLOUR, INK, PALE, Drawing, sheet, short
 from testbed.report.runs import ArmRun, Report
 

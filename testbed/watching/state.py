@@ -10,7 +10,7 @@ from typing import Final, Literal
 import msgspec
 
 from fedpruneshare.metrics import MetricName
-from testbed.ledger import UPLOADED, DeviceRound
+from testbed.ledger.rounds import UPLOADED, DeviceRound
 
 PROGRESS: Final = "progress.json"
 RunPhase = Literal["starting", "running", "finished", "failed"]

@@ -10,7 +10,7 @@ from e2e.fleets import small_fleet, start
 from edge_client.settings import DeviceSettings
 from fedpruneshare.settings import load_settings, render_toml
 from testbed.fleet import Fleet
-from testbed.ledger import DeviceRound, read_ledgers
+from testbed.ledger.rounds import DeviceRound, read_ledgers
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 

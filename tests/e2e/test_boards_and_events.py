@@ -10,9 +10,9 @@ import pytest
 from e2e.fleets import SMALL
 from rich.console import Console
 
-from testbed.progress import Progress
 from testbed.run import RunOptions, run_scenario
 from testbed.scenario import load_scenario
+from testbed.watching.progress import Progress
 
 pytestmark = [
     pytest.mark.e2e,

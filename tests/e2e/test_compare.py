@@ -12,7 +12,7 @@ import pytest
 from e2e.test_testbed_run import of_run, until
 
 from testbed.arms import ARMS
-from testbed.ledger import read_rounds
+from testbed.ledger.rounds import read_rounds
 from testbed.summary import Summary, read_summary
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -86,7 +86,7 @@ def check_summary(one: Summary, other: Summary) -> None:
 
 
 def test_all_arms_train_the_same_devices(tmp_path: Path) -> None:
-    from testbed.device_lines import read_devices
+    from testbed.ledger.device_lines import read_devices
 
     out = tmp_path / "compare"
     done = run(out, "--arms", "fedavg,fedpruneshare", "--jobs", "2")

@@ -18,10 +18,10 @@ from rich.console import Console
 import testbed.run
 from fedpruneshare.messages import Heartbeat, ModelChunk, RoundPlan, ShareUpload, decode
 from testbed.fleet import Fleet
-from testbed.progress import Progress
 from testbed.run import RunOptions, run_scenario
 from testbed.scenario import load_scenario
 from testbed.summary import ARM
+from testbed.watching.progress import Progress
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 

@@ -21,13 +21,13 @@ from rich.console import Console
 
 import testbed.run
 from fedpruneshare.errors import RunError
-from testbed.device_lines import DEVICES, read_devices
 from testbed.fleet import Fleet
-from testbed.ledger import ROUNDS, read_rounds
-from testbed.progress import Progress
+from testbed.ledger.device_lines import DEVICES, read_devices
+from testbed.ledger.rounds import ROUNDS, read_rounds
 from testbed.run import RunOptions, run_scenario
 from testbed.scenario import load_scenario
 from testbed.summary import ARM
+from testbed.watching.progress import Progress
 from testbed.watching.state import read_progress
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]

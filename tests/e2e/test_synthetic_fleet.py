@@ -24,7 +24,7 @@ from fedpruneshare.settings import load_settings
 from testbed.cli_rounds import rounds
 from testbed.federation import COORDINATOR
 from testbed.fleet import Fleet
-from testbed.ledger import read_ledgers
+from testbed.ledger.rounds import read_ledgers
 from testbed.scenario import load_scenario
 from testbed.synthetic.words import random_words
 

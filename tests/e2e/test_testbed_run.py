@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from testbed.ledger import read_rounds
+from testbed.ledger.rounds import read_rounds
 from testbed.report.page import REPORT_FILES
 from testbed.summary import ARM, read_summary
 

@@ -20,10 +20,10 @@ from fedpruneshare.party import Party
 from fedpruneshare.settings import load_settings
 from fedpruneshare.topics import Role
 from testbed.federation import Federation, RunFolder, aggregator_ids, device_ids
-from testbed.ledger import CoordinatorRound
-from testbed.progress import Progress
+from testbed.ledger.rounds import CoordinatorRound
 from testbed.run import RunOptions, _follow, clear_folder
 from testbed.scenario import load_scenario
+from testbed.watching.progress import Progress
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedpruneshare.errors import PeerError, RunError
-from testbed.ledger import BytesDown, BytesUp, CoordinatorRound, DeviceRound, PhaseJoules, merge
+from testbed.ledger.rounds import BytesDown, BytesUp, CoordinatorRound, DeviceRound, PhaseJoules, merge
 from testbed.summary import (
     ARM,
     Energy,

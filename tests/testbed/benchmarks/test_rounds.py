@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from testbed.benchmarks.rounds import measure_rounds, spread, write_measurements
-from testbed.ledger import BytesDown, BytesUp, CoordinatorRound, DeviceRound, merge, write_rounds
+from testbed.ledger.rounds import BytesDown, BytesUp, CoordinatorRound, DeviceRound, merge, write_rounds
 from testbed.run import Finished
 from testbed.summary import ARM, SeedRun, Sharing, Summary, arm_figures
 

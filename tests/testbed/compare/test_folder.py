@@ -13,7 +13,7 @@ from fedpruneshare.errors import RunError, SettingsError
 from fedpruneshare.settings import load_settings, render_toml
 from testbed.compare.folder import CompareFolder, Job
 from testbed.compare.words import conclusion
-from testbed.ledger import read_rounds
+from testbed.ledger.rounds import read_rounds
 from testbed.scenario import Scenario
 from testbed.summary import read_summary, write_summary
 

@@ -19,7 +19,7 @@ from fedpruneshare.errors import RunError, SettingsError, TaskError
 from testbed.engines.ray_engine import RayDevices
 from testbed.engines.ray_local import LocalRay, local_environment
 from testbed.fleet import Fleet
-from testbed.ledger import read_ledgers
+from testbed.ledger.rounds import read_ledgers
 from testbed.scenario import Scenario, load_scenario
 
 pytest.importorskip("ray", reason='Ray is not installed (pip install "fedpruneshare[ray]")')

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from report_folders import Made, made_folder
 
-from testbed.device_lines import ABSENT, DeviceLine, read_devices
-from testbed.ledger import BytesUp, RunRound, read_rounds
+from testbed.ledger.device_lines import ABSENT, DeviceLine, read_devices
+from testbed.ledger.rounds import BytesUp, RunRound, read_rounds
 from testbed.report import markup, tables
 from testbed.report.conditions import emulation
 from testbed.report.csv_files import write_csv

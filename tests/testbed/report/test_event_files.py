@@ -10,7 +10,7 @@ from report_folders import ARMS, Made, made_folder
 
 from fedpruneshare.cli import run as command_line
 from fedpruneshare.errors import SettingsError
-from testbed.ledger import read_rounds
+from testbed.ledger.rounds import read_rounds
 
 pytest.importorskip("tensorboardX", reason="the extra `tensorboard` is not installed")
 

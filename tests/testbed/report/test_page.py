@@ -13,7 +13,7 @@ import pytest
 from fedpruneshare.cli import run as command_line
 from fedpruneshare.errors import SettingsError
 from fedpruneshare.settings import render_toml
-from testbed.ledger import BytesDown, BytesUp, CoordinatorRound, DeviceRound, merge, write_rounds
+from testbed.ledger.rounds import BytesDown, BytesUp, CoordinatorRound, DeviceRound, merge, write_rounds
 from testbed.report.markup import size
 from testbed.report.page import render_page, write_report
 from testbed.report.runs import one_report, read_folder

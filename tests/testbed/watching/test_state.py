@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.ledger import DeviceRound
+from testbed.ledger.rounds import DeviceRound
 from testbed.watching.state import (
     STATES,
     RunState,

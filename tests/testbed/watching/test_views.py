@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from testbed.ledger import CoordinatorRound
-from testbed.progress import Progress
+from testbed.ledger.rounds import CoordinatorRound
 from testbed.watching.jobs import jobs_table, live_jobs
+from testbed.watching.progress import Progress
 from testbed.watching.state import RunState, write_progress
 from testbed.watching.view import clock, sparkline, view
 

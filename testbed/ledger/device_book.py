@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from fedpruneshare.errors import PeerError
-from testbed.ledger import DeviceRound
+from testbed.ledger.rounds import DeviceRound
 
 T = TypeVar("T")
 KILLED = "killed"

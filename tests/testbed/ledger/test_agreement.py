@@ -7,9 +7,9 @@ import math
 import pytest
 
 from fedpruneshare.errors import RunError
-from testbed.agreement import Wire, compare_books, is_quiet, longest_topic
-from testbed.framing import HEADER_BYTES, PUBACK_BYTES, PUBLISH_BYTES, SEGMENT_BYTES, framing_bound
-from testbed.ledger import BytesDown, BytesUp, DeviceRound, InterfaceBytes, LinkCounts
+from testbed.ledger.agreement import Wire, compare_books, is_quiet, longest_topic
+from testbed.ledger.framing import HEADER_BYTES, PUBACK_BYTES, PUBLISH_BYTES, SEGMENT_BYTES, framing_bound
+from testbed.ledger.rounds import BytesDown, BytesUp, DeviceRound, InterfaceBytes, LinkCounts
 from testbed.links.settings import FREE, LinkProfile
 
 TOPIC_BYTES = 40

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from testbed.ledger import (
+from testbed.ledger.rounds import (
     Around,
     BytesDown,
     BytesUp,

@@ -12,7 +12,7 @@ from edge_client.byte_ledger import ByteLedger
 from edge_client.energy.meters import Source
 from edge_client.energy.parts import Phase, PhaseEnergy, ledger_energy
 from fedpruneshare.errors import PeerError
-from testbed.ledger import (
+from testbed.ledger.rounds import (
     BytesDown,
     BytesUp,
     CoordinatorRound,

@@ -9,11 +9,11 @@ from typing import Final
 
 import msgspec
 
-from testbed.device_book import DeviceBook, read_partial
 from testbed.fleet import Fleet
-from testbed.journal import PATIENCE_S, Journal
-from testbed.ledger import CoordinatorRound, DeviceRound
-from testbed.progress import Progress
+from testbed.ledger.device_book import DeviceBook, read_partial
+from testbed.ledger.journal import PATIENCE_S, Journal
+from testbed.ledger.rounds import CoordinatorRound, DeviceRound
+from testbed.watching.progress import Progress
 from testbed.watching.state import RunPhase, RunState, device_state, in_order, write_progress
 
 #: What a round may take beyond its own time-outs before the run is given up: evaluation, a crowded machine.

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from fedpruneshare.errors import PeerError
-from testbed.device_book import DeviceBook, Tail
-from testbed.device_lines import ABSENT, DEVICES, DeviceFacts, device_lines, read_devices
-from testbed.journal import InterfaceBook, Journal, events_by_round
-from testbed.ledger import ROUNDS, CoordinatorRound, DeviceRound, InterfaceBytes, PhaseJoules, merge, read_rounds
+from testbed.ledger.device_book import DeviceBook, Tail
+from testbed.ledger.device_lines import ABSENT, DEVICES, DeviceFacts, device_lines, read_devices
+from testbed.ledger.journal import InterfaceBook, Journal, events_by_round
+from testbed.ledger.rounds import ROUNDS, CoordinatorRound, DeviceRound, InterfaceBytes, PhaseJoules, merge, read_rounds
 
 FACTS = {"a": DeviceFacts(0, "pi4", "wifi"), "b": DeviceFacts(1), "c": DeviceFacts(1)}
 

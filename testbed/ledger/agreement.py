@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from fedpruneshare.errors import RunError
 from fedpruneshare.topics import TABLE, Role, Topics
-from testbed.framing import framing_bound
-from testbed.ledger import BytesDown, BytesUp, DeviceRound, InterfaceBytes, LinkCounts, added
+from testbed.ledger.framing import framing_bound
+from testbed.ledger.rounds import BytesDown, BytesUp, DeviceRound, InterfaceBytes, LinkCounts, added
 from testbed.links.settings import LinkProfile
 
 #: How many disagreements a message names.

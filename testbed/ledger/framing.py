@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from testbed.ledger import InterfaceBytes, LinkCounts
+from testbed.ledger.rounds import InterfaceBytes, LinkCounts
 
 #: Payload of a full TCP segment, and what is wrapped around any segment.
 SEGMENT_BYTES: Final = 1448

@@ -15,9 +15,9 @@ from typing import Final, Protocol
 
 import msgspec
 
-from testbed.device_book import DeviceBook
-from testbed.device_lines import DEVICES, DeviceFacts, device_lines
-from testbed.ledger import ROUNDS, Around, CoordinatorRound, InterfaceBytes, merge
+from testbed.ledger.device_book import DeviceBook
+from testbed.ledger.device_lines import DEVICES, DeviceFacts, device_lines
+from testbed.ledger.rounds import ROUNDS, Around, CoordinatorRound, InterfaceBytes, merge
 
 PATIENCE_S: Final = 5.0
 

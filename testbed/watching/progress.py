@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 
 from fedpruneshare.metrics import METRICS, MetricName
-from testbed.ledger import CoordinatorRound
+from testbed.ledger.rounds import CoordinatorRound
 from testbed.report.markup import size
 from testbed.watching.state import RunState
 from testbed.watching.view import view
