@@ -114,7 +114,9 @@ def _conclude(finished: Finished) -> None:
             f"uplink of all devices: {arm.uplink_bytes} bytes ({size(arm.uplink_bytes)}), "
             f"{size(arm.uplink_bytes_last_round_per_device)} a device in the last round"
         )
-        if arm.sharing and arm.sharing.reveal == "each":
+        if arm.sharing is None:
+            click.echo("nothing was shared: aggregator and coordinator saw every single update (reveal = plain)")
+        elif arm.sharing.reveal == "each":
             click.echo("the coordinator saw every single update (reveal = each)")
     if finished.data == "fixture":
         click.echo(FIXTURE_NOTICE)

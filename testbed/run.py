@@ -192,7 +192,7 @@ def _wires(fleet: Fleet, seconds: float) -> dict[str, Wire]:
 
 
 FIXTURE_NOTICE: Final = (
-    "NOTE: the full data set was not found; the small sample that ships with the project is used. "
+    "NOTE: the small sample that ships with the project is used, not the full data set. "
     "Accuracies are those of the sample."
 )
 
