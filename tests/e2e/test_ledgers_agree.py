@@ -53,16 +53,17 @@ def test_what_a_killed_run_leaves_is_whole_as_far_as_it_goes(tmp_path: Path) -> 
     terminal, side = pty.openpty()
     drawn = b""
 
-    def has_rounds() -> bool:
+    def is_seen_training_after_three_rounds() -> bool:
         nonlocal drawn
         if select.select([terminal], [], [], 0)[0]:
             drawn += os.read(terminal, 65_536)
-        return (out / ROUNDS).exists() and (out / ROUNDS).read_bytes().count(b"\n") >= 3
+        has_rounds = (out / ROUNDS).exists() and (out / ROUNDS).read_bytes().count(b"\n") >= 3
+        return has_rounds and b"training" in drawn
 
     environment = {**os.environ, "COLUMNS": "100", "LINES": "40", "TERM": "xterm"}
     with subprocess.Popen(command, stdout=side, stderr=subprocess.DEVNULL, env=environment) as parent:
         try:
-            until(has_rounds, 120)
+            until(is_seen_training_after_three_rounds, 120)
         finally:
             parent.send_signal(signal.SIGKILL)
     os.close(terminal)

@@ -83,8 +83,9 @@ def test_a_fleet_over_real_links(tmp_path: Path) -> None:
     assert [line.phase for line in fleet.rounds()] == ["APPLIED", "APPLIED"]
     assert counters is not None
     for device, count in counters.items():
-        # Headers, acknowledgements of what came down, connections; and on a lossy link what was sent again.
-        assert 1.04 * sent[device] < count.up < 1.35 * sent[device] + 20_000
+        # Headers, acknowledgements of what came down, connections, and what was sent again: of that little on an idle
+        # machine (1.35 times the payload in all), more where TCP has to wait for a crowded one.
+        assert 1.04 * sent[device] < count.up < 4 * sent[device] + 40_000
     slow, lossy = fleet.devices[:3], fleet.devices[3:]
     for device in slow:  # two shares of about 26 kB at 12.5 kB a second
         assert max(seconds[device]) > 0.9 * 2 * 26_000 / 12_500
