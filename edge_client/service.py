@@ -34,6 +34,7 @@ from edge_client.settings import DeviceSettings
 from edge_client.share_chunks import open_shares
 from edge_client.training import Pace
 from edge_client.uploading import CountSent, Courier, Parcel, Uplink, is_accepted
+from edge_client.waiting import cancel, lap, until
 from fedpruneshare import __version__
 from fedpruneshare.errors import FedPruneShareError, LinkError, PeerError, PlanError
 from fedpruneshare.link import Delivery, Handler, Link
@@ -101,7 +102,7 @@ class Device:
             await self._serve()
         finally:
             self._close_entry()
-            await _cancel(connecting)
+            await cancel(connecting)
             await asyncio.gather(self._control.close(), *(link.close() for link in self._uplinks.values()))
             self._ledger.close()
             self._worker.shutdown(wait=False, cancel_futures=True)
@@ -123,7 +124,7 @@ class Device:
                 round_task = asyncio.create_task(self._round(announced.view, announced.ends_at))
         finally:
             if round_task is not None:
-                await _cancel([round_task])
+                await cancel([round_task])
 
     # ------------------------------------------------------------------ one round
 
@@ -136,9 +137,9 @@ class Device:
         part = asyncio.create_task(self.take_part(view, ends_at), name=f"round-{view.plan.round_id}")
         closed = asyncio.create_task(self._is_closed.wait())
         try:
-            await asyncio.wait({part, closed}, timeout=_until(ends_at), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({part, closed}, timeout=until(ends_at), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            results = await _cancel([part, closed])
+            results = await cancel([part, closed])
             self._couriers = {}
         if isinstance(results[0], FedPruneShareError):
             await self._decline(view, str(results[0]))
@@ -177,7 +178,7 @@ class Device:
         upload = self._outbox.get(view.digest)
         is_resumed = upload is not None
         if upload is None:
-            decision = self._decide(view, _until(ends_at))
+            decision = self._decide(view, until(ends_at))
             upload = await self._make_upload(view, decision)
             self._outbox.put(upload)
             self._decision = decision
@@ -208,24 +209,24 @@ class Device:
         self._enter(Phase.RECEIVE)
         blobs = await receive_model(self._party, self._control, view, rung)
         received = await self._in_worker(decode_model, view, self._work.table, blobs)
-        entry.seconds["receive"], started = _lap(started)
+        entry.seconds["receive"], started = lap(started)
         self._adapter.received(sum(len(blob) for blob in blobs), entry.seconds["receive"])
         await self._in_worker(keep_model, self._folder, received_model(view, received, self._work))
         rng = stream(self._settings.task.seed, "device", self._settings.task.index, plan.round_id)
         self._enter(Phase.PRUNE)
         ready = await self._in_worker(local_round.prepare, self._work, received)
-        entry.seconds["prune"], started = _lap(started)
+        entry.seconds["prune"], started = lap(started)
         self._enter(Phase.TRAIN)
         result = await self._train(ready, view, rng, decision)
         entry.examples, entry.loss = result.training.examples, result.training.mean_loss
-        entry.seconds["train"], started = _lap(started)
+        entry.seconds["train"], started = lap(started)
         if result.is_clamped:
             _log.warning("weight-clamped", found=result.training.examples, max_weight=plan.coding.max_weight)
         self._enter(Phase.ENCODE)
         artefact = await self._in_worker(write_update, result.update, self._work.table)
         write_atomically(self._folder / "update.onnx", artefact, mode=0o600)
         words = await self._in_worker(local_round.encode_words, view, self._work.table, result.update, rng)
-        entry.seconds["encode"], started = _lap(started)
+        entry.seconds["encode"], started = lap(started)
         _log.info("trained", round_id=plan.round_id, rung=rung, loss=entry.loss, onnx_bytes=len(artefact))
         return new_upload(view, result.update.rung, result.update.weight, words, self._prg)
 
@@ -246,7 +247,7 @@ class Device:
         started = time.monotonic()
         self._enter(Phase.SHARE)
         shares = await self._in_worker(open_shares, view, self._party.ident, upload)
-        opened_s, started = _lap(started)
+        opened_s, started = lap(started)
         self._enter(Phase.SEND)
         uplink = Uplink()
         for aggregator_id, x in view.plan.points.items():
@@ -262,7 +263,7 @@ class Device:
         try:
             return list(await asyncio.gather(*deliveries))
         finally:
-            await _cancel(deliveries)
+            await cancel(deliveries)
             self._enter(Phase.IDLE)
             self._count_share_seconds(opened_s)
 
@@ -288,7 +289,7 @@ class Device:
             entry.reason = f"{receipt.verdict}: {receipt.detail}"
             return receipt
         entry.receipts += 1
-        entry.seconds["send"], _ = _lap(started)
+        entry.seconds["send"], _ = lap(started)
         if entry.receipts >= view.plan.sharing.k:
             entry.status = "uploaded"
         return receipt
@@ -380,19 +381,3 @@ class Device:
                 _log.warning("receipt-refused", sender=opened.sender, expected=aggregator_id)
 
         return on_ack
-
-
-async def _cancel(tasks: list[asyncio.Task[Any]]) -> list[Any]:
-    """Cancel tasks and wait for them; their results, exceptions included."""
-    for task in tasks:
-        task.cancel()
-    return await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _until(ends_at: float) -> float:
-    return max(0.0, ends_at - asyncio.get_running_loop().time())
-
-
-def _lap(started: float) -> tuple[float, float]:
-    now = time.monotonic()
-    return round(now - started, 4), now

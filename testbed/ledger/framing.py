@@ -41,9 +41,11 @@ _SUBSCRIPTIONS: Final = 4
 #: Address resolution, neighbour discovery, multicast reports: what an interface says by itself, and by the second.
 _INTERFACE_BYTES: Final = 4096
 _INTERFACE_BYTES_S: Final = 4
+#: The shortest keepalive of a device (`LinkSettings`); slow links have longer ones.
+_KEEPALIVE_S: Final = 60.0
 
 
-def framing_bound(counts: LinkCounts, topic_bytes: int, seconds: float, keepalive_s: float = 60.0) -> InterfaceBytes:
+def framing_bound(counts: LinkCounts, topic_bytes: int, seconds: float) -> InterfaceBytes:
     """The most that may pass a device's interface each way, where nothing is lost.
 
     `topic_bytes`: length of its longest topic; `seconds`: how long its connections stood.
@@ -51,7 +53,7 @@ def framing_bound(counts: LinkCounts, topic_bytes: int, seconds: float, keepaliv
     ups, downs = counts.sent_messages, counts.received_messages
     fetches = 2 * downs  # a SUBSCRIBE and an UNSUBSCRIBE for each message that arrived, at most
     greetings = counts.connects * (_SUBSCRIPTIONS + 2)
-    pings = counts.connects * (math.ceil(seconds / keepalive_s) + 1)
+    pings = counts.connects * (math.ceil(seconds / _KEEPALIVE_S) + 1)
     asked = fetches * (SUBSCRIBE_BYTES + topic_bytes)
     opened = counts.connects * (CONNECT_BYTES + _SUBSCRIPTIONS * (SUBSCRIBE_BYTES + topic_bytes))
     stream_up = counts.sent_bytes + ups * (PUBLISH_BYTES + topic_bytes) + downs * PUBACK_BYTES + asked + opened

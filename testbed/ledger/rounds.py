@@ -243,11 +243,6 @@ def read_lines(path: Path, kind: type[T]) -> list[T]:
     return lines
 
 
-def uplink_bytes(ledgers: Mapping[str, Sequence[DeviceRound]]) -> int:
-    """What all devices have sent so far."""
-    return sum(line.up.total for lines in ledgers.values() for line in lines)
-
-
 def merge(
     seed: int,
     rounds: Iterable[CoordinatorRound],

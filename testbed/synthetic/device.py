@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -23,6 +22,7 @@ from edge_client.receiving import receive_model
 from edge_client.settings import DeviceSettings
 from edge_client.share_chunks import open_shares
 from edge_client.uploading import CountSent, Courier, Parcel, is_accepted
+from edge_client.waiting import cancel, lap, until
 from fedpruneshare import __version__
 from fedpruneshare.errors import FedPruneShareError, LinkError, PeerError
 from fedpruneshare.link import Delivery, Handler, Link
@@ -104,7 +104,7 @@ class SyntheticDevice:
                 round_task = asyncio.create_task(self._round(view, ends_at))
         finally:
             if round_task is not None:
-                await _cancel([round_task])
+                await cancel([round_task])
 
     # ------------------------------------------------------------------ one round
 
@@ -116,9 +116,9 @@ class SyntheticDevice:
         part = asyncio.create_task(self._take_part(view, ends_at))
         closed = asyncio.create_task(self._is_closed.wait())
         try:
-            await asyncio.wait({part, closed}, timeout=_until(ends_at), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({part, closed}, timeout=until(ends_at), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            results = await _cancel([part, closed])
+            results = await cancel([part, closed])
             self._couriers = {}
         if isinstance(results[0], FedPruneShareError):
             await self._decline(view, str(results[0]))
@@ -134,10 +134,10 @@ class SyntheticDevice:
         rung = max(rung for rung in view.plan.rungs if rung <= self._settings.limits.rung_max)
         entry.rung, entry.width, entry.constraint = rung, view.plan.segments[rung].width, "plan"
         await receive_model(self._party, self._control, view, rung)
-        entry.seconds["receive"], started = _lap(started)
+        entry.seconds["receive"], started = lap(started)
         task = self._settings.task
         entry.weight, words = random_words(view, rung, task.seed, task.index)
-        entry.seconds["encode"], started = _lap(started)
+        entry.seconds["encode"], started = lap(started)
         upload = new_upload(view, rung, entry.weight, words, self._prg)
         shares = open_shares(view, self._party.ident, upload)
         for aggregator_id, x in view.plan.points.items():
@@ -151,7 +151,7 @@ class SyntheticDevice:
         try:
             await asyncio.gather(*bringing)
         finally:
-            await _cancel(bringing)
+            await cancel(bringing)
             entry.seconds["share"] = round(sum(courier.prepared_s for courier in self._couriers.values()), 4)
 
     async def _bring(self, courier: Courier, view: PlanView, started: float, count_share: CountSent) -> None:
@@ -161,7 +161,7 @@ class SyntheticDevice:
             entry.reason = f"{receipt.verdict}: {receipt.detail}"
             return
         entry.receipts += 1
-        entry.seconds["send"], _ = _lap(started)
+        entry.seconds["send"], _ = lap(started)
         if entry.receipts >= view.plan.sharing.k:
             entry.status = "uploaded"
 
@@ -236,18 +236,3 @@ class SyntheticDevice:
                 courier.answer(opened.message)
 
         return on_ack
-
-
-async def _cancel(tasks: list[asyncio.Task[Any]]) -> list[Any]:
-    for task in tasks:
-        task.cancel()
-    return await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _until(ends_at: float) -> float:
-    return max(0.0, ends_at - asyncio.get_running_loop().time())
-
-
-def _lap(started: float) -> tuple[float, float]:
-    now = time.monotonic()
-    return round(now - started, 4), now
