@@ -9,17 +9,12 @@ Source of the blocks: He, Zhang, Ren, Sun (2015), arXiv:1512.03385; of the norm:
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from edge_client.datasets import Dataset, data_folder, image_places
 from edge_client.datasets.image_sets import CIFAR10
-from edge_client.settings import SplitSettings
-from edge_client.tasks.images import Normal, test_examples, training_examples
+from edge_client.tasks.images import ImageData, Normal
 
 name = "cifar10"
 
@@ -63,23 +58,5 @@ class _Block(nn.Module):
         return functional.relu(y + self.short(x))
 
 
-def load_train(
-    device: int,
-    devices: int,
-    rng: np.random.Generator,
-    data_dir: Path | None = None,
-    split: SplitSettings | None = None,
-) -> Dataset:
-    """The images of one device, unless `split` says otherwise from Dirichlet(0.5)."""
-    part = (device, devices, rng, split)
-    return training_examples(CIFAR10, data_folder(data_dir), part, NORMAL)
-
-
-def load_test(data_dir: Path | None = None) -> Dataset:
-    """The common test images."""
-    return test_examples(CIFAR10, data_folder(data_dir), NORMAL)
-
-
-def data_form(data_dir: Path | None) -> str:
-    """What the images were read from, if not from the published files."""
-    return image_places.data_form(CIFAR10, data_folder(data_dir))
+_data = ImageData(CIFAR10, NORMAL)
+load_train, load_test, data_form = _data.load_train, _data.load_test, _data.data_form

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
-from edge_client.datasets import Dataset, DataSource, data_folder, image_places
+from edge_client.datasets import DataSource, data_folder, image_places
 from edge_client.datasets.image_sets import FASHION_MNIST
-from edge_client.settings import SplitSettings
-from edge_client.tasks.images import Normal, test_examples, training_examples
+from edge_client.tasks.images import ImageData, Normal
 
 name = "fashion-mnist"
 
@@ -40,28 +38,10 @@ def build_model() -> nn.Module:
     )
 
 
-def load_train(
-    device: int,
-    devices: int,
-    rng: np.random.Generator,
-    data_dir: Path | None = None,
-    split: SplitSettings | None = None,
-) -> Dataset:
-    """The images of one device, unless `split` says otherwise from Dirichlet(0.5)."""
-    part = (device, devices, rng, split)
-    return training_examples(FASHION_MNIST, data_folder(data_dir), part, NORMAL)
-
-
-def load_test(data_dir: Path | None = None) -> Dataset:
-    """The common test images."""
-    return test_examples(FASHION_MNIST, data_folder(data_dir), NORMAL)
+_data = ImageData(FASHION_MNIST, NORMAL)
+load_train, load_test, data_form = _data.load_train, _data.load_test, _data.data_form
 
 
 def data_source(data_dir: Path | None) -> DataSource:
     """Whether the full images are there or the fixture is used."""
     return image_places.data_source(FASHION_MNIST, data_folder(data_dir))
-
-
-def data_form(data_dir: Path | None) -> str:
-    """What the images were read from, if not from the published files."""
-    return image_places.data_form(FASHION_MNIST, data_folder(data_dir))

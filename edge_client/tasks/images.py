@@ -8,17 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_client.datasets import Dataset
-from edge_client.datasets.image_places import open_images, open_training_part
+from edge_client.datasets import Dataset, data_folder
+from edge_client.datasets.image_places import data_form, open_images, open_training_part
 from edge_client.datasets.image_sets import ImageSet
 from edge_client.datasets.splits import deal
 from edge_client.settings import SplitSettings
 
 OWN_SPLIT = SplitSettings("dirichlet", alpha=0.5)
 """How images are dealt where nothing else is asked for: skewed class shares."""
-
-Part = tuple[int, int, np.random.Generator, SplitSettings | None]
-"""Device, devices, equal generator of all devices, and how to deal (None: `OWN_SPLIT`)."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +35,37 @@ class Normal:
         return pixels
 
 
-def training_examples(of: ImageSet, folder: Path, part: Part, normal: Normal) -> Dataset:
-    """The images of one device. Raises `DataError` where there are none, `TaskError` where they cannot be dealt so."""
-    device, devices, rng, split = part
-    images, labels = open_training_part(of, folder, lambda all_: deal(all_, devices, split or OWN_SPLIT, rng)[device])
-    return Dataset(normal.apply(images), labels.astype(np.int64))
+@dataclass(frozen=True)
+class ImageData:
+    """The data of an image task: its three functions by the names that the task door asks for."""
 
+    of: ImageSet
+    normal: Normal
 
-def test_examples(of: ImageSet, folder: Path, normal: Normal) -> Dataset:
-    """The common test images."""
-    images = open_images(of, folder)
-    return Dataset(normal.apply(images.test_images), images.test_labels.astype(np.int64))
+    def load_train(
+        self,
+        device: int,
+        devices: int,
+        rng: np.random.Generator,
+        data_dir: Path | None = None,
+        split: SplitSettings | None = None,
+    ) -> Dataset:
+        """The images of one device, dealt as `split` says (None: `OWN_SPLIT`); `rng` is equal on all devices.
+
+        Raises `DataError` where there are none, `TaskError` where they cannot be dealt so.
+        """
+
+        def own(labels: NDArray[np.integer]) -> NDArray[np.int64]:
+            return deal(labels, devices, split or OWN_SPLIT, rng)[device]
+
+        images, labels = open_training_part(self.of, data_folder(data_dir), own)
+        return Dataset(self.normal.apply(images), labels.astype(np.int64))
+
+    def load_test(self, data_dir: Path | None = None) -> Dataset:
+        """The common test images."""
+        images = open_images(self.of, data_folder(data_dir))
+        return Dataset(self.normal.apply(images.test_images), images.test_labels.astype(np.int64))
+
+    def data_form(self, data_dir: Path | None) -> str:
+        """What the images were read from, if not from the published files."""
+        return data_form(self.of, data_folder(data_dir))

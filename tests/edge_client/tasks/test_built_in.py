@@ -12,8 +12,16 @@ import torch
 from edge_client.datasets import DATA_VARIABLE, hapt_recordings, image_places
 from edge_client.settings import SplitSettings
 from edge_client.tasks import cifar10, fashion_mnist, hapt, load_task, mnist, parameter_table
+from edge_client.tasks.images import ImageData
 from edge_client.training import TrainingSettings, accuracy, fit
 from fedpruneshare.errors import DataError, TaskError
+
+
+def use_images(monkeypatch, task, images):
+    """Let a built-in task read another set of images."""
+    data = ImageData(images, task.NORMAL)
+    for name in ("load_train", "load_test", "data_form"):
+        monkeypatch.setattr(task, name, getattr(data, name))
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +30,7 @@ def fixture_data(tmp_path, monkeypatch):
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
     alone = dataclasses.replace(fashion_mnist.FASHION_MNIST, elsewhere=())
     monkeypatch.setattr(fashion_mnist, "FASHION_MNIST", alone)
+    use_images(monkeypatch, fashion_mnist, alone)
     monkeypatch.setattr(image_places, "_opened", {})
 
 
@@ -127,7 +136,7 @@ def test_without_data_they_say_how_to_get_them(name, command):
 
 
 def test_cifar10_from_jpeg_says_so_and_trains(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar10, "CIFAR10", image_data.CIFAR10)
+    use_images(monkeypatch, cifar10, image_data.CIFAR10)
     image_data.write_tar(tmp_path / "cifar10.tar", image_data.image_files("JPEG"))
     task = load_task("cifar10")
     assert (task.name, task.label, task.data_source) == ("cifar10", "cifar10 (JPEG)", "full")
@@ -138,7 +147,7 @@ def test_cifar10_from_jpeg_says_so_and_trains(tmp_path, monkeypatch):
 
 
 def test_colours_stay_in_their_planes(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar10, "CIFAR10", image_data.CIFAR10)
+    use_images(monkeypatch, cifar10, image_data.CIFAR10)
     image_data.write_pickles(tmp_path / "cifar-10-batches-py")
     task = load_task("cifar10")
     assert task.label == "cifar10"
@@ -148,7 +157,7 @@ def test_colours_stay_in_their_planes(tmp_path, monkeypatch):
 
 
 def test_mnist_is_lenet_on_idx_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(mnist, "MNIST", image_data.MNIST)
+    use_images(monkeypatch, mnist, image_data.MNIST)
     image_data.write_idx(tmp_path / "MNIST" / "raw", packed=False)
     task = load_task("mnist")
     assert task.label == "mnist"
