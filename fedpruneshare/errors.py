@@ -1,6 +1,7 @@
-"""Every error this project raises on purpose, in three branches (docs/protocol.md §10).
+"""Every error this project raises on purpose, by what is to be done about it (docs/protocol.md §10).
 
-`PeerError`: what arrived is wrong. `LinkError`: the wire failed. `SettingsError`: the operator can fix it.
+`PeerError`: what arrived is wrong. `LinkError`: the wire failed. `StoreError`: the disk is full or failing.
+`SettingsError`: the operator can fix it.
 Calling something out of order is our own bug and stays a plain `RuntimeError`.
 Messages say what was found and what was expected; they never hold a secret.
 """
@@ -96,6 +97,13 @@ class QueueFullError(LinkError):
     """The bounded outgoing or incoming queue is full."""
 
 
+# --------------------------------------------------------------------------- the disk failed
+
+
+class StoreError(FedPruneShareError):
+    """The disk does not take (or give) what a service must keep: full or failing. Nothing of it was kept; try again."""
+
+
 # --------------------------------------------------------------------------- a run on this machine failed
 
 
@@ -129,6 +137,10 @@ class SettingsError(FedPruneShareError):
 
     def __str__(self) -> str:
         return "\n".join([str(self.args[0]), *(f"  {fault}" for fault in self.faults)])
+
+
+class StoreDamagedError(SettingsError):
+    """A service's store holds what nobody wrote: it cannot go on from it."""
 
 
 class MeterError(SettingsError):

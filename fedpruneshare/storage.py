@@ -4,43 +4,100 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from fedpruneshare.errors import SettingsError
+from fedpruneshare.errors import SettingsError, StoreDamagedError, StoreError
 
 if TYPE_CHECKING:
     import sqlite3
+
+
+#: A write-ahead log that grew larger in one transaction is cut back to this at the next checkpoint.
+_LOG_BYTES: Final = 4 * 1024 * 1024
+#: SQLite's primary codes of a disk that may take it another time, and of a file that is not what was written.
+_TRY_AGAIN: Final = frozenset({5, 7, 8, 10, 13, 14})  # busy, no memory, read-only, I/O error, full, cannot open
+_DAMAGED: Final = frozenset({11, 26})  # corrupt, not a database
 
 
 def open_database(path: Path, schema: str) -> sqlite3.Connection:
     """Open or create a database that survives loss of power: WAL, every commit synced, deleted pages overwritten.
 
     The file and its folder are readable by their owner only. Raises `SettingsError` if it cannot be opened, or holds
-    the tables of another version of this software.
+    the tables of another version of this software, `StoreDamagedError` if it is no whole database.
     """
     import sqlite3  # a device has no database
 
     version = zlib.crc32(schema.encode()) >> 1  # fits SQLite's signed number
+    database: sqlite3.Connection | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        sync_folder(path.parent)
         database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=FULL")
-        database.execute("PRAGMA secure_delete=ON")
-        database.execute("PRAGMA foreign_keys=ON")
-        found = database.execute("PRAGMA user_version").fetchone()[0]
-        if database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] and found != version:
-            database.close()
-            raise SettingsError(f"store {path} was written by another version, expected an empty folder or one of this")
+        _prepare(database, path, version)
         database.execute(f"PRAGMA user_version = {version}")  # first: power lost in between leaves no unknown tables
         database.executescript(schema)
     except (OSError, sqlite3.Error) as error:
+        if database is not None:
+            database.close()
+        if isinstance(error, sqlite3.Error) and _primary_code(error) in _DAMAGED:
+            raise damaged(path, str(error)) from None
         raise SettingsError(
             f"store {path}: {error}, expected a database of this version in a writable folder"
         ) from None
+    except SettingsError:
+        if database is not None:
+            database.close()
+        raise
     return database
+
+
+def _prepare(database: sqlite3.Connection, path: Path, version: int) -> None:
+    """Set what every connection needs, and look at what is there before anything is written."""
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("PRAGMA synchronous=FULL")
+    database.execute("PRAGMA secure_delete=ON")
+    database.execute("PRAGMA foreign_keys=ON")
+    database.execute(f"PRAGMA journal_size_limit={_LOG_BYTES}")
+    found = database.execute("PRAGMA user_version").fetchone()[0]
+    if not database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+        return
+    if found != version:
+        raise SettingsError(f"store {path} was written by another version, expected an empty folder or one of this")
+    faults = [row[0] for row in database.execute("PRAGMA integrity_check(3)")]
+    if faults != ["ok"]:
+        raise damaged(path, "; ".join(faults))
+
+
+def damaged(path: Path, what: str) -> StoreDamagedError:
+    """The error of a store that cannot be gone on from, with what an operator can do."""
+    return StoreDamagedError(
+        f"store {path} is damaged: {what}; expected a whole database. Look for a failing disk, then move the file away:"
+        " the service starts anew, without what it held (an older copy in its place would undo what was decided since)"
+    )
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """What SQLite says of the disk -> `StoreError` (full or failing: try again) or `StoreDamagedError`."""
+    import sqlite3
+
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = _primary_code(error)
+        if code in _TRY_AGAIN:
+            raise StoreError(f"store {path}: {error}, expected a disk with room that takes it") from None
+        if code in _DAMAGED:
+            raise damaged(path, str(error)) from None
+        raise
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview, mode: int = 0o644) -> None:
@@ -55,7 +112,12 @@ def write_atomically(path: Path, *parts: bytes | memoryview, mode: int = 0o644) 
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the disk keep what was created in, renamed into or removed from a folder."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedpruneshare.errors import SettingsError
-from fedpruneshare.storage import open_database, write_atomically
+from fedpruneshare.errors import SettingsError, StoreDamagedError, StoreError
+from fedpruneshare.storage import disk_errors, open_database, write_atomically
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS things (name TEXT);"
 
@@ -44,8 +44,52 @@ def test_a_database_of_another_version_is_refused_and_left_as_it_is(tmp_path: Pa
 
 def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.sqlite").write_text("years of work " * 100)
-    with pytest.raises(SettingsError, match="expected a database of this version"):
+    with pytest.raises(StoreDamagedError, match="is damaged: file is not a database"):
         open_database(tmp_path / "a.sqlite", SCHEMA)
+
+
+def test_damage_is_found_at_the_start(tmp_path: Path) -> None:
+    """A page that was overwritten is named when the service starts, not when a round needs it."""
+    path = tmp_path / "a.sqlite"
+    database = open_database(path, SCHEMA)
+    database.executemany("INSERT INTO things VALUES (?)", [(f"thing {number} " * 50,) for number in range(200)])
+    database.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:8192] + bytes(4096) + whole[12_288:])
+    with pytest.raises(StoreDamagedError, match="expected a whole database"):
+        open_database(path, SCHEMA)
+    path.write_bytes(whole)
+    assert open_database(path, SCHEMA).execute("SELECT COUNT(*) FROM things").fetchone()[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (sqlite3.SQLITE_FULL, StoreError),
+        (sqlite3.SQLITE_IOERR_FSYNC, StoreError),
+        (sqlite3.SQLITE_IOERR_WRITE, StoreError),
+        (sqlite3.SQLITE_CORRUPT, StoreDamagedError),
+        (sqlite3.SQLITE_CONSTRAINT, sqlite3.OperationalError),
+    ],
+)
+def test_a_failing_disk_is_another_thing_than_a_damaged_file(
+    code: int, expected: type[Exception], tmp_path: Path
+) -> None:
+    error = sqlite3.OperationalError("as the library says it")
+    error.sqlite_errorcode = code
+    with pytest.raises(expected, match="as the library says it"), disk_errors(tmp_path / "a.sqlite"):
+        raise error
+
+
+def test_the_log_beside_a_database_is_private_and_cut_back(tmp_path: Path) -> None:
+    database = open_database(tmp_path / "a.sqlite", SCHEMA)
+    database.execute("INSERT INTO things VALUES (?)", (bytes(12_000_000),))
+    assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.iterdir())
+    assert (tmp_path / "a.sqlite-wal").stat().st_size > 10_000_000
+    for text in ("the checkpoint", "starts the log anew"):
+        database.execute("INSERT INTO things VALUES (?)", (text,))
+    assert (tmp_path / "a.sqlite-wal").stat().st_size <= 4 * 1024 * 1024
+    database.close()
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
