@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedpruneshare.errors import ModelFileError
 from fedpruneshare.sparse.parameters import ParameterTable
+from fedpruneshare.sparse.protobuf import BYTES, FIXED32, FIXED64, VARINT, read_varint
 from fedpruneshare.sparse.update import SparseUpdate
 
 #: Share of zeros from which a sparse initialiser is smaller, as in `onnx_codec.py`.
@@ -29,9 +30,7 @@ _KEY, _VALUE = 1, 2
 _FLOAT, _INT64 = 1, 7
 _UPDATE_IR, _UPDATE_OPSET = 8, 17
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_DEPTH: Final = 4
-_MAX_VARINT_BYTES: Final = 10
 _CHUNK: Final = 1 << 14
 
 #: Bytes of a message, in pieces.
@@ -153,7 +152,7 @@ def _varint(number: int) -> bytes:
 
 
 def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3 | _VARINT) + _varint(value)
+    return _varint(field << 3 | VARINT) + _varint(value)
 
 
 def _numbers(field: int, values: Iterable[int]) -> Parts:
@@ -162,7 +161,7 @@ def _numbers(field: int, values: Iterable[int]) -> Parts:
 
 def _field(field: int, content: Parts) -> Parts:
     """A length-delimited field. Contents are never joined before the whole file is: they may be large."""
-    return [_varint(field << 3 | _BYTES) + _varint(sum(map(len, content))), *content]
+    return [_varint(field << 3 | BYTES) + _varint(sum(map(len, content))), *content]
 
 
 def _text(field: int, text: str) -> bytes:
@@ -179,15 +178,15 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
     at = 0
     while at < len(message):
         start = at
-        tag, at = _read_varint(message, at)
+        tag, at = read_varint(message, at)
         number, kind = tag >> 3, tag & 7
-        if kind == _VARINT:
-            _, at = _read_varint(message, at)
-        elif kind == _BYTES:
-            length, at = _read_varint(message, at)
+        if kind == VARINT:
+            _, at = read_varint(message, at)
+        elif kind == BYTES:
+            length, at = read_varint(message, at)
             at += length
-        elif kind in (_FIXED64, _FIXED32):
-            at += 8 if kind == _FIXED64 else 4
+        elif kind in (FIXED64, FIXED32):
+            at += 8 if kind == FIXED64 else 4
         else:
             raise ModelFileError(f"not an ONNX file: field of kind {kind} at byte {start}")
         if at > len(message) or not number:
@@ -195,23 +194,12 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
         yield number, message[start:at]
 
 
-def _read_varint(message: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for place in range(_MAX_VARINT_BYTES):
-        if at + place >= len(message):
-            break
-        value |= (message[at + place] & 0x7F) << 7 * place
-        if message[at + place] < 0x80:
-            return value, at + place + 1
-    raise ModelFileError(f"not an ONNX file: number at byte {at} of {len(message)} does not end")
-
-
 def _content(field: bytes) -> bytes:
     """What a length-delimited field holds."""
-    tag, at = _read_varint(field, 0)
-    if tag & 7 != _BYTES:
-        raise ModelFileError(f"not an ONNX file: field {tag >> 3} is of kind {tag & 7}, expected {_BYTES}")
-    length, at = _read_varint(field, at)
+    tag, at = read_varint(field, 0)
+    if tag & 7 != BYTES:
+        raise ModelFileError(f"not an ONNX file: field {tag >> 3} is of kind {tag & 7}, expected {BYTES}")
+    length, at = read_varint(field, at)
     return field[at : at + length]
 
 
