@@ -95,10 +95,11 @@ class LinkLimits:
 
 @dataclass(frozen=True)
 class BrokerAddress:
-    """Where a broker listens."""
+    """Where a broker listens. `tls`: it is reached by mutual TLS only."""
 
     host: str
     port: int
+    tls: bool = False
 
 
 @dataclass
