@@ -1,0 +1,200 @@
+"""Judges a history by invariants I1-I12 (docs/histories.md), with nothing of the product imported.
+
+`python -m testbed.faults.checker HISTORY.jsonl…` prints each violation and exits with 1 if there is any.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+#: Reasons for which a device that has all receipts may be left out of a Freeze.
+LEFT_OUT = ("lone-rung", "dealer")
+
+
+class Judge:
+    """The events of a run in the order they happened; each method is a rule and yields its violations."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self.events = [{**event, "place": place} for place, event in enumerate(events)]
+        self.begin: Event = next((e for e in self.events if e["event"] == "begin"), {"grace_s": 0})
+        self.plans = {plan["round"]: plan for plan in self.of("plan")}
+        self.freezes = {freeze["freeze"]: freeze for freeze in self.of("freeze-signed")}
+        self.words = {(e["round"], e["device"], e["upload"]): e.get("values", []) for e in self.of("upload")}
+        self.sums = [e for e in self.events if e["event"] == "sum-released"]
+        self.receipts = [e for e in self.of("receipt") if e["verdict"] == "accepted"]
+
+    def of(self, *kinds: str) -> list[Event]:
+        """Events of some kinds, without those of aggregators that the run itself made dishonest."""
+        liars = self.begin.get("dishonest", ())
+        return [e for e in self.events if e["event"] in kinds and e.get("aggregator") not in liars]
+
+    def sound(self) -> Iterator[str]:
+        """H: it begins, ends, decides at least one round, and nothing happens outside a plan."""
+        for kind in ("begin", "outcome", "end"):
+            if not self.of(kind):
+                yield f"H: no {kind}"
+        for e in self.of("receipt", "attendance", "freeze-signed", "sum-released", "opened", "outcome"):
+            if e["round"] not in self.plans and e.get("phase") != "FAILED":
+                yield f"H round {e['round']}: {e['event']} without a plan"
+
+    def sums_are_exact(self) -> Iterator[str]:
+        """I1: what was opened is the plain sum over the Freeze, opened from k sums of that Freeze."""
+        for e in self.of("opened"):
+            where, freeze = f"I1 round {e['round']}", self.freezes.get(e["freeze"], {"round": 0, "contributors": []})
+            named = [c for c in freeze["contributors"] if c[0] not in e.get("left_out", ())]
+            if freeze["round"] != e["round"] or named != e["contributors"]:
+                yield f"{where}: opened for others than a signed Freeze names"
+            answered = {s["aggregator"] for s in self.sums if s["freeze"] == e["freeze"]}
+            if len(answered) < self.plans.get(e["round"], {"k": 1})["k"]:
+                yield f"{where}: opened from {len(answered)} sums"
+            for segment, found in ((int(segment), found) for segment, found in e["values"].items()):
+                names = [(e["round"], c[0], c[1]) for c in e["contributors"] if c[2] >= segment]
+                parts = [self.words[name][segment] for name in names if segment < len(self.words.get(name, ()))]
+                is_whole = len(parts) == len(names) and {len(part) for part in parts} == {len(found)}
+                if not is_whole or found != [sum(column) for column in zip(*parts, strict=True)]:
+                    yield f"{where}: segment {segment} is not the plain sum of its contributors"
+
+    def nothing_is_lost(self) -> Iterator[str]:
+        """I2: receipted by all aggregators used means counted, unless left out for a reason that is allowed."""
+        held: dict[tuple[int, str, str], set[str]] = defaultdict(set)
+        for e in self.receipts:
+            held[e["round"], e["device"], e["upload"]].add(e["aggregator"])
+        for freeze in [e for e in self.of("freeze-signed") if not e.get("forged")]:
+            revoked = {d for e in self.of("directory") if e["place"] < freeze["place"] for d in e["revoked"]}
+            for (number, device, _), by in held.items():
+                if number == freeze["round"] and set(freeze["aggregators"]) <= by:
+                    is_allowed = device in revoked or freeze.get("left_out", {}).get(device) in LEFT_OUT
+                    if device not in {c[0] for c in freeze["contributors"]} and not is_allowed:
+                        yield f"I2 round {number}: {device} has every receipt and is not in the Freeze"
+
+    def nobody_counts_twice(self) -> Iterator[str]:
+        """I3: each device's own one-hot place in segment 0 is 1 if it contributed, else 0."""
+        for e in self.of("opened"):
+            counted = [c[0] for c in e["contributors"]]
+            places = self.begin.get("one_hot", {}) if "0" in e["values"] else {}
+            found = {device: e["values"]["0"][place] for device, place in places.items()}
+            for device in found.keys() | set(counted):
+                if counted.count(device) > 1 or found.get(device, device in counted) != (device in counted):
+                    yield f"I3 round {e['round']}: {device} counted {found.get(device, 'more')} times"
+
+    def one_freeze_for_ever(self) -> Iterator[str]:
+        """I4: an aggregator accepts one Freeze a round, and releases one sum, of that Freeze."""
+        frozen, released = dict[tuple[str, int], str](), dict[tuple[str, int], str]()
+        for e in self.of("freeze-accepted", "sum-released"):
+            who, where = (e["aggregator"], e["round"]), f"I4 round {e['round']} {e['aggregator']}"
+            is_sum = e["event"] == "sum-released"
+            if frozen.get(who, "" if is_sum else e["freeze"]) != e["freeze"]:
+                yield f"{where}: {e['event']} for another Freeze than the first"
+            elif is_sum and released.setdefault(who, e["digest"]) != e["digest"]:
+                yield f"{where}: released a second sum"
+            frozen.setdefault(who, e["freeze"])
+
+    def no_sum_below_the_floor(self) -> Iterator[str]:
+        """I5: every opened segment has its floor of contributors, none of them revoked for the aggregator that sums."""
+        for e in self.of("sum-released"):
+            where, freeze = f"I5 round {e['round']} {e['aggregator']}", self.freezes.get(e["freeze"])
+            if freeze is None or e["round"] not in self.plans:
+                yield f"{where}: summed for a Freeze that was never signed"
+                continue
+            plan, own = self.plans[e["round"]], self.begin.get("floors", {}).get(e["aggregator"], (0, 0))
+            low, later = max(own[0], plan["min_devices"]), max(own[1], plan["min_devices_segment"])
+            counts = [sum(c[2] >= segment for c in freeze["contributors"]) for segment in sorted(freeze["segments"])]
+            is_close = any(after < later or 0 < before - after < later for before, after in pairwise(counts))
+            if not counts or counts[0] < low or is_close:
+                yield f"{where}: segments of {counts} contributors, floors {low} and {later}"
+            accepted = [a["place"] for a in self.of("freeze-accepted") if a["freeze"] == e["freeze"]]
+            known = [d for d in self.of("directory") if d.get("party") == e["aggregator"]]
+            revoked = {device for d in known if d["place"] < min(accepted, default=0) for device in d["revoked"]}
+            if gone := revoked & {c[0] for c in freeze["contributors"]}:
+                yield f"{where}: {min(gone)} was revoked"
+
+    def nothing_after_the_end(self) -> Iterator[str]:
+        """I6: what an aggregator accepts after its attendance or its burn was in its attendance."""
+        listed: dict[tuple[str, int], set[tuple[str, str]]] = defaultdict(set)
+        for e in self.of("attendance", "burned", "receipt"):
+            who = e["aggregator"], e["round"]
+            if e["event"] != "receipt":
+                listed[who] |= {(u[0], u[1]) for u in e.get("uploads", ())}
+            elif e["verdict"] == "accepted" and who in listed and (e["device"], e["upload"]) not in listed[who]:
+                yield f"I6 round {who[1]} {who[0]}: accepted {e['device']} after its attendance"
+
+    def models_never_fall(self) -> Iterator[str]:
+        """I7: a device's model is one that a plan names, and neither its version nor its round falls."""
+        last: dict[str, tuple[int, int]] = {}
+        for e in self.of("device-model"):
+            where, found = f"I7 round {e['round']} {e['device']}", (e["version"], e["round"])
+            plan, before = self.plans.get(e["round"], {"plan": "", "version": 0}), last.get(e["device"], found)
+            if (plan["plan"], plan["version"]) != (e["plan"], e["version"]):
+                yield f"{where}: a model that no signed plan names"
+            if found[0] < before[0] or found[1] < before[1]:
+                yield f"{where}: fell from {before} to {found}"
+            last[e["device"]] = found
+
+    def measures_hold(self) -> Iterator[str]:
+        """I8: no canary word outside the stores of k aggregators. I10: measures stay under the run's ceilings."""
+        for e in self.of("canary"):
+            if e["found"] and len(set(e["aggregators"])) < min(plan["k"] for plan in self.plans.values()):
+                yield f"I8: {e['found']} words of a device in {e['place']}"
+        for e in self.of("resource"):
+            for name in [n for n, most in self.begin.get("ceilings", {}).items() if e.get(n, 0) > most]:
+                yield f"I10 {e['party']}: {name} = {e[name]}, at most {self.begin['ceilings'][name]}"
+
+    def rounds_are_decided(self) -> Iterator[str]:
+        """I9: every round ends in time, once, APPLIED or FAILED with a reason."""
+        for e in self.of("outcome"):
+            if (e["phase"], bool(e["reason"])) not in (("APPLIED", False), ("FAILED", True)):
+                yield f"I9 round {e['round']}: {e['phase']} because of {e['reason']!r}"
+        for number, plan in self.plans.items():
+            found = [e for e in self.of("outcome") if e["round"] == number]
+            if len({e["phase"] for e in found}) != 1:
+                yield f"I9 round {number}: {len(found)} outcomes"
+            elif found[0]["at"] > plan["at"] + plan["deadline_s"] + self.begin["grace_s"]:
+                yield f"I9 round {number}: decided {found[0]['at'] - plan['at']:.1f} s after its plan"
+
+    def uploads_keep_their_words(self) -> Iterator[str]:
+        """I11: under one upload id a device has one plaintext, and an aggregator is given one share."""
+        first: dict[tuple[Any, ...], str] = {}
+        for e in [e for e in self.of("upload", "receipt") if "digest" in e]:
+            key = e["event"], e["round"], e["device"], e["upload"], e.get("aggregator")
+            if first.setdefault(key, e["digest"]) != e["digest"]:
+                yield f"I11 round {e['round']} {e['device']}: two plaintexts under one upload id"
+
+    def failed_rounds_change_nothing(self) -> Iterator[str]:
+        """I12: a model is applied once for each APPLIED round and for no other; plans build on the newest."""
+        phases = {e["round"]: e["phase"] for e in self.of("outcome")}
+        applied, newest = defaultdict[int, set[int]](set), None
+        for e in self.of("plan", "model-applied"):
+            is_applied = e["event"] == "model-applied"
+            if newest is not None and e["version"] not in ({newest, newest + 1} if is_applied else {newest}):
+                yield f"I12 round {e['round']}: {e['event']} of version {e['version']}, the newest is {newest}"
+            applied[e["round"]] |= {e["version"]} if is_applied else set()
+            newest = e["version"]
+        for number in sorted(phases.keys() | applied.keys()):
+            if len(applied[number]) != (phases.get(number) == "APPLIED"):
+                yield f"I12 round {number}: {len(applied[number])} models of a round that is {phases.get(number)}"
+
+
+def judge(events: Iterable[Event]) -> list[str]:
+    """All violations of a run's events, which are in the order they happened."""
+    run = Judge(events)
+    rules = [rule for name, rule in vars(Judge).items() if name[0] != "_" and name != "of"]
+    return [violation for rule in rules for violation in rule(run)]
+
+
+def main(arguments: list[str]) -> int:
+    """Judge the files named, as one run ordered by time; the exit code."""
+    lines = [line for name in arguments for line in Path(name).read_text("utf-8").splitlines()]
+    violations = judge(sorted(map(json.loads, lines), key=lambda event: float(event["at"])))
+    sys.stdout.write("".join(violation + "\n" for violation in violations))
+    return 1 if violations or not arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
