@@ -89,6 +89,14 @@ class RefusedError(LinkError):
         self.reason = reason
 
 
+class CertificateError(RefusedError):
+    """A TLS certificate, the broker's or this party's, is not what it must be; `reason` says in a word why."""
+
+
+class CertificateDateError(LinkError):
+    """A certificate's dates and a clock do not agree; renewing the one or setting the other ends it."""
+
+
 class PayloadTooLargeError(LinkError):
     """A payload exceeds what the broker takes; refused before it is queued."""
 

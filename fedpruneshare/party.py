@@ -16,6 +16,7 @@ from msgspec import Meta
 from fedpruneshare.directory import Directory, HexKey, read_directory
 from fedpruneshare.errors import PeerError, SettingsError
 from fedpruneshare.link import Delivery, LinkLimits
+from fedpruneshare.link.tls import TlsSettings
 from fedpruneshare.messages import Message
 from fedpruneshare.sealing import Identity, Opened, open_message, sign_message
 from fedpruneshare.topics import CHANNELS, Role, Topics
@@ -32,13 +33,14 @@ class PartySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Bounds of the broker connections (docs/protocol.md §3.1)."""
+    """Bounds of the broker connections, and the certificate for those that speak TLS (docs/protocol.md §3.1)."""
 
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 60
     connect_timeout_s: Annotated[float, Meta(gt=0)] = 10.0
     publish_timeout_s: Annotated[float, Meta(gt=0)] = 30.0
     reconnect_max_s: Annotated[float, Meta(gt=0)] = 30.0
     payload_bytes: Annotated[int, Meta(ge=4096, le=1_000_000)] = 256 * 1024
+    tls: TlsSettings | None = None
 
     def limits(self) -> LinkLimits:
         """As the link takes them."""

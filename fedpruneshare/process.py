@@ -23,9 +23,10 @@ def open_link(address: BrokerAddress, client_id: str, settings: LinkSettings) ->
     """A link to one broker, not yet connected.
 
     Sessions are clean: what a broker would have queued is asked for again by the protocol itself, which a broker that
-    lost its memory forces on it anyway (docs/protocol.md §3.2).
+    lost its memory forces on it anyway (docs/protocol.md §3.2). Raises `SettingsError` where address and
+    `settings.tls` do not fit.
     """
-    return MqttLink(address, client_id, settings.limits(), random.Random())
+    return MqttLink(address, client_id, settings.limits(), random.Random(), tls=settings.tls)
 
 
 def serve(work: Callable[[], Awaitable[int]]) -> int:

@@ -19,7 +19,7 @@ SOURCES = sorted(
 
 #: The only module that reads pickles, through an unpickler that knows a short list of names.
 PICKLE_READER = "edge_client/datasets/allow_list_pickle.py"
-MQTT_MODULE = "fedpruneshare/link/mqtt.py"
+MQTT_MODULE = "fedpruneshare/link/connection.py"
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 #: Children of one fork must not share the libraries' own generators, so these are seeded anew there.
 RESEEDS_AFTER_FORK = "testbed/zygote.py"
