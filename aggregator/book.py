@@ -22,7 +22,6 @@ from fedpruneshare.errors import ProtocolError
 from fedpruneshare.floors import open_segments
 from fedpruneshare.link.chunks import Bitmap
 from fedpruneshare.messages import (
-    SEAL_BYTES,
     Attendance,
     Contribution,
     DealerCheck,
@@ -209,9 +208,11 @@ class ShareBook:
         if upload.chunks != chunks or upload.chunk >= chunks:
             return Refused(Verdict.MALFORMED, f"chunk {upload.chunk} of {upload.chunks}, expected {chunks} chunks")
         length = min(view.plan.chunk_bytes, size - upload.chunk * view.plan.chunk_bytes)
-        if len(upload.sealed) != length + SEAL_BYTES:
-            found = len(upload.sealed)
-            return Refused(Verdict.MALFORMED, f"sealed chunk of {found} bytes, expected {length + SEAL_BYTES}")
+        if upload.suite not in view.plan.suites:
+            return Refused(Verdict.MALFORMED, f"sealed with {upload.suite}, expected {' or '.join(view.plan.suites)}")
+        if len(upload.sealed) != length + upload.suite.seal_bytes:
+            found, expected = len(upload.sealed), length + upload.suite.seal_bytes
+            return Refused(Verdict.MALFORMED, f"sealed chunk of {found} bytes, expected {expected}")
         return None
 
     def _new_attempt(self, device_id: str, upload: ShareUpload) -> Attempt | Refused:

@@ -105,7 +105,7 @@ class Aggregator:
         plan = decode("round-plan", stored.plan)
         assert isinstance(plan, RoundPlan)
         try:
-            self._book.open_round(check_plan(plan, digest(stored.plan), self._party.directory))
+            self._book.open_round(check_plan(plan, digest(stored.plan), self._party.directory, self._party.now()))
         except PeerError as error:
             _log.warning("stored-round-dropped", round_id=stored.round_id, error=str(error))
             self._book.forget_up_to(stored.round_id)
@@ -126,7 +126,7 @@ class Aggregator:
             return
         plan = opened.message
         try:
-            is_new = self._book.open_round(check_plan(plan, opened.digest, self._party.directory))
+            is_new = self._book.open_round(check_plan(plan, opened.digest, self._party.directory, self._party.now()))
         except PeerError as error:
             _log.warning("plan-refused", round_id=plan.round_id, reason=str(error))
             await self._refuse("attendance", plan.round_id, opened.digest, str(error))
@@ -173,12 +173,11 @@ class Aggregator:
 
     async def _store_chunk(self, device_id: str, upload: ShareUpload, attempt: Attempt) -> None:
         view = self._view()
-        context = share_context(
-            upload.plan, device_id, self._party.ident,
-            (upload.upload_id, upload.x, upload.rung, upload.prg, upload.chunk, upload.chunks),
-        )  # fmt: skip
+        position = (upload.upload_id, upload.x, upload.rung, upload.prg, upload.chunk, upload.chunks)
+        parties = (device_id, self._party.ident)
+        context = share_context(self._party.directory.federation, upload.plan, parties, position)
         try:
-            data = self._party.identity.unseal(upload.sealed, context)
+            data = self._party.identity.unseal(upload.sealed, context, upload.suite, upload.key)
             check_share(view, upload.x, data)
         except PeerError as error:
             if not attempt.stored:
@@ -287,14 +286,16 @@ class Aggregator:
 
     def _send_answer(self, freeze: Freeze, freeze_digest: bytes, answer: bytes) -> None:
         directory, x = self._party.directory, self._book.x
-        key = directory.sealing_key(Role.COORDINATOR, directory.coordinator_id)
+        key = self._party.sealing_keys(Role.COORDINATOR, directory.coordinator_id)
+        suite = self._view().plan.suites[0]
         pieces = cut(answer, self._view().plan.chunk_bytes)
 
         def sealed_chunk(index: int) -> bytes:
             position = (x, index, len(pieces))
-            context = sum_context(freeze_digest, self._party.ident, directory.coordinator_id, position)
-            sealed = seal(key, bytes(pieces[index]), context)
-            return self._party.sign(SumShare(freeze.round_id, freeze_digest, *position, sealed))
+            parties = (self._party.ident, directory.coordinator_id)
+            context = sum_context(directory.federation, freeze_digest, parties, position)
+            sealed = seal(key, bytes(pieces[index]), context, suite)
+            return self._party.sign(SumShare(freeze.round_id, freeze_digest, *position, suite, key.key_id, sealed))
 
         for index in range(len(pieces)):
             self._publish_while_open("sum", partial(sealed_chunk, index), index)

@@ -363,10 +363,12 @@ class Coordinator:
         self._changed.set()
 
     def _take_sum(self, ledger: RoundLedger, sender: str, message: SumShare) -> None:
-        context = sum_context(message.freeze, sender, self._party.ident, (message.x, message.chunk, message.chunks))
+        parties, position = (sender, self._party.ident), (message.x, message.chunk, message.chunks)
+        context = sum_context(self._party.directory.federation, message.freeze, parties, position)
         try:
             ledger.check_answer(sender, message)
-            ledger.add_answer_chunk(sender, message.chunk, self._party.identity.unseal(message.sealed, context))
+            opened = self._party.identity.unseal(message.sealed, context, message.suite, message.key)
+            ledger.add_answer_chunk(sender, message.chunk, opened)
         except PeerError as error:
             _log.warning("sum-refused", aggregator=sender, reason=str(error))
 

@@ -209,10 +209,11 @@ class Courier:
     def _payload(self, chunk: int) -> bytes:
         parcel, upload = self._parcel, self._parcel.upload
         position = (upload.upload_id, parcel.x, upload.rung, str(upload.prg), chunk, self._count)
-        context = share_context(upload.plan, self._party.ident, parcel.aggregator_id, position)
-        key = self._party.directory.sealing_key(Role.AGGREGATOR, parcel.aggregator_id)
-        sealed = seal(key, parcel.share.chunk(chunk), context)
-        return self._party.sign(ShareUpload(upload.round_id, upload.plan, *position, sealed))
+        parties, suite = (self._party.ident, parcel.aggregator_id), parcel.view.plan.suites[0]
+        context = share_context(self._party.directory.federation, upload.plan, parties, position)
+        key = self._party.sealing_keys(Role.AGGREGATOR, parcel.aggregator_id)
+        sealed = seal(key, parcel.share.chunk(chunk), context, suite)
+        return self._party.sign(ShareUpload(upload.round_id, upload.plan, *position, suite, key.key_id, sealed))
 
 
 async def _gather_until_error(calls: list[Callable[[], Awaitable[None]]]) -> list[LinkError]:

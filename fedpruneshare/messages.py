@@ -14,138 +14,102 @@ import msgspec
 from msgspec import Meta
 
 from fedpruneshare.errors import MessageError
+from fedpruneshare.plan_messages import (
+    Coding,
+    Reveal,
+    RoundPlan,
+    Segment,
+    Sharing,
+    SupportRule,
+    Training,
+    WireMessage,
+)
+from fedpruneshare.wire_types import (
+    KEY_ID_BYTES,
+    MAX_AGGREGATORS,
+    MAX_CHUNK_BYTES,
+    MAX_CHUNKS,
+    MAX_DEVICES,
+    MAX_SEAL_BYTES,
+    MAX_SEGMENTS,
+    MAX_TENSORS,
+    SEAL_BYTES,
+    Chunk,
+    Chunks,
+    Digest,
+    Identifier,
+    KeyId,
+    Keystream,
+    Point,
+    Reason,
+    RoundId,
+    Rung,
+    Sealed,
+    Suite,
+    UploadId,
+)
 
-# --------------------------------------------------------------------------- limits and small types
-
-MAX_DEVICES: Final = 4096
-MAX_AGGREGATORS: Final = 16
-MAX_SEGMENTS: Final = 16
-MAX_TENSORS: Final = 4096
-MAX_CHUNKS: Final = 65_536
-MAX_CHUNK_BYTES: Final = 192 * 1024
-#: Bytes a seal adds to a chunk: 32 of encapsulated key and 16 of authentication tag (docs/protocol.md §7.3).
-SEAL_BYTES: Final = 48
-
-Identifier = Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9-]{0,31}$")]
-Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
-UploadId = Annotated[bytes, Meta(min_length=16, max_length=16)]
-RoundId = Annotated[int, Meta(ge=1, lt=2**48)]
-Rung = Annotated[int, Meta(ge=0, lt=MAX_SEGMENTS)]
-Point = Annotated[int, Meta(ge=1, le=MAX_AGGREGATORS)]
-Chunk = Annotated[int, Meta(ge=0, lt=MAX_CHUNKS)]
-Chunks = Annotated[int, Meta(ge=1, le=MAX_CHUNKS)]
-Keystream = Annotated[str, Meta(pattern="^(chacha20|aes-256-ctr)$")]
-Reason = Annotated[str, Meta(max_length=500)]
-
-
-class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """Options shared by everything on the wire."""
-
-
-# --------------------------------------------------------------------------- the plan and the model
-
-
-class Reveal(StrEnum):
-    """What the coordinator sees: the sum alone, or every update (§5.9); with `plain` the aggregator, too (§5.10)."""
-
-    SUM = "sum"
-    EACH = "each"
-    PLAIN = "plain"
-
-
-class Sharing(_Message, frozen=True):
-    """How words are shared: any `k` of `n` open a sum, any `t` together learn nothing (docs/protocol.md §5.4).
-
-    `dealer_checks`: mask elements in every share, one for each linear check of the dealing (§5.7); 0 for none.
-    """
-
-    n: Annotated[int, Meta(ge=1, le=MAX_AGGREGATORS)]
-    k: Annotated[int, Meta(ge=1, le=MAX_AGGREGATORS)]
-    t: Annotated[int, Meta(ge=0, lt=MAX_AGGREGATORS)]
-    field: Annotated[str, Meta(pattern="^F(31|61)$")] = "F31"
-    dealer_checks: Annotated[int, Meta(ge=0, le=4)] = 0
-    reveal: Reveal = Reveal.SUM
-
-
-class Coding(_Message, frozen=True):
-    """How an update becomes field words (docs/protocol.md §6.4).
-
-    `weight_clips` and `vector_clips` hold one positive clip per tensor, in the order of the parameter table.
-    """
-
-    value_bits: Annotated[int, Meta(ge=2, le=32)]
-    vector_bits: Annotated[int, Meta(ge=2, le=32)]
-    weight_clips: Annotated[tuple[Annotated[float, Meta(gt=0)], ...], Meta(max_length=MAX_TENSORS)]
-    vector_clips: Annotated[tuple[Annotated[float, Meta(gt=0)], ...], Meta(max_length=MAX_TENSORS)]
-    max_weight: Annotated[int, Meta(ge=1, lt=2**24)]
-    max_devices: Annotated[int, Meta(ge=1, le=MAX_DEVICES)]
-    tail_words: Annotated[int, Meta(ge=0, le=16)] = 0
-    radix: Annotated[str, Meta(pattern="^(mixed|power-of-two)$")] = "mixed"
-
-
-class Segment(_Message, frozen=True):
-    """What lies between two rungs of the nested supports (docs/protocol.md §6.2, §6.5).
-
-    `weights` prunable coordinates and `vectors` vector elements give `words` field words. `blob` is the digest of the
-    coded segment, `support` the chained one of the supports up to here, `width` the kept share of channels (§6.7).
-    """
-
-    weights: Annotated[int, Meta(ge=0, lt=2**31)]
-    vectors: Annotated[int, Meta(ge=0, lt=2**31)]
-    words: Annotated[int, Meta(ge=1, lt=2**31)]
-    density: Annotated[float, Meta(ge=0, le=1)]
-    blob: Digest
-    blob_bytes: Annotated[int, Meta(ge=1, lt=2**32)]
-    support: Digest
-    width: Annotated[float, Meta(gt=0, le=1)] = 1.0
-
-
-class SupportRule(_Message, frozen=True):
-    """How supports follow from the model: allocation, churn tolerance in float16 code steps, a probe segment (§6.2)."""
-
-    allocation: Annotated[str, Meta(pattern="^(global|erk)$")] = "global"
-    churn_codes: Annotated[int, Meta(ge=0, le=4096)] = 0
-    is_probing: bool = False
+__all__ = [
+    "KEY_ID_BYTES",
+    "KINDS",
+    "KIND_OF",
+    "MAX_AGGREGATORS",
+    "MAX_CHUNKS",
+    "MAX_CHUNK_BYTES",
+    "MAX_DEVICES",
+    "MAX_SEGMENTS",
+    "MAX_TENSORS",
+    "SEAL_BYTES",
+    "Acceptance",
+    "Attendance",
+    "CheckReply",
+    "ChecksumSeed",
+    "Chunk",
+    "Chunks",
+    "Coding",
+    "Contribution",
+    "DealerCheck",
+    "Decline",
+    "Digest",
+    "DirectoryChunk",
+    "Freeze",
+    "Heartbeat",
+    "Hello",
+    "Identifier",
+    "KeyId",
+    "Keystream",
+    "Message",
+    "Missing",
+    "ModelChunk",
+    "Outcome",
+    "Point",
+    "Reason",
+    "Receipt",
+    "Refusal",
+    "Reveal",
+    "RoundId",
+    "RoundPhase",
+    "RoundPlan",
+    "Rung",
+    "Segment",
+    "ShareUpload",
+    "Sharing",
+    "Suite",
+    "SumShare",
+    "SupportRule",
+    "Training",
+    "UploadId",
+    "Verdict",
+    "decode",
+    "digest",
+    "encode",
+]  # fmt: skip
 
 
-class Training(_Message, frozen=True):
-    """SGD with momentum; FedProx where `proximal_mu` > 0. `least_work`: least part of its steps a device may do."""
-
-    local_epochs: Annotated[int, Meta(ge=1, le=1000)]
-    batch_size: Annotated[int, Meta(ge=1, le=65_536)]
-    learning_rate: Annotated[float, Meta(gt=0)]
-    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
-    proximal_mu: Annotated[float, Meta(ge=0)] = 0.0
-    least_work: Annotated[float, Meta(gt=0, le=1)] = 1.0
+# --------------------------------------------------------------------------- the model
 
 
-class RoundPlan(_Message, frozen=True):
-    """Everything a round depends on, signed by the coordinator (docs/protocol.md §4.1).
-
-    `rungs` lists those a device may take, from 0. `cohort` is looked up on the roster: no pattern (1 ms for 3000).
-    """
-
-    round_id: RoundId
-    directory_version: Annotated[int, Meta(ge=1)]
-    task: Annotated[str, Meta(min_length=1, max_length=200)]
-    bundle: Digest
-    table: Digest
-    sharing: Sharing
-    points: Annotated[dict[Identifier, Point], Meta(max_length=MAX_AGGREGATORS)]
-    coding: Coding
-    segments: Annotated[tuple[Segment, ...], Meta(min_length=1, max_length=MAX_SEGMENTS)]
-    rungs: Annotated[tuple[Rung, ...], Meta(min_length=1, max_length=MAX_SEGMENTS)]
-    training: Training
-    cohort: Annotated[tuple[Annotated[str, Meta(max_length=32)], ...], Meta(min_length=1, max_length=MAX_DEVICES)]
-    min_devices: Annotated[int, Meta(ge=1, le=MAX_DEVICES)]
-    min_devices_segment: Annotated[int, Meta(ge=1, le=MAX_DEVICES)]
-    deadline_s: Annotated[float, Meta(gt=0, le=604_800)]
-    chunk_bytes: Annotated[int, Meta(ge=1024, le=MAX_CHUNK_BYTES)] = 64 * 1024
-    support: SupportRule = SupportRule()
-
-
-class ModelChunk(_Message, frozen=True):
+class ModelChunk(WireMessage, frozen=True):
     """One chunk of a content-addressed model segment (docs/protocol.md §6.5)."""
 
     segment: Rung
@@ -155,17 +119,37 @@ class ModelChunk(_Message, frozen=True):
     data: Annotated[bytes, Meta(max_length=MAX_CHUNK_BYTES)]
 
 
+class ChecksumSeed(WireMessage, frozen=True):
+    """The seed of the hidden checksum, sealed to one device of the cohort (docs/protocol.md §5.11)."""
+
+    round_id: RoundId
+    plan: Digest
+    suite: Suite
+    key: KeyId
+    sealed: Annotated[bytes, Meta(max_length=32 + MAX_SEAL_BYTES)]
+
+
+class DirectoryChunk(WireMessage, frozen=True):
+    """One chunk of the newest directory file, which the root has signed (docs/protocol.md §7.1)."""
+
+    version: Annotated[int, Meta(ge=1)]
+    digest: Digest
+    chunk: Chunk
+    chunks: Annotated[int, Meta(ge=1, le=1024)]
+    data: Annotated[bytes, Meta(max_length=MAX_CHUNK_BYTES)]
+
+
 # --------------------------------------------------------------------------- the device
 
 
-class Hello(_Message, frozen=True):
+class Hello(WireMessage, frozen=True):
     """A device is there; `rung_limit` is the highest rung it says it can train."""
 
     software: Annotated[str, Meta(max_length=64)]
     rung_limit: Rung
 
 
-class Heartbeat(_Message, frozen=True):
+class Heartbeat(WireMessage, frozen=True):
     """How a device fared in its last round; bytes are MQTT payload over all its brokers."""
 
     round_id: RoundId
@@ -177,7 +161,7 @@ class Heartbeat(_Message, frozen=True):
     received_bytes: Annotated[int, Meta(ge=0)]
 
 
-class Decline(_Message, frozen=True):
+class Decline(WireMessage, frozen=True):
     """A device will not upload in this round, and why."""
 
     round_id: RoundId
@@ -185,11 +169,12 @@ class Decline(_Message, frozen=True):
     reason: Reason
 
 
-class ShareUpload(_Message, frozen=True):
+class ShareUpload(WireMessage, frozen=True):
     """One sealed chunk of one device's share for one aggregator (docs/protocol.md §4.2).
 
-    `prg`: the keystream algorithm of this upload's seed shares, the device's choice. Everything but `sealed` is bound
-    into the seal. No digest of the plaintext is in the clear: with t shares known it would confirm a guess.
+    `prg`: the keystream algorithm of this upload's seed shares, the device's choice, as is `suite` among the plan's.
+    `key`: which of the aggregator's sealing keys. Everything but `sealed` is bound into the seal. No digest of the
+    plaintext is in the clear: with t shares known it would confirm a guess.
     """
 
     round_id: RoundId
@@ -200,7 +185,9 @@ class ShareUpload(_Message, frozen=True):
     prg: Keystream
     chunk: Chunk
     chunks: Chunks
-    sealed: Annotated[bytes, Meta(min_length=SEAL_BYTES + 1, max_length=MAX_CHUNK_BYTES + SEAL_BYTES)]
+    suite: Suite
+    key: KeyId
+    sealed: Sealed
 
 
 # --------------------------------------------------------------------------- the aggregator
@@ -218,7 +205,7 @@ class Verdict(StrEnum):
     STORE_FULL = "store-full"
 
 
-class Receipt(_Message, frozen=True):
+class Receipt(WireMessage, frozen=True):
     """The aggregator has committed all chunks of an upload, or says why it will not (docs/protocol.md §3.2)."""
 
     round_id: RoundId
@@ -227,7 +214,7 @@ class Receipt(_Message, frozen=True):
     detail: Reason = ""
 
 
-class Missing(_Message, frozen=True):
+class Missing(WireMessage, frozen=True):
     """Which chunks of an upload the aggregator lacks: bit i of `bitmap` (little-endian) is chunk i."""
 
     round_id: RoundId
@@ -235,7 +222,7 @@ class Missing(_Message, frozen=True):
     bitmap: Annotated[bytes, Meta(min_length=1, max_length=MAX_CHUNKS // 8)]
 
 
-class Contribution(_Message, frozen=True):
+class Contribution(WireMessage, frozen=True):
     """One complete upload: of whom, which attempt, how far up the rungs."""
 
     device_id: Identifier
@@ -243,7 +230,7 @@ class Contribution(_Message, frozen=True):
     rung: Rung
 
 
-class Attendance(_Message, frozen=True):
+class Attendance(WireMessage, frozen=True):
     """The complete uploads one aggregator holds (docs/protocol.md §4.3). Up to two attempts per device."""
 
     round_id: RoundId
@@ -252,7 +239,7 @@ class Attendance(_Message, frozen=True):
     declined: Annotated[tuple[Identifier, ...], Meta(max_length=MAX_DEVICES)]
 
 
-class CheckReply(_Message, frozen=True):
+class CheckReply(WireMessage, frozen=True):
     """One aggregator's share of each contributor's masked combination (docs/protocol.md §5.7).
 
     `values`: field elements, little-endian, check by check of contributor by contributor, in the order of the
@@ -265,7 +252,7 @@ class CheckReply(_Message, frozen=True):
     values: Annotated[bytes, Meta(min_length=4, max_length=MAX_DEVICES * 4 * 8)]
 
 
-class SumShare(_Message, frozen=True):
+class SumShare(WireMessage, frozen=True):
     """One chunk of an aggregator's sum, sealed to the coordinator (docs/protocol.md §4.5)."""
 
     round_id: RoundId
@@ -273,10 +260,19 @@ class SumShare(_Message, frozen=True):
     x: Point
     chunk: Chunk
     chunks: Chunks
-    sealed: Annotated[bytes, Meta(min_length=SEAL_BYTES + 1, max_length=MAX_CHUNK_BYTES + SEAL_BYTES)]
+    suite: Suite
+    key: KeyId
+    sealed: Sealed
 
 
-class Refusal(_Message, frozen=True):
+class Acceptance(WireMessage, frozen=True):
+    """This aggregator has committed a Freeze or DealerCheck, and will accept no other one in this round (§4.5)."""
+
+    round_id: RoundId
+    of: Digest
+
+
+class Refusal(WireMessage, frozen=True):
     """An aggregator will not serve this plan, or sum this Freeze, and why. `of`: digest of what it refuses."""
 
     round_id: RoundId
@@ -287,7 +283,7 @@ class Refusal(_Message, frozen=True):
 # --------------------------------------------------------------------------- the coordinator's decisions
 
 
-class DealerCheck(_Message, frozen=True):
+class DealerCheck(WireMessage, frozen=True):
     """Asks for combinations of the contributors' shares under a public challenge (docs/protocol.md §5.7).
 
     One per round, for ever: two challenges under the same masks would show a combination of a device's values.
@@ -300,7 +296,7 @@ class DealerCheck(_Message, frozen=True):
     contributors: Annotated[tuple[Contribution, ...], Meta(min_length=1, max_length=MAX_DEVICES)]
 
 
-class Freeze(_Message, frozen=True):
+class Freeze(WireMessage, frozen=True):
     """Who is summed, by whom, and which segments are opened (docs/protocol.md §4.4). One per round, for ever."""
 
     round_id: RoundId
@@ -320,7 +316,7 @@ class RoundPhase(StrEnum):
     FAILED = "FAILED"
 
 
-class Outcome(_Message, frozen=True):
+class Outcome(WireMessage, frozen=True):
     """The coordinator's authoritative close of a round (docs/protocol.md §4.7)."""
 
     round_id: RoundId
@@ -331,6 +327,8 @@ class Outcome(_Message, frozen=True):
 Message = (
     RoundPlan
     | ModelChunk
+    | ChecksumSeed
+    | DirectoryChunk
     | Hello
     | Heartbeat
     | Decline
@@ -341,6 +339,7 @@ Message = (
     | DealerCheck
     | CheckReply
     | SumShare
+    | Acceptance
     | Refusal
     | Freeze
     | Outcome
@@ -353,16 +352,19 @@ _KIB: Final = 1024
 KINDS: Final[dict[str, tuple[type[Message], int]]] = {
     "round-plan": (RoundPlan, 224 * _KIB),
     "model-chunk": (ModelChunk, MAX_CHUNK_BYTES + 512),
+    "checksum-seed": (ChecksumSeed, 2 * _KIB),
+    "directory-chunk": (DirectoryChunk, MAX_CHUNK_BYTES + 512),
     "hello": (Hello, 512),
     "heartbeat": (Heartbeat, 512),
     "decline": (Decline, 2 * _KIB),
-    "share-upload": (ShareUpload, MAX_CHUNK_BYTES + SEAL_BYTES + 512),
+    "share-upload": (ShareUpload, MAX_CHUNK_BYTES + MAX_SEAL_BYTES + 512),
     "receipt": (Receipt, 2 * _KIB),
     "missing": (Missing, MAX_CHUNKS // 8 + 256),
     "attendance": (Attendance, 224 * _KIB),
     "dealer-check": (DealerCheck, 224 * _KIB),
     "check-reply": (CheckReply, MAX_DEVICES * 4 * 8 + 512),
-    "sum-share": (SumShare, MAX_CHUNK_BYTES + SEAL_BYTES + 512),
+    "sum-share": (SumShare, MAX_CHUNK_BYTES + MAX_SEAL_BYTES + 512),
+    "acceptance": (Acceptance, 128),
     "refusal": (Refusal, 2 * _KIB),
     "freeze": (Freeze, 224 * _KIB),
     "outcome": (Outcome, 2 * _KIB),

@@ -1,11 +1,13 @@
 """A party of a federation at work: its identity, the directory it trusts, and its signed messages.
 
-All three services start from the same `[party]` table of their settings file.
+All three services start from the same `[party]` table of their settings file. The directory may be replaced by a newer
+one while they run: what is looked up is always the newest.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,23 +15,28 @@ import msgspec
 import structlog
 from msgspec import Meta
 
-from fedpruneshare.directory import Directory, HexKey, read_directory
-from fedpruneshare.errors import PeerError, SettingsError
+from fedpruneshare.directory import Directory, HexKey, parse_directory, read_directory
+from fedpruneshare.errors import PeerError, ProtocolError, SettingsError
 from fedpruneshare.link import Delivery, LinkLimits
 from fedpruneshare.link.tls import TlsSettings
-from fedpruneshare.messages import Message
-from fedpruneshare.sealing import Identity, Opened, open_message, sign_message
+from fedpruneshare.messages import KIND_OF, Message, encode
+from fedpruneshare.sealing import Identity, Opened, PublicKeys, open_message, sign_body
+from fedpruneshare.storage import write_atomically
 from fedpruneshare.topics import CHANNELS, Role, Topics
 
 _log = structlog.get_logger()
 
 
 class PartySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who this service is: its key file, the signed directory, and the root key that must have signed it (hex)."""
+    """Who this service is: its key file, the signed directory, and the root key that must have signed it (hex).
+
+    `keep`: folder where a newer directory that reaches it while it runs is kept; empty: that of the directory file.
+    """
 
     key_file: str
     directory: str
     root_key: HexKey
+    keep: str = ""
 
 
 class LinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,24 +60,126 @@ class LinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-@dataclass(frozen=True)
 class Party:
-    """One party: identity, directory and topics, ready to sign and to open messages."""
+    """One party: identity, directory and topics, ready to sign and to open messages.
 
-    identity: Identity
-    directory: Directory
-    role: Role
+    `files`: where its keys and directories lie, for `reload` and `adopt`; None where it lives in memory alone.
+    `clock`: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        directory: Directory,
+        role: Role,
+        files: PartySettings | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.identity, self.directory, self.role = identity, directory, role
+        self._files, self._clock = files, clock
+        self._watchers: list[Callable[[], None]] = []
+
+    def __repr__(self) -> str:
+        return f"Party({self.ident!r}, {self.role}, directory version {self.directory.version})"
 
     @classmethod
     def load(cls, settings: PartySettings, role: Role) -> Party:
-        """Read key file and directory. Raises `SettingsError` if they do not belong together."""
-        identity = Identity.load(Path(settings.key_file))
-        directory = read_directory(Path(settings.directory), settings.root_key)
-        if directory.signing_key(role, identity.ident) != identity.public().signing:
-            raise SettingsError(
-                f"key file {settings.key_file} does not hold the key the directory has for {identity.ident!r}"
+        """Read key file and directory, the newer of the configured and the kept one.
+
+        Raises `SettingsError` if they do not belong together, `SignatureError` if the root did not sign a directory.
+        """
+        directory = _newest_directory(settings)
+        party = cls(Identity.load(Path(settings.key_file)), directory, role, settings)
+        party._check_own_keys()
+        return party
+
+    # ------------------------------------------------------------------ the directory
+
+    def now(self) -> float:
+        """Seconds since 1970 by this machine, but never before the directory was issued (a board may have no clock)."""
+        return max(self._clock(), float(self.directory.issued_at))
+
+    def on_change(self, watcher: Callable[[], None]) -> None:
+        """Register what to do after another directory or key came into force."""
+        self._watchers.append(watcher)
+
+    def adopt(self, data: bytes) -> bool:
+        """Take a newer directory file into force, once it is kept on disk; False if it is the one in force.
+
+        Raises `SignatureError` if the root did not sign it, `ProtocolError` for another federation or an older version,
+        `SettingsError` for anything but a directory.
+        """
+        if self._files is None:
+            raise RuntimeError("a party without files knows no root key")
+        directory = parse_directory(data, self._files.root_key)
+        if not self._is_newer(directory):
+            return False
+        write_atomically(_kept(self._files), data)
+        self._put_in_force(directory)
+        return True
+
+    def reload(self) -> bool:
+        """Read key file and directory again, as on SIGHUP; whether anything is new. Raises as `load` and `adopt`."""
+        if self._files is None:
+            return False
+        identity, directory = Identity.load(Path(self._files.key_file)), _newest_directory(self._files)
+        is_new_key, self.identity = identity.public() != self.identity.public(), identity
+        is_newer = self._is_newer(directory)
+        if is_newer:
+            write_atomically(_kept(self._files), Path(self._files.directory).read_bytes())
+        if is_newer or is_new_key:
+            self._put_in_force(directory if is_newer else self.directory)
+        return is_newer or is_new_key
+
+    def _is_newer(self, directory: Directory) -> bool:
+        if directory.federation != self.directory.federation:
+            raise ProtocolError(
+                f"directory of federation {directory.federation!r}, expected {self.directory.federation!r}"
             )
-        return cls(identity, directory, role)
+        if directory.version < self.directory.version:
+            raise ProtocolError(f"directory version {directory.version}, expected {self.directory.version} or later")
+        if directory.version == self.directory.version and directory != self.directory:
+            raise ProtocolError(f"another directory of version {directory.version}, expected the one in force")
+        return directory.version > self.directory.version
+
+    def _put_in_force(self, directory: Directory) -> None:
+        self.directory = directory
+        _log.info("directory-in-force", federation=directory.federation, version=directory.version)
+        for watcher in self._watchers:
+            watcher()
+
+    def _check_own_keys(self) -> None:
+        try:
+            self._signing_key_id()
+        except SettingsError:
+            where = self._files.key_file if self._files else "memory"
+            raise SettingsError(
+                f"key file {where} does not hold the key the directory has for {self.ident!r}"
+                f" as a {self.role} (version {self.directory.version})"
+            ) from None
+
+    def _signing_key_id(self) -> bytes:
+        """The newest of the own keys that others will take. Raises `SettingsError` if there is none."""
+        for key in self.identity.public():
+            try:
+                if self.directory.signing_key(self.role, self.ident, key.key_id, self.now()) == key.signing:
+                    return key.key_id
+            except PeerError:
+                continue
+        raise SettingsError(f"no key of {self.ident!r} is in force in directory version {self.directory.version}")
+
+    def is_current(self) -> bool:
+        """Whether this party still has a key in force: not after it was revoked, or its last key expired."""
+        try:
+            return bool(self._signing_key_id())
+        except SettingsError:
+            return False
+
+    def sealing_keys(self, role: Role, ident: str) -> PublicKeys:
+        """To which key of another party to seal. Raises `SignatureError` if it has none in force."""
+        return self.directory.sealing_keys(role, ident, self.now())
+
+    # ------------------------------------------------------------------ messages
 
     @property
     def ident(self) -> str:
@@ -84,11 +193,30 @@ class Party:
 
     def sign(self, message: Message) -> bytes:
         """A message -> the signed payload to publish."""
-        return sign_message(self.identity, self.directory.federation, message)
+        return self.sign_body(KIND_OF[type(message)], encode(message))
+
+    def sign_body(self, kind: str, body: bytes) -> bytes:
+        """As `sign` for body bytes at hand, so that what was persisted is sent again unchanged."""
+        public = [key.key_id for key in self.identity.public()]
+        key_id = next((key for key in public if self._is_known(key)), public[0])
+        return sign_body(self.identity, self.directory.federation, kind, body, key_id)
+
+    def _is_known(self, key_id: bytes) -> bool:
+        """Whether others know this key of ours: a new one counts from the directory on that lists it."""
+        try:
+            self.directory.signing_key(self.role, self.ident, key_id, 0.0)
+        except PeerError:
+            return False
+        return True
 
     def open(self, channel: str, payload: bytes) -> Opened:
         """A payload that came on a channel -> the authentic message. Raises `MessageError` or `SignatureError`."""
-        return open_message(payload, self.directory.federation, self.directory.signing_key, CHANNELS[channel].kinds)
+        directory, now = self.directory, self.now()
+
+        def signing_key(role: Role, ident: str, key_id: bytes) -> bytes:
+            return directory.signing_key(role, ident, key_id, now)
+
+        return open_message(payload, directory.federation, signing_key, CHANNELS[channel].kinds)
 
     def take(self, channel: str, delivery: Delivery) -> Opened | None:
         """As `open` for a handler, which goes on with the next message: what is refused is logged and gives None."""
@@ -99,3 +227,19 @@ class Party:
         except PeerError as error:
             _log.warning("message-refused", topic=delivery.topic, reason=str(error))
             return None
+
+
+def _kept(settings: PartySettings) -> Path:
+    """Where a newer directory is kept."""
+    folder = Path(settings.keep) if settings.keep else Path(settings.directory).parent
+    return folder / f"directory-in-force-{Path(settings.key_file).stem}.json"
+
+
+def _newest_directory(settings: PartySettings) -> Directory:
+    """The newer of the configured directory and the kept one: a restart never goes back behind what was in force."""
+    configured = read_directory(Path(settings.directory), settings.root_key)
+    kept = _kept(settings)
+    if not kept.exists():
+        return configured
+    found = read_directory(kept, settings.root_key)
+    return found if found.federation == configured.federation and found.version > configured.version else configured

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from fedpruneshare.directory import Directory
+from fedpruneshare.directory import ROUNDS_PER_EPOCH, Directory, utc
 from fedpruneshare.errors import PlanError
 from fedpruneshare.floors import LOWEST_FLOOR
 from fedpruneshare.messages import MAX_CHUNKS, Freeze, Reveal, RoundPlan
 from fedpruneshare.plain import PlainLayout
+from fedpruneshare.sharing.checksum import CHECKSUM_WORDS
 from fedpruneshare.sharing.dispersal import fragment_bytes
 from fedpruneshare.sharing.field import FIELDS, Field
 from fedpruneshare.sharing.prg import SEED_BYTES
@@ -119,15 +120,21 @@ class PlanView:
         return b"\0".join([self.keystream_domain(device_id, upload_id), str(rung).encode()])
 
 
-def check_plan(plan: RoundPlan, digest: bytes, directory: Directory) -> PlanView:
-    """Check a plan against itself and the directory. Raises `PlanError` with found and expected."""
+def check_plan(plan: RoundPlan, digest: bytes, directory: Directory, now: float = 0.0) -> PlanView:
+    """Check a plan against itself and the directory. Raises `PlanError` with found and expected.
+
+    `now`: seconds since 1970 (`Party.now`), by which plan and directory must not have expired; 0 where no clock counts.
+    """
+    _check_times(plan, directory, now)
     _check_parties(plan, directory)
+    _check_seals(plan, directory)
     _check_floors(plan, directory)
     view = PlanView(plan, digest)
     if view.is_plain or directory.plain_updates:
         _check_plain(view, directory)
     else:
         _check_sharing(view)
+    _check_checksum(view)
     _check_coding(view)
     _check_segments(view)
     _check_sizes(view)
@@ -142,12 +149,51 @@ def _check_parties(plan: RoundPlan, directory: Directory) -> None:
         raise PlanError(f"plan for aggregators {sorted(plan.points)}, expected {sorted(directory.aggregators)}")
     if sorted(plan.points.values()) != list(range(1, sharing.n + 1)):
         raise PlanError(f"points {sorted(plan.points.values())}, expected 1 to n = {sharing.n}, each once")
-    if 2 * sharing.k <= sharing.n:
-        raise PlanError(f"k = {sharing.k} of n = {sharing.n}, expected 2k > n: two disjoint sets could open two sums")
+    _check_quorum(plan)
     if len(set(plan.cohort)) != len(plan.cohort):
         raise PlanError("the cohort names a device twice")
     if strangers := [device for device in plan.cohort if device not in directory.devices]:
         raise PlanError(f"cohort names {min(strangers)!r}, which is not on the roster")
+
+
+def _check_times(plan: RoundPlan, directory: Directory, now: float) -> None:
+    for what, expires_at in (("directory", directory.expires_at), ("plan", plan.expires_at)):
+        if 0 < expires_at <= now:
+            raise PlanError(f"{what} expired at {utc(expires_at)}, and this machine's clock says {utc(now)}")
+    first = directory.round_epoch * ROUNDS_PER_EPOCH + 1
+    if not first <= plan.round_id < first + ROUNDS_PER_EPOCH - 1:
+        raise PlanError(f"round {plan.round_id}, expected one from {first} on: epoch {directory.round_epoch}")
+
+
+def _check_quorum(plan: RoundPlan) -> None:
+    """Two sets of aggregators that each could open a sum must meet in an honest one (docs/protocol.md §4.5)."""
+    sharing, quorum = plan.sharing, plan.freeze_quorum
+    if not quorum and 2 * sharing.k <= sharing.n:
+        raise PlanError(f"k = {sharing.k} of n = {sharing.n}, expected 2k > n: two disjoint sets could open two sums")
+    if quorum and not (sharing.n + sharing.t < 2 * quorum <= 2 * sharing.n):
+        least = (sharing.n + sharing.t) // 2 + 1
+        raise PlanError(
+            f"freeze_quorum = {quorum} with n = {sharing.n}, t = {sharing.t}, expected {least} to {sharing.n}"
+        )
+
+
+def _check_seals(plan: RoundPlan, directory: Directory) -> None:
+    is_hybrid = any(suite.is_hybrid for suite in plan.suites)
+    if directory.post_quantum and not all(suite.is_hybrid for suite in plan.suites):
+        raise PlanError(f"suites {', '.join(plan.suites)}, expected hybrid ones only: the directory says post_quantum")
+    services = {directory.coordinator_id: directory.coordinator, **directory.aggregators}
+    if lacking := [name for name, service in services.items() if is_hybrid and not service.keys[0].hybrid]:
+        raise PlanError(f"suites {', '.join(plan.suites)}, but {min(lacking)!r} has no hybrid key in the directory")
+
+
+def _check_checksum(view: PlanView) -> None:
+    """The words reserved at the end of every segment are those of the checksum, or none (docs/protocol.md §5.11)."""
+    sharing, commitment, found = view.plan.sharing, view.plan.checksum, view.plan.coding.tail_words
+    if commitment and (view.is_each_revealed or len(commitment) != 32):
+        raise PlanError(f"checksum of {len(commitment)} bytes with reveal = {sharing.reveal}, expected 32 with sum")
+    expected = CHECKSUM_WORDS[sharing.field] if commitment else 0
+    if found != expected:
+        raise PlanError(f"tail_words = {found}, expected {expected}")
 
 
 def _check_floors(plan: RoundPlan, directory: Directory) -> None:
@@ -178,7 +224,7 @@ def _check_sharing(view: PlanView) -> None:
     sharing, coding, scheme = view.plan.sharing, view.plan.coding, view.scheme
     if max(coding.value_bits, coding.vector_bits) > 16:
         raise PlanError(f"value_bits = {coding.value_bits}, vector_bits = {coding.vector_bits}, expected at most 16")
-    if scheme.k + scheme.t < scheme.n:
+    if scheme.k + scheme.t < scheme.n and not view.plan.freeze_quorum:
         # k aggregators open one sum; the n - k others, given another freeze, would show so many shares of one device.
         raise PlanError(f"k = {scheme.k}, t = {scheme.t} of n = {scheme.n}, expected k + t >= n: t shares tell nothing")
     if sharing.dealer_checks and scheme.n == scheme.k:

@@ -46,6 +46,8 @@ _D, _A, _C = Role.DEVICE, Role.AGGREGATOR, Role.COORDINATOR
 TABLE: Final[tuple[Channel, ...]] = (
     Channel("round", "round", Broker.CONTROL, ("round-plan",), _C, (_D, _A), retained=True),
     Channel("model", "model/{segment}/{chunk}", Broker.CONTROL, ("model-chunk",), _C, (_D,), retained=True),
+    Channel("seed", "seed/{device}", Broker.CONTROL, ("checksum-seed",), _C, (_D,), retained=True),
+    Channel("directory", "directory/{chunk}", Broker.CONTROL, ("directory-chunk",), _C, (_D, _A), retained=True),
     Channel("hello", "hello/{device}", Broker.CONTROL, ("hello",), _D, (_C,), retained=True),
     Channel("heartbeat", "heartbeat/{device}", Broker.CONTROL, ("heartbeat",), _D, (_C,)),
     Channel("decline", "decline/{device}", Broker.CONTROL, ("decline",), _D, (_C, _A)),
@@ -54,6 +56,7 @@ TABLE: Final[tuple[Channel, ...]] = (
     Channel("attendance", "attendance/{aggregator}", Broker.CONTROL, ("attendance", "refusal"), _A, (_C,)),
     Channel("check", "check", Broker.CONTROL, ("dealer-check",), _C, (_A,)),
     Channel("checked", "checked/{aggregator}", Broker.CONTROL, ("check-reply",), _A, (_C,)),
+    Channel("accepted", "accepted/{aggregator}", Broker.CONTROL, ("acceptance",), _A, (_A, _C)),
     Channel("freeze", "freeze", Broker.CONTROL, ("freeze",), _C, (_A,)),
     Channel("sum", "sum/{aggregator}", Broker.CONTROL, ("sum-share", "refusal"), _A, (_C,)),
     Channel("outcome", "outcome", Broker.CONTROL, ("outcome",), _C, (_D, _A), retained=True),
@@ -106,7 +109,8 @@ def access_rules(federation: str, broker: Broker, parties: dict[str, Role]) -> l
     """The whole access list of one broker, derived from `TABLE` (docs/protocol.md §2.2).
 
     `parties` maps each user name of that broker to its role. A placeholder of the writer's own role is filled
-    with its name, so a device writes only its own topics and reads only its own receipts.
+    with its name, so a device writes only its own topics and reads only its own receipts. What parties of one role say
+    to each other all of them read.
     """
     topics = Topics(federation)
     rules: list[AccessRule] = []
@@ -114,11 +118,10 @@ def access_rules(federation: str, broker: Broker, parties: dict[str, Role]) -> l
         for channel in TABLE:
             if channel.broker is not broker:
                 continue
-            own = topics.every(channel.name)
-            if f"{{{role}}}" in channel.pattern:
-                own = topics.name(channel.name, party)
+            every = topics.every(channel.name)
+            own = topics.name(channel.name, party) if f"{{{role}}}" in channel.pattern else every
             if role is channel.writer:
                 rules.append(AccessRule(party, "write", own))
             if role in channel.readers:
-                rules.append(AccessRule(party, "read", own))
+                rules.append(AccessRule(party, "read", every if role is channel.writer else own))
     return rules

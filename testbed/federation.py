@@ -23,7 +23,7 @@ from coordinator.settings import CoordinatorSettings
 from edge_client.board.profiles import find_board, load_board
 from edge_client.energy.settings import EnergySettings
 from edge_client.settings import DeviceLimits, DeviceSettings, DeviceTask
-from fedpruneshare.directory import Directory, Party, Service, write_directory
+from fedpruneshare.directory import DeviceEntry, Directory, PartyKeys, Service, party_keys, write_directory
 from fedpruneshare.link import BrokerAddress
 from fedpruneshare.party import LinkSettings, PartySettings
 from fedpruneshare.sealing import Identity
@@ -142,7 +142,7 @@ class Federation:
         root = Identity.generate("root")
         directory = self._directory()
         write_directory(self.folder.directory, directory, root)
-        root_key = root.public().signing.hex()
+        root_key = root.public()[0].signing.hex()
         self._write_settings(COORDINATOR, self._coordinator(root_key))
         for ident in aggregator_ids(self.scenario):
             self._write_settings(ident, self._aggregator(ident, root_key))
@@ -160,28 +160,27 @@ class Federation:
             coordinator_id=COORDINATOR,
             coordinator=self._service(COORDINATOR, self.brokers[CONTROL]),
             aggregators={ident: self._service(ident, self.brokers[ident]) for ident in aggregator_ids(self.scenario)},
-            devices={ident: Party(*self._new_keys(ident)) for ident in device_ids(self.scenario)},
+            devices={ident: DeviceEntry(self._new_keys(ident)) for ident in device_ids(self.scenario)},
             min_devices=rounds.min_devices,
             min_devices_segment=rounds.min_devices_segment,
             plain_updates=self.scenario.sharing.reveal == "plain",
         )
 
     def _service(self, ident: str, broker: BrokerAddress) -> Service:
-        signing, sealing = self._new_keys(ident)
-        return Service(signing, sealing, broker.host, broker.port)
+        return Service(self._new_keys(ident), broker.host, broker.port, broker.tls)
 
-    def _new_keys(self, ident: str) -> tuple[str, str]:
+    def _new_keys(self, ident: str) -> tuple[PartyKeys, ...]:
         identity = Identity.generate(ident)
         identity.save(self.folder.key(ident))
-        public = identity.public()
-        return public.signing.hex(), public.sealing.hex()
+        return tuple(party_keys(public) for public in identity.public())
 
     def _write_settings(self, ident: str, settings: msgspec.Struct) -> None:
         self.folder.store(ident).mkdir(mode=0o700, exist_ok=True)
         self.folder.config(ident).write_text(render_toml(settings), "utf-8")
 
     def _party(self, ident: str, root_key: str) -> PartySettings:
-        return PartySettings(str(self.folder.key(ident)), str(self.folder.directory), root_key)
+        where = (str(self.folder.key(ident)), str(self.folder.directory), root_key, str(self.folder.store(ident)))
+        return PartySettings(*where)
 
     def _coordinator(self, root_key: str) -> CoordinatorSettings:
         scenario = self.scenario

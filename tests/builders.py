@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from fedpruneshare.directory import Directory, Party, Service
+from fedpruneshare.directory import DeviceEntry, Directory, PartyKeys, Service, party_keys
 from fedpruneshare.messages import Coding, Reveal, RoundPlan, Segment, Sharing, Training, digest, encode
 from fedpruneshare.plain import PlainLayout
 from fedpruneshare.plan import PlanView, check_plan
@@ -24,21 +24,20 @@ def identity(name: str) -> Identity:
     return Identity.generate(name)
 
 
-def keys(name: str) -> dict[str, str]:
-    public = identity(name).public()
-    return {"signing": public.signing.hex(), "sealing": public.sealing.hex()}
+def keys(name: str) -> tuple[PartyKeys, ...]:
+    return tuple(party_keys(public) for public in identity(name).public())
 
 
 def directory(**changes: Any) -> Directory:
     """Three aggregators, ten devices, floors of 3."""
-    services = {n: Service(**keys(n), host="127.0.0.1", port=1883) for n in ("coordinator", *AGGREGATORS)}
+    services = {n: Service(keys(n), host="127.0.0.1", port=1883) for n in ("coordinator", *AGGREGATORS)}
     whole = Directory(
         federation="lab",
         version=1,
         coordinator_id="coordinator",
         coordinator=services["coordinator"],
         aggregators={name: services[name] for name in AGGREGATORS},
-        devices={name: Party(**keys(name)) for name in DEVICES},
+        devices={name: DeviceEntry(keys(name)) for name in DEVICES},
         min_devices=3,
         min_devices_segment=3,
     )

@@ -28,7 +28,7 @@ from edge_client.running import workplace
 from edge_client.settings import DeviceSettings
 from fedpruneshare.bundle import Bundle
 from fedpruneshare.errors import FedPruneShareError, LinkError, MeterError, TaskError
-from fedpruneshare.messages import ShareUpload
+from fedpruneshare.messages import KEY_ID_BYTES, ShareUpload, Suite
 from fedpruneshare.party import Party
 from fedpruneshare.process import open_link
 from fedpruneshare.sealing import seal
@@ -167,7 +167,7 @@ def measure_sharing(bench: Bench, tell: Tell) -> Measured:
 def _share_once(party: Party, scheme: SharingScheme, prg: Prg, words: np.ndarray[Any, Any]) -> int:
     seeds = {x: Seed.fresh() for x in range(1, scheme.t + 1)}
     key = next(iter(party.directory.aggregators))
-    sealing_key = party.directory.sealing_key(Role.AGGREGATOR, key)
+    sealing_key = party.sealing_keys(Role.AGGREGATOR, key)
     done = 0
     streams = scheme.open_streams(seeds, (prg, b"calibration"), LEAN_BACKEND)  # as a device shares
     for _, shares in scheme.stream_next(words, streams, scheme.n):
@@ -175,13 +175,15 @@ def _share_once(party: Party, scheme: SharingScheme, prg: Prg, words: np.ndarray
             data = to_bytes(elements)
             for start in range(0, len(data), _CHUNK_BYTES):
                 piece = bytes(data[start : start + _CHUNK_BYTES])
-                party.sign(_chunk(x, seal(sealing_key, piece, b"calibration"), prg))
+                sealed = seal(sealing_key, piece, b"calibration", Suite.X25519_CHACHA20)
+                party.sign(_chunk(x, sealed, prg))
                 done += len(piece)
     return done
 
 
 def _chunk(x: int, sealed: bytes, prg: Prg = Prg.CHACHA20) -> ShareUpload:
-    return ShareUpload(_NO_ROUND, bytes(32), bytes(16), x, 0, str(prg), 0, 1, sealed)
+    seal_of = (Suite.X25519_CHACHA20, bytes(KEY_ID_BYTES), sealed)
+    return ShareUpload(_NO_ROUND, bytes(32), bytes(16), x, 0, str(prg), 0, 1, *seal_of)
 
 
 # --------------------------------------------------------------------------- links

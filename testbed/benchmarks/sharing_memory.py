@@ -22,8 +22,7 @@ from edge_client.calibrating.footprint import forget_peak, resident_mib
 from edge_client.outbox import Outbox, Upload
 from edge_client.share_chunks import open_shares
 from edge_client.uploading import Courier, Parcel
-from fedpruneshare.directory import Directory, Service
-from fedpruneshare.directory import Party as Keys
+from fedpruneshare.directory import DeviceEntry, Directory, PartyKeys, Service, party_keys
 from fedpruneshare.link.retry import Backoff
 from fedpruneshare.messages import Coding, Receipt, RoundPlan, Segment, Sharing, Training, Verdict, digest, encode
 from fedpruneshare.party import Party
@@ -43,9 +42,8 @@ def _identity(name: str) -> Identity:
     return Identity.generate(name)
 
 
-def _keys(name: str) -> dict[str, str]:
-    public = _identity(name).public()
-    return {"signing": public.signing.hex(), "sealing": public.sealing.hex()}
+def _keys(name: str) -> tuple[PartyKeys, ...]:
+    return tuple(party_keys(public) for public in _identity(name).public())
 
 
 def _party(aggregators: list[str]) -> Party:
@@ -53,9 +51,9 @@ def _party(aggregators: list[str]) -> Party:
         federation="bench",
         version=1,
         coordinator_id="coordinator",
-        coordinator=Service(**_keys("coordinator"), host="127.0.0.1", port=1883),
-        aggregators={name: Service(**_keys(name), host="127.0.0.1", port=1883) for name in aggregators},
-        devices={DEVICE: Keys(**_keys(DEVICE))},
+        coordinator=Service(_keys("coordinator"), host="127.0.0.1", port=1883),
+        aggregators={name: Service(_keys(name), host="127.0.0.1", port=1883) for name in aggregators},
+        devices={DEVICE: DeviceEntry(_keys(DEVICE))},
         min_devices=3,
         min_devices_segment=3,
     )

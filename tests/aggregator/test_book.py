@@ -27,6 +27,7 @@ from fedpruneshare.messages import (
     Reveal,
     ShareUpload,
     Sharing,
+    Suite,
     Verdict,
     digest,
     encode,
@@ -45,9 +46,8 @@ def share_upload(book: ShareBook, upload_id: bytes, rung: int, chunk: int) -> Sh
     chunk %= chunks
     length = min(current.plan.chunk_bytes, size - chunk * current.plan.chunk_bytes)
     sealed = bytes(length + SEAL_BYTES)
-    return ShareUpload(
-        current.plan.round_id, current.digest, upload_id, book.x, rung, "chacha20", chunk, chunks, sealed
-    )
+    position = (upload_id, book.x, rung, "chacha20", chunk, chunks)
+    return ShareUpload(current.plan.round_id, current.digest, *position, Suite.X25519_CHACHA20, bytes(8), sealed)
 
 
 def upload_whole(book: ShareBook, device: str) -> None:
@@ -393,7 +393,7 @@ def test_without_a_round_nothing_is_open() -> None:
     assert book.view is None
     with pytest.raises(RuntimeError):
         book.attend()
-    upload = ShareUpload(1, bytes(32), bytes(16), 1, 0, "chacha20", 0, 1, bytes(80))
+    upload = ShareUpload(1, bytes(32), bytes(16), 1, 0, "chacha20", 0, 1, Suite.X25519_CHACHA20, bytes(8), bytes(80))
     refused = book.admit("device-00", upload)
     assert isinstance(refused, Refused)
     assert refused.verdict is Verdict.WRONG_ROUND

@@ -23,6 +23,7 @@ from fedpruneshare.messages import (
     Freeze,
     RoundPhase,
     Sharing,
+    Suite,
     SumShare,
     digest,
     encode,
@@ -169,7 +170,9 @@ def frozen() -> tuple[RoundLedger, bytes]:
 
 def sum_share(name: bytes, aggregator: str = "aggregator-1", **changes: object) -> SumShare:
     chunks = VIEW.chunks(VIEW.sum_bytes(FREEZE))
-    made = SumShare(1, name, VIEW.plan.points[aggregator], 0, chunks, bytes(SEAL_BYTES + 1))
+    made = SumShare(
+        1, name, VIEW.plan.points[aggregator], 0, chunks, Suite.X25519_CHACHA20, bytes(8), bytes(SEAL_BYTES + 1)
+    )
     return msgspec.structs.replace(made, **changes)
 
 

@@ -28,8 +28,7 @@ from coordinator.supports import publish_model
 from edge_client.outbox import Upload
 from edge_client.share_chunks import open_shares
 from edge_client.uploading import Courier, Parcel
-from fedpruneshare.directory import Directory, Service
-from fedpruneshare.directory import Party as PartyKeys
+from fedpruneshare.directory import DeviceEntry, Directory, PartyKeys, Service, party_keys
 from fedpruneshare.link import Delivery
 from fedpruneshare.link.retry import Backoff
 from fedpruneshare.messages import Attendance, Freeze, Missing, Receipt, SumShare, Verdict, digest, encode
@@ -79,18 +78,17 @@ def make_world(brokers: dict[str, Broker], k: int) -> World:
     aggregators = [name for name in brokers if name != "coordinator"]
     identities = {name: Identity.generate(name) for name in [*brokers, *DEVICES]}
 
-    def keys(name: str) -> tuple[str, str]:
-        public = identities[name].public()
-        return public.signing.hex(), public.sealing.hex()
+    def keys(name: str) -> tuple[PartyKeys, ...]:
+        return tuple(party_keys(public) for public in identities[name].public())
 
-    services = {name: Service(*keys(name), b.address.host, b.address.port) for name, b in brokers.items()}
+    services = {name: Service(keys(name), b.address.host, b.address.port) for name, b in brokers.items()}
     directory = Directory(
         federation="lab",
         version=1,
         coordinator_id="coordinator",
         coordinator=services["coordinator"],
         aggregators={name: services[name] for name in aggregators},
-        devices={name: PartyKeys(*keys(name)) for name in DEVICES},
+        devices={name: DeviceEntry(keys(name)) for name in DEVICES},
         min_devices=3,
         min_devices_segment=3,
     )
@@ -197,8 +195,10 @@ class Collector:
         message = opened.message
         assert isinstance(message, SumShare), message
         self.ledger.check_answer(opened.sender, message)
-        context = sum_context(message.freeze, opened.sender, "coordinator", (message.x, message.chunk, message.chunks))
-        self.ledger.add_answer_chunk(opened.sender, message.chunk, self.party.identity.unseal(message.sealed, context))
+        position = (message.x, message.chunk, message.chunks)
+        context = sum_context("lab", message.freeze, (opened.sender, "coordinator"), position)
+        data = self.party.identity.unseal(message.sealed, context, message.suite, message.key)
+        self.ledger.add_answer_chunk(opened.sender, message.chunk, data)
         self.changed.set()
 
     async def until(self, predicate) -> None:  # type: ignore[no-untyped-def]

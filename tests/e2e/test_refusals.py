@@ -48,7 +48,7 @@ from fedpruneshare.messages import (
 )
 from fedpruneshare.party import LinkSettings
 from fedpruneshare.process import open_link
-from fedpruneshare.sealing import Identity, seal, share_context, sign_message, sum_context
+from fedpruneshare.sealing import Identity, PublicKeys, Suite, seal, share_context, sign_message, sum_context
 from fedpruneshare.topics import CHANNELS, Topics
 from testbed.fleet import Fleet
 
@@ -82,9 +82,14 @@ def open_plan(fleet: Fleet) -> tuple[RoundPlan, bytes]:
     return plan, digest(body)
 
 
+SUITE = Suite.X25519_CHACHA20
+
+
 def forgeries(plan: RoundPlan, name: bytes) -> Iterator[tuple[str, str, str, Message]]:
     """(who reads it, channel, topic, message) of every kind that a service reads all the time."""
-    upload = ShareUpload(plan.round_id, name, bytes(16), plan.points["aggregator-1"], 0, "chacha20", 0, 1, bytes(80))
+    upload = ShareUpload(
+        plan.round_id, name, bytes(16), plan.points["aggregator-1"], 0, "chacha20", 0, 1, SUITE, bytes(8), bytes(80)
+    )
     freeze = Freeze(plan.round_id, name, tuple(plan.points), (Contribution("device-01", bytes(16), 0),), (0,))
     control = {
         "round": ("device-01", TOPICS.name("round"), plan),
@@ -100,7 +105,10 @@ def forgeries(plan: RoundPlan, name: bytes) -> Iterator[tuple[str, str, str, Mes
     }  # fmt: skip
     for channel, (reader, topic, message) in control.items():
         yield reader, channel, topic, message
-    sums = (SumShare(plan.round_id, bytes(32), 1, 0, 1, bytes(80)), Refusal(plan.round_id, bytes(32), "forged"))
+    sums = (
+        SumShare(plan.round_id, bytes(32), 1, 0, 1, SUITE, bytes(8), bytes(80)),
+        Refusal(plan.round_id, bytes(32), "forged"),
+    )
     for message in sums:
         yield "coordinator", "sum", TOPICS.name("sum", "aggregator-1"), message
     acks = (Receipt(plan.round_id, bytes(16), Verdict.ACCEPTED), Missing(plan.round_id, bytes(16), b"\1"))
@@ -143,8 +151,8 @@ def plain(log: str) -> str:
 
 def strip_signature(payload: bytes) -> bytes:
     """The same envelope with 64 zero bytes for a signature."""
-    protocol, kind, sender, _, body = msgspec.msgpack.decode(payload)
-    return msgspec.msgpack.encode([protocol, kind, sender, bytes(64), body])
+    protocol, kind, sender, key, _, body = msgspec.msgpack.decode(payload)
+    return msgspec.msgpack.encode([protocol, kind, sender, key, bytes(64), body])
 
 
 def test_a_party_of_another_role_cannot_speak_for_the_coordinator(tmp_path: Path) -> None:
@@ -170,15 +178,16 @@ def resealed(fleet: Fleet, plan: RoundPlan, name: bytes, device: Identity) -> by
     x = plan.points["aggregator-1"]
     size = 32 if x <= plan.sharing.t else 4 * plan.segments[0].words
     position = (bytes(16), x, 0, "chacha20", 0, -(-size // plan.chunk_bytes))
-    context = share_context(name, device.ident, "aggregator-1", position)
-    sealed = seal(sealing_key(fleet, "aggregator-2"), bytes(min(size, plan.chunk_bytes)), context)
-    return sign_message(device, FEDERATION, ShareUpload(plan.round_id, name, *position, sealed))
+    context = share_context(FEDERATION, name, (device.ident, "aggregator-1"), position)
+    sealed = seal(sealing_key(fleet, "aggregator-2"), bytes(min(size, plan.chunk_bytes)), context, SUITE)
+    named = sealing_key(fleet, "aggregator-1").key_id
+    return sign_message(device, FEDERATION, ShareUpload(plan.round_id, name, *position, SUITE, named, sealed))
 
 
-def sealing_key(fleet: Fleet, ident: str) -> bytes:
+def sealing_key(fleet: Fleet, ident: str) -> PublicKeys:
     assert fleet.directory is not None
     services = {**fleet.directory.aggregators, "coordinator": fleet.directory.coordinator}
-    return bytes.fromhex(services[ident].sealing)
+    return services[ident].keys[0].raw()
 
 
 def test_a_chunk_copied_from_another_device_does_not_open(tmp_path: Path) -> None:
@@ -209,7 +218,7 @@ def refusals_of_seal(fleet: Fleet) -> int:
 def chunk_of(capture: Capture, device: str) -> ShareUpload | None:
     for _, topic, payload, _ in list(capture.messages):
         if topic == TOPICS.name("up", device):
-            message = decode("share-upload", msgspec.msgpack.decode(payload)[4])
+            message = decode("share-upload", msgspec.msgpack.decode(payload)[5])
             assert isinstance(message, ShareUpload)
             return message
     return None
@@ -271,9 +280,12 @@ def false_sums(fleet: Fleet, freeze: Freeze) -> Iterator[bytes]:
     position = (plan.points["aggregator-3"], 0, -(-size // plan.chunk_bytes))
     data = bytes(min(size, plan.chunk_bytes))
     for name, receiver in ((digest(encode(freeze)), "aggregator-1"), (bytes(32), "coordinator")):
-        context = sum_context(name, "aggregator-3", "coordinator", position)
-        sealed = seal(sealing_key(fleet, receiver), data, context)
-        yield sign_message(aggregator, FEDERATION, SumShare(plan.round_id, name, *position, sealed))
+        context = sum_context(FEDERATION, name, ("aggregator-3", "coordinator"), position)
+        sealed, named = (
+            seal(sealing_key(fleet, receiver), data, context, SUITE),
+            sealing_key(fleet, "coordinator").key_id,
+        )
+        yield sign_message(aggregator, FEDERATION, SumShare(plan.round_id, name, *position, SUITE, named, sealed))
 
 
 def test_an_old_plan_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from fedpruneshare.messages import RoundPlan, ShareUpload, SumShare, decode
 from fedpruneshare.party import Party
 from fedpruneshare.sealing import Identity, share_context, sum_context
 from fedpruneshare.topics import Role
+from testbed.federation import FEDERATION
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -64,9 +65,9 @@ def check_closed_to(identity: Identity, shares: list[tuple[str, str, ShareUpload
             continue
         position = (share.upload_id, share.x, share.rung, share.prg, share.chunk, share.chunks)
         for receiver in {broker, identity.ident}:
-            context = share_context(share.plan, sender, receiver, position)
+            context = share_context(FEDERATION, share.plan, (sender, receiver), position)
             with pytest.raises(SealError):
-                identity.unseal(share.sealed, context)
+                identity.unseal(share.sealed, context, share.suite, identity.public()[0].key_id)
             tried += 1
     assert tried > 30
 
@@ -99,9 +100,10 @@ def test_sums_are_sealed_to_the_coordinator(tmp_path: Path) -> None:
     for _, sender, message in sums:
         assert isinstance(message, SumShare)
         for receiver in ("coordinator", stranger.ident):
-            context = sum_context(message.freeze, sender, receiver, (message.x, message.chunk, message.chunks))
+            position = (message.x, message.chunk, message.chunks)
+            context = sum_context(FEDERATION, message.freeze, (sender, receiver), position)
             with pytest.raises(SealError):
-                stranger.unseal(message.sealed, context)
+                stranger.unseal(message.sealed, context, message.suite, stranger.public()[0].key_id)
     plans = [payload for _, topic, payload, _ in capture.messages if channel(topic) == "round" and payload]
     plan = reader.open("round", plans[0])
     assert isinstance(decode("round-plan", plan.body), RoundPlan)

@@ -14,7 +14,7 @@ from fedpruneshare.sealing import Identity
 from fedpruneshare.topics import Role
 
 ROOT = identity("root")
-KEY = ROOT.public().signing.hex()
+KEY = ROOT.public()[0].signing.hex()
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_there_and_back(path: Path) -> None:
 
 def test_another_root_is_refused(path: Path) -> None:
     with pytest.raises(SignatureError, match="not signed by the root key"):
-        read_directory(path, identity("another-root").public().signing.hex())
+        read_directory(path, identity("another-root").public()[0].signing.hex())
 
 
 def test_a_changed_byte_is_refused(path: Path) -> None:
@@ -69,12 +69,13 @@ def test_floors_below_three_cannot_be_written_in(tmp_path: Path) -> None:
 
 def test_keys_are_found_by_role() -> None:
     made = directory()
-    assert made.signing_key(Role.DEVICE, DEVICES[0]) == identity(DEVICES[0]).public().signing
-    assert made.sealing_key(Role.AGGREGATOR, AGGREGATORS[0]) == identity(AGGREGATORS[0]).public().sealing
-    assert made.sealing_key(Role.COORDINATOR, "coordinator") == identity("coordinator").public().sealing
+    own = identity(DEVICES[0]).public()[0]
+    assert made.signing_key(Role.DEVICE, DEVICES[0], own.key_id, 0.0) == own.signing
+    for role, name in ((Role.AGGREGATOR, AGGREGATORS[0]), (Role.COORDINATOR, "coordinator")):
+        assert made.sealing_keys(role, name, 0.0) == identity(name).public()[0]
     for role, name in ((Role.AGGREGATOR, DEVICES[0]), (Role.DEVICE, "coordinator"), (Role.COORDINATOR, "device-00")):
         with pytest.raises(SignatureError, match=f"'{name}' is no {role}"):
-            made.signing_key(role, name)
+            made.signing_key(role, name, own.key_id, 0.0)
 
 
 def test_a_party_whose_key_is_not_the_directorys_does_not_start(path: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from fedpruneshare.messages import KINDS, encode
 from fedpruneshare.sealing import (
     ENVELOPE_BYTES,
     Identity,
+    Suite,
     open_message,
     seal,
     share_context,
@@ -29,7 +30,11 @@ from fedpruneshare.topics import WRITER_OF_KIND, Role
 
 HONEST = {Role.DEVICE: DEVICES[1], Role.AGGREGATOR: AGGREGATORS[0], Role.COORDINATOR: "coordinator"}
 each_kind = pytest.mark.parametrize("kind", list(KINDS))
-KEYS = directory().signing_key
+SUITE = Suite.X25519_CHACHA20
+
+
+def KEYS(role: Role, name: str, key_id: bytes) -> bytes:
+    return directory().signing_key(role, name, key_id, 0.0)
 
 
 def signed(kind: str, by: Identity | None = None, federation: str = "lab") -> bytes:
@@ -54,11 +59,11 @@ def test_signed_and_opened(kind: str) -> None:
 @each_kind
 def test_unsigned_is_refused_by_name(kind: str) -> None:
     with pytest.raises(SignatureError, match=kind):
-        open_message(with_field(signed(kind), 3, bytes(64)), "lab", KEYS, (kind,))
+        open_message(with_field(signed(kind), 4, bytes(64)), "lab", KEYS, (kind,))
     with pytest.raises(MessageError, match=f"{kind}: not a signed envelope"):
         open_message(encode(EXAMPLES[kind]), "lab", KEYS, (kind,))
     with pytest.raises(MessageError, match=f"{kind}: not a signed envelope"):
-        open_message(with_field(signed(kind), 3, b""), "lab", KEYS, (kind,))
+        open_message(with_field(signed(kind), 4, b""), "lab", KEYS, (kind,))
 
 
 @each_kind
@@ -67,17 +72,16 @@ def test_signed_by_anybody_else_is_refused_by_name(kind: str) -> None:
     for other in (DEVICES[0], AGGREGATORS[1], "coordinator"):
         if other == owner:
             continue
-        # In the owner's name, with the other's key.
-        forged = sign_body(Identity(owner, *_keys(identity(other))), "lab", kind, encode(EXAMPLES[kind]))
+        # In the owner's name, with the other's key: by that key's id, and by the owner's.
+        forged = sign_body(Identity(owner, identity(other).keys), "lab", kind, encode(EXAMPLES[kind]))
+        with pytest.raises(SignatureError, match=f"is none of '{owner}'"):
+            open_message(forged, "lab", KEYS, (kind,))
+        forged = with_field(forged, 3, identity(owner).public()[0].key_id)
         with pytest.raises(SignatureError, match=f"{kind} in the name of '{owner}'"):
             open_message(forged, "lab", KEYS, (kind,))
         if not _may_send(other, kind):
             with pytest.raises(SignatureError, match=f"'{other}' is no {WRITER_OF_KIND[kind]}"):
                 open_message(signed(kind, identity(other)), "lab", KEYS, (kind,))
-
-
-def _keys(owner: Identity) -> tuple[object, object]:
-    return owner._signing, owner._sealing
 
 
 def _may_send(name: str, kind: str) -> bool:
@@ -100,7 +104,7 @@ def test_a_signature_serves_one_kind_federation_and_sender(kind: str) -> None:
     with pytest.raises(MessageError, match="protocol version 2, expected 1"):
         open_message(with_field(payload, 0, 2), "lab", KEYS, (kind,))
     with pytest.raises(SignatureError):
-        open_message(with_field(payload, 4, encode(EXAMPLES[kind]) + b"\0"), "lab", KEYS, (kind,))
+        open_message(with_field(payload, 5, encode(EXAMPLES[kind]) + b"\0"), "lab", KEYS, (kind,))
 
 
 def test_too_much_is_refused_before_it_is_decoded() -> None:
@@ -124,29 +128,36 @@ POSITION = (bytes(16), 2, 1, "chacha20", 0, 3)
 
 def context(**changes: object) -> bytes:
     fields: dict[str, object] = {
+        "federation": "lab",
         "plan": bytes(32),
         "sender": "device-01",
         "receiver": "aggregator-1",
         "place": POSITION,
     }
     fields |= changes
-    return share_context(fields["plan"], fields["sender"], fields["receiver"], fields["place"])  # type: ignore[arg-type]
+    parties = fields["sender"], fields["receiver"]
+    return share_context(fields["federation"], fields["plan"], parties, fields["place"])  # type: ignore[arg-type]
+
+
+def unsealed(receiver: Identity, sealed: bytes, bound: bytes) -> bytes:
+    return receiver.unseal(sealed, bound, SUITE, receiver.public()[0].key_id)
 
 
 @pytest.mark.parametrize("size", [1, 32, 65_536])
 def test_a_seal_opens_for_its_receiver_and_context(size: int) -> None:
     receiver, plaintext = identity("aggregator-1"), os.urandom(size)
-    sealed = seal(receiver.public().sealing, plaintext, context())
+    sealed = seal(receiver.public()[0], plaintext, context(), SUITE)
     assert len(sealed) == size + 48
-    assert receiver.unseal(sealed, context()) == plaintext
-    assert seal(receiver.public().sealing, plaintext, context()) != sealed
+    assert unsealed(receiver, sealed, context()) == plaintext
+    assert seal(receiver.public()[0], plaintext, context(), SUITE) != sealed
     with pytest.raises(SealError):
-        identity("aggregator-2").unseal(sealed, context())
+        unsealed(identity("aggregator-2"), sealed, context())
 
 
 @pytest.mark.parametrize(
     "changes",
     [
+        {"federation": "lab2"},
         {"plan": b"\1" * 32},
         {"sender": "device-02"},
         {"receiver": "aggregator-2"},
@@ -162,27 +173,27 @@ def test_a_seal_opens_for_its_receiver_and_context(size: int) -> None:
 )
 def test_another_context_does_not_open(changes: dict[str, object]) -> None:
     receiver = identity("aggregator-1")
-    sealed = seal(receiver.public().sealing, b"share", context())
+    sealed = seal(receiver.public()[0], b"share", context(), SUITE)
     assert context(**changes) != context()
     with pytest.raises(SealError):
-        receiver.unseal(sealed, context(**changes))
+        unsealed(receiver, sealed, context(**changes))
 
 
 def test_a_sum_is_no_share() -> None:
-    assert sum_context(bytes(32), "a", "b", (1, 0, 1)) != share_context(
-        bytes(32), "a", "b", (b"", 1, 0, "chacha20", 1, 0)
+    assert sum_context("lab", bytes(32), ("a", "b"), (1, 0, 1)) != share_context(
+        "lab", bytes(32), ("a", "b"), (b"", 1, 0, "chacha20", 1, 0)
     )
 
 
 @pytest.mark.parametrize("place", [0, 31, 32, 40, -1])
 def test_a_changed_byte_does_not_open(place: int) -> None:
     receiver = identity("aggregator-1")
-    sealed = bytearray(seal(receiver.public().sealing, b"share", context()))
+    sealed = bytearray(seal(receiver.public()[0], b"share", context(), SUITE))
     sealed[place] ^= 1
     with pytest.raises(SealError):
-        receiver.unseal(bytes(sealed), context())
+        unsealed(receiver, bytes(sealed), context())
     with pytest.raises(SealError):
-        receiver.unseal(bytes(place % 32), context())
+        unsealed(receiver, bytes(place % 32), context())
 
 
 # --------------------------------------------------------------------------- keys
@@ -193,7 +204,7 @@ def test_keys_are_kept_from_others(tmp_path: Path) -> None:
     made.save(path)
     assert path.stat().st_mode & 0o777 == 0o600
     assert Identity.load(path).public() == made.public()
-    secret = json.loads(path.read_text())["signing"]
+    secret = json.loads(path.read_text())["keys"][0]["signing"]
     assert secret not in repr(made) + str(made)
     path.chmod(0o640)
     with pytest.raises(SettingsError, match="chmod 600"):

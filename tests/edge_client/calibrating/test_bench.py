@@ -68,7 +68,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         write_directory(folder / "directory.json", whole, root)
         identity(NAME).save(folder / "key.json")
         settings = DeviceSettings(
-            PartySettings(str(folder / "key.json"), str(folder / "directory.json"), root.public().signing.hex()),
+            PartySettings(str(folder / "key.json"), str(folder / "directory.json"), root.public()[0].signing.hex()),
             DeviceTask("hapt", 3, 6, data_dir=str(folder)),
             str(folder / "store"),
             link=LinkSettings(connect_timeout_s=2.0),

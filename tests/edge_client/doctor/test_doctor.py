@@ -68,7 +68,7 @@ def settings(tmp_path: Path, **changes: Any) -> DeviceSettings:
         party=PartySettings(
             key_file=str(tmp_path / "key"),
             directory=str(tmp_path / "directory"),
-            root_key=identity("root").public().signing.hex(),
+            root_key=identity("root").public()[0].signing.hex(),
         ),
         task=DeviceTask("hapt", 0, 10),
         store=str(tmp_path / "store"),

@@ -12,7 +12,7 @@ from builders import plain_view
 
 from coordinator.evaluation import Evaluator
 from fedpruneshare.bundle import Bundle
-from fedpruneshare.directory import Directory, Party, Service
+from fedpruneshare.directory import DeviceEntry, Directory, PartyKeys, Service
 from fedpruneshare.errors import SettingsError
 from fedpruneshare.messages import Coding, RoundPlan, Segment, Sharing, Training, digest, encode
 from fedpruneshare.plan import PlanView, check_plan
@@ -37,9 +37,9 @@ def view() -> PlanView:
         Segment(weights, vectors, layout.words(vectors, weights), 1.0, bytes(32), 100, bytes(32))
         for weights, vectors in SIZES
     )
-    key = "0" * 64
-    services = {f"aggregator-{number}": Service(key, key, "127.0.0.1", 1) for number in (1, 2, 3)}
-    devices = {name: Party(key, key) for name in DEVICES}
+    keys = (PartyKeys("0" * 64, "0" * 64),)
+    services = {f"aggregator-{number}": Service(keys, "127.0.0.1", 1) for number in (1, 2, 3)}
+    devices = {name: DeviceEntry(keys) for name in DEVICES}
     directory = Directory("lab", 1, "coordinator", services["aggregator-1"], services, devices, 3, 3)
     points = {name: place for place, name in enumerate(services, 1)}
     plan = RoundPlan(
