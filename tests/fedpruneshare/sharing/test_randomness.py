@@ -13,6 +13,7 @@ SHARING = sorted((ROOT / "fedpruneshare" / "sharing").glob("*.py"))
 DRAWS_FROM_THE_SYSTEM = {
     "fedpruneshare/sharing/prg.py",  # seeds
     "fedpruneshare/sharing/dispersal.py",  # keys of blobs
+    "fedpruneshare/keys.py",  # the hybrid half of a key
     "edge_client/fresh_upload.py",  # upload ids and dispersal keys
     "coordinator/service.py",  # the challenge of a dealer check, which is public
 }
