@@ -1,0 +1,54 @@
+"""F03: SIGKILL at every named crash point of every role, on real processes and brokers, over and over.
+
+A run has many rounds; in each, one process ends itself at a point (`fedpruneshare.crash_points`) and is started again
+at once. What must hold is judged by the checker from the run's history: nothing receipted is lost, nobody counts
+twice, every sum is the plain sum, every round is decided.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from faults.harness import await_rounds, judge, kill_rounds, phases, real_fleet, synthetic_fleet
+
+from fedpruneshare.crash_points import POINTS
+from testbed.federation import COORDINATOR
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
+SEEDS = (1, 2, 3, 4, 5)
+#: Rounds that fail must be rare: a role that is back at once costs no round.
+_MOST_FAILED = 0.1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_aggregator_is_killed_at_every_point(tmp_path: Path, seed: int) -> None:
+    with synthetic_fleet(tmp_path / "run", seed=seed) as fleet:
+        fleet.start()
+        await_rounds(fleet)
+        kills = kill_rounds(fleet, fleet.aggregators, POINTS["aggregator"], seed)
+        await_rounds(fleet)
+        judge(fleet)
+        assert phases(fleet).count("FAILED") <= _MOST_FAILED * len(kills)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_coordinator_is_killed_at_every_point(tmp_path: Path, seed: int) -> None:
+    with synthetic_fleet(tmp_path / "run", seed=seed) as fleet:
+        fleet.start()
+        await_rounds(fleet)
+        kills = kill_rounds(fleet, [COORDINATOR], POINTS["coordinator"], seed)
+        await_rounds(fleet)
+        judge(fleet)
+        assert phases(fleet).count("FAILED") <= _MOST_FAILED * len(kills)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_device_is_killed_at_every_point(tmp_path: Path, seed: int) -> None:
+    with real_fleet(tmp_path / "run", seed=seed) as fleet:
+        fleet.start()
+        await_rounds(fleet)
+        kills = kill_rounds(fleet, fleet.devices, POINTS["device"], seed)
+        await_rounds(fleet)
+        judge(fleet)
+        assert phases(fleet).count("FAILED") <= _MOST_FAILED * len(kills)
