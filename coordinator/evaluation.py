@@ -1,4 +1,7 @@
-"""Scoring a model with onnxruntime: no torch on the coordinator (docs/protocol.md §4.6)."""
+"""Scoring a model with onnxruntime: no torch on the coordinator (docs/protocol.md §4.6).
+
+The graph comes with the task's bundle, so with somebody's file: a service runs it in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from fedpruneshare.errors import ModelFileError
 from fedpruneshare.metrics import METRICS, Targets, evaluation_loss
+from fedpruneshare.sparse.local_model import LocalModel, ModelRunner
 from fedpruneshare.sparse.onnx_codec import build_model
 
 _BATCH = 256
@@ -28,12 +31,18 @@ class Evaluator:
     """Scores named arrays on a test set of inputs float32[N, ...].
 
     Targets are int64[N] with outputs [N, classes], or float32[N] or [N, m] with outputs of that shape.
+    `runner`: what the model runs in; without one it is this process, which is for graphs of one's own.
     Raises `ModelFileError` on construction for an unknown metric, targets of another kind than the metric's, or a test
     set without pairs.
     """
 
     def __init__(
-        self, template: bytes, inputs: NDArray[np.float32], targets: Targets, metric: str = "accuracy"
+        self,
+        template: bytes,
+        inputs: NDArray[np.float32],
+        targets: Targets,
+        metric: str = "accuracy",
+        runner: ModelRunner | None = None,
     ) -> None:
         if metric not in METRICS:
             raise ModelFileError(f"metric {metric!r}, expected one of {list(METRICS)}")
@@ -47,6 +56,7 @@ class Evaluator:
                 f"test targets are {targets.dtype}, but metric {metric!r} is one of {self._metric.targets}"
             )
         self._template, self._inputs, self._targets = template, inputs, targets
+        self._runner = runner or LocalModel()
 
     def score(self, arrays: Mapping[str, NDArray[np.float32]]) -> Evaluation:
         """Evaluate. Raises `ModelFileError` if the model does not load or an output is not finite."""
@@ -59,14 +69,10 @@ class Evaluator:
         return Evaluation(self._metric.score(outputs, self._targets), loss)
 
     def _outputs(self, model: bytes) -> NDArray[np.float64]:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        self._runner.load(model)
+        starts = range(0, len(self._inputs), _BATCH)
+        batches = [self._runner.run(self._inputs[start : start + _BATCH]) for start in starts]
         try:
-            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-            name = session.get_inputs()[0].name
-            starts = range(0, len(self._inputs), _BATCH)
-            batches = [session.run(None, {name: self._inputs[start : start + _BATCH]})[0] for start in starts]
             return np.concatenate(batches).astype(np.float64)
-        except Exception as error:  # onnxruntime's exceptions share no public base class
-            raise ModelFileError(f"the model does not run: {type(error).__name__}: {str(error)[:200]}") from None
+        except ValueError as error:  # a single number, or batches that do not fit together
+            raise ModelFileError(f"the model does not run: {error}") from None

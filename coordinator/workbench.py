@@ -12,6 +12,7 @@ from coordinator.evaluation import Evaluation, Evaluator
 from coordinator.planning import ModelState, TaskFacts
 from coordinator.settings import CodingSettings
 from fedpruneshare.bundle import Bundle
+from fedpruneshare.sparse.contained_model import ContainedModel
 from fedpruneshare.sparse.onnx_codec import build_model
 from fedpruneshare.sparse.parameters import ParameterTable
 from fedpruneshare.sparse.support import code_values, decode_values
@@ -31,7 +32,8 @@ class Workbench:
     def open(cls, bundle_path: Path, folder: Path, coding: CodingSettings) -> Workbench:
         """Read a bundle. Raises `ModelFileError`."""
         bundle = Bundle.open(bundle_path)
-        evaluator = Evaluator(bundle.template, bundle.test_inputs, bundle.test_targets, bundle.manifest.metric)
+        metric, contained = bundle.manifest.metric, ContainedModel()
+        evaluator = Evaluator(bundle.template, bundle.test_inputs, bundle.test_targets, metric, contained)
         folder.mkdir(parents=True, exist_ok=True)
         return cls(bundle, evaluator, folder, coding)
 

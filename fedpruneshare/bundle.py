@@ -48,6 +48,9 @@ MEMBER_LIMITS_BYTES = MappingProxyType(
 
 FILE_LIMIT_BYTES = sum(MEMBER_LIMITS_BYTES.values()) + (64 << 10)
 MAX_AXES, MAX_CLASSES = 8, 1 << 20
+_MAX_LIST_BYTES = 4096
+#: End of a zip file's list of members (APPNOTE 4.3.16); the sixth field is the size of the list.
+_ZIP_END = struct.Struct("<4s4H2LH")
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -245,9 +248,21 @@ def _zip(members: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+def _check_list_of_members(data: bytes) -> None:
+    """Before `zipfile` makes an object of every member a file lists: the list is short, and ends the file."""
+    signature, size = data[-_ZIP_END.size :][:4], 0
+    if signature == b"PK\x05\x06":
+        size = _ZIP_END.unpack(data[-_ZIP_END.size :])[5]
+    elif b"PK\x05\x06" in data[-(1 << 16) - _ZIP_END.size :]:
+        raise ModelFileError("not a readable zip file: trailing or extra data after its list of members")
+    if size > _MAX_LIST_BYTES or data[-_ZIP_END.size - 20 :][:4] == b"PK\x06\x07":
+        raise ModelFileError(f"members are {size} bytes of names, expected {list(MEMBER_LIMITS_BYTES)}")
+
+
 def _unzip(data: bytes) -> dict[str, bytes]:
     if len(data) > FILE_LIMIT_BYTES:
         raise ModelFileError(f"more than {FILE_LIMIT_BYTES} bytes, expected at most as many")
+    _check_list_of_members(data)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()

@@ -19,6 +19,7 @@ from fedpruneshare.storage import write_atomically
 
 if TYPE_CHECKING:  # onnxruntime is loaded by this command alone
     from edge_client.inference.predicting import Floats, Prediction
+    from fedpruneshare.sparse.contained_model import ContainedModel
 
 _file = click.Path(dir_okay=False, path_type=Path)
 _FACTS = ("task", "round_id", "rung", "width", "density")
@@ -54,7 +55,7 @@ def predict(
     from edge_client.inference.predicting import Predictor, predictions, read_inputs
 
     settings = load_settings(config, DeviceSettings) if config else None
-    predictor = Predictor(_model_file(settings, model))
+    predictor = Predictor(_model_file(settings, model), None if model is None else _somebody_elses())
     inputs = read_inputs(source, predictor.shape)
     if settings is not None and not transformed:
         inputs = _transformed(settings, inputs)
@@ -77,6 +78,13 @@ def _model_file(settings: DeviceSettings | None, model: Path | None) -> Path:
 
     assert settings is not None
     return refresh(settings)
+
+
+def _somebody_elses() -> ContainedModel:
+    """A file that is not of this device's making runs in a process that can do no harm."""
+    from fedpruneshare.sparse.contained_model import ContainedModel
+
+    return ContainedModel()
 
 
 def _transformed(settings: DeviceSettings, inputs: Floats) -> Floats:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from fedpruneshare.errors import DataError, ModelFileError
 from fedpruneshare.metrics import METRICS
+from fedpruneshare.sparse.local_model import LocalModel, ModelRunner
+from fedpruneshare.sparse.model_fence import FenceLimits, check_model
 
 Floats = NDArray[np.float32]
 _INPUT_NAMES: Final = ("inputs", "input", "x")
@@ -34,28 +35,26 @@ class Prediction:
 class Predictor:
     """An ONNX model with one float32 input [N, …], loaded once.
 
-    Raises `ModelFileError` for a file that does not load or takes something else.
+    `runner`: what it runs in. The model that this device keeps is one it put together itself, around values that a plan
+    vouches for, and runs in this process; any other file belongs into a `ContainedModel`.
+    Raises `ModelFileError` for a file that the fence refuses, that does not load, or that takes something else.
     """
 
-    def __init__(self, path: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+    def __init__(self, path: Path, runner: ModelRunner | None = None) -> None:
+        self._runner, limits = runner or LocalModel(), FenceLimits()
         try:
-            self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+            with path.open("rb") as file:
+                model = file.read(limits.file_bytes + 1)
+            self.facts: Mapping[str, str] = check_model(model, limits)
+            inputs = self._runner.load(model)
         except OSError as error:
             raise ModelFileError(f"model {path}: {error.strerror}, expected an ONNX file") from None
-        except Exception as error:  # onnxruntime's exceptions share no public base class
-            raise ModelFileError(f"model {path} does not load: {_first_line(error)}") from None
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) < 2:
-            found = [f"{one.name} {one.type}{one.shape}" for one in inputs]
+        except ModelFileError as error:
+            raise ModelFileError(f"model {path} does not load: {error}") from None
+        if len(inputs) != 1 or inputs[0].kind != "tensor(float)" or len(inputs[0].shape) < 2:
+            found = [f"{one.name} {one.kind}{list(one.shape)}" for one in inputs]
             raise ModelFileError(f"model {path} takes {found}, expected one float32 input [N, …]")
-        self._name = inputs[0].name
-        self.shape: tuple[int | None, ...] = tuple(
-            size if isinstance(size, int) else None for size in inputs[0].shape[1:]
-        )
-        self.facts: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
+        self.shape: tuple[int | None, ...] = inputs[0].shape[1:]
 
     def run(self, inputs: Floats, batch_size: int = 64) -> Floats:
         """Outputs float32[N, …] of inputs float32[N, *shape], a batch at a time.
@@ -98,11 +97,8 @@ class Predictor:
             raise DataError("inputs hold a value that is not finite")
 
     def _batch(self, inputs: Floats) -> Floats:
-        try:
-            outputs: Any = self._session.run(None, {self._name: inputs})[0]
-        except Exception as error:  # as above
-            raise ModelFileError(f"the model does not run: {_first_line(error)}") from None
-        if not isinstance(outputs, np.ndarray) or not outputs.ndim or len(outputs) != len(inputs):
+        outputs = self._runner.run(inputs)
+        if not outputs.ndim or len(outputs) != len(inputs):
             raise ModelFileError(f"the model gives no output per example, expected {len(inputs)} rows")
         return outputs.astype(np.float32, copy=False)
 

@@ -17,6 +17,7 @@ from edge_client.inference.model_file import StoredModel, load_model, save_model
 from edge_client.settings import DeviceSettings
 from fedpruneshare.bundle import Bundle
 from fedpruneshare.errors import ModelFileError, TaskError
+from fedpruneshare.sparse.model_fence import check_model
 from fedpruneshare.sparse.onnx_writer import read_facts, write_model
 from fedpruneshare.storage import write_atomically
 
@@ -90,6 +91,7 @@ def _make_template(settings: DeviceSettings, model: StoredModel) -> None:
     if bundle.digest != model.facts.bundle:
         found, wanted = bundle.digest.hex()[:16], model.facts.bundle.hex()[:16]
         raise ModelFileError(f"bundle {settings.task.bundle} is {found}…, expected {wanted}… as the rounds' plan says")
+    check_model(bundle.template)  # somebody else's file
     write_atomically(path, bundle.template)
 
 

@@ -22,9 +22,12 @@ from fedpruneshare.sparse.protobuf import packed_count, packed_numbers
 
 MAX_DEPTH: Final = 4
 MAX_AXES: Final = 8
-MAX_AXIS: Final = 2**31 - 1
+#: Of one tensor; what all of them may have together is in the limits.
+MAX_ELEMENTS: Final = 2**35
 MAX_NAME_BYTES: Final = 512
 _IR_VERSIONS: Final = range(3, 14)
+#: Metadata that onnxruntime may take session options from.
+_OPTIONS: Final = "ort_config"
 _DOMAINS: Final = ("", "ai.onnx")
 
 #: data_type -> (bytes of an element, its field of numbers besides raw_data).
@@ -60,6 +63,8 @@ def check_model(data: bytes, limits: FenceLimits | None = None) -> dict[str, str
     facts = {entry.one("key", ""): entry.one("value", "") for entry in model.many("metadata_props")}
     if len(facts) != len(model.many("metadata_props")):
         raise ModelFileError("ONNX file has an entry of its metadata twice, expected each once")
+    if _OPTIONS in facts:
+        raise ModelFileError(f"ONNX file brings {_OPTIONS}, options for the runtime, expected none")
     graphs = list(_graphs(model.one("graph")))
     elements = sum(map(_check_graph, graphs))
     if elements > limits.elements:
@@ -150,9 +155,9 @@ def _check_value(value: Tree) -> None:
 
 
 def _product(sizes: list[int], name: str) -> int:
-    if len(sizes) > MAX_AXES or not all(0 <= size <= MAX_AXIS for size in sizes) or math.prod(sizes) > MAX_AXIS:
+    if len(sizes) > MAX_AXES or not all(0 <= size <= MAX_ELEMENTS for size in sizes) or math.prod(sizes) > MAX_ELEMENTS:
         found = [min(size, 2**63) for size in sizes[:12]]
-        raise ModelFileError(f"tensor {name!r} of shape {found}, expected at most {MAX_AXES} axes and 2^31 elements")
+        raise ModelFileError(f"tensor {name!r} of shape {found}, expected at most {MAX_AXES} axes and 2^35 elements")
     return math.prod(sizes)
 
 

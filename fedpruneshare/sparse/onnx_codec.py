@@ -1,23 +1,25 @@
 """Models and updates as sparse ONNX, written from named arrays and read strictly (docs/protocol.md §6.6).
 
 No exporter runs here: a template graph, exported once per task, has its initialisers put back by name. Reading trusts
-nothing: sizes are bounded against the known parameter table before a byte is expanded.
+nothing: every file passes the fence (`model_fence.py`) before onnx sees it, with sizes bounded by the parameter table.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import helper
 
 from fedpruneshare.errors import ModelFileError
 from fedpruneshare.messages import MAX_SEGMENTS
+from fedpruneshare.sparse.model_fence import FenceLimits, check_model
 from fedpruneshare.sparse.parameters import Parameter, ParameterTable
 from fedpruneshare.sparse.update import SparseUpdate
 
@@ -31,8 +33,9 @@ _FACTS: Final = ("round_id", "table", "rung", "weight")
 _DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,14}", re.ASCII)
 #: A constant that a graph brings along (a shape, an axis) is small; what is larger must be in the parameter table.
 _MAX_CONSTANT_BYTES: Final = 4096
-_MAX_DEPTH: Final = 4
-_TYPED_DATA: Final = ("float_data", "int32_data", "int64_data", "uint64_data", "double_data", "string_data")
+_MAX_CONSTANTS: Final = 1 << 20
+#: As large as a bundle's (`fedpruneshare.bundle`).
+_TEMPLATE_LIMITS: Final = FenceLimits(32 << 20, 1 << 24)
 
 
 # --------------------------------------------------------------------------- writing
@@ -44,7 +47,7 @@ def build_model(template: bytes, arrays: Arrays, sparse_above: float = SPARSE_AB
     Raises `ModelFileError` if the template is no ONNX model, already holds one of the arrays, or needs one that is
     not there.
     """
-    model = _parse(template)
+    model = _parse(template, _TEMPLATE_LIMITS)
     needed, present = _names(model.graph)
     if clash := sorted(present & set(arrays)):
         raise ModelFileError(f"template already holds {clash[0]!r}, expected a graph without weights")
@@ -90,11 +93,10 @@ def _dense(name: str, array: NDArray[np.float32]) -> onnx.TensorProto:
 def read_model(data: bytes, table: ParameterTable, max_bytes: int) -> dict[str, NDArray[np.float32]]:
     """ONNX file bytes -> the table's named arrays that the file holds, each of the table's shape.
 
-    Raises `ModelFileError` for a file over `max_bytes`, external data, functions, foreign domains, sparse tensors in
-    nodes or sub-graphs, a tensor that is not in the table or not of its shape, and sparse indices that are not int64,
-    linearised, ascending and in range.
+    Raises `ModelFileError` for a file that the fence refuses, and for a tensor that is not in the table or not of its
+    shape.
     """
-    model = _parse_bounded(data, max_bytes)
+    model = _parse_bounded(data, max_bytes, table)
     expected = {parameter.name: parameter for parameter in table.parameters}
     arrays: dict[str, NDArray[np.float32]] = {}
     for tensor in model.graph.initializer:
@@ -112,7 +114,7 @@ def read_model(data: bytes, table: ParameterTable, max_bytes: int) -> dict[str, 
 
 def decode_update(data: bytes, table: ParameterTable, max_bytes: int = 1 << 30) -> SparseUpdate:
     """What `onnx_writer.write_update` wrote. Positions come back sorted. Raises `ModelFileError` for anything else."""
-    model = _parse_bounded(data, max_bytes)
+    model = _parse_bounded(data, max_bytes, table)
     graph = model.graph
     names = [*(sparse.values.name for sparse in graph.sparse_initializer), *(dense.name for dense in graph.initializer)]
     if names != ["values", "vectors"] or graph.initializer:
@@ -145,80 +147,30 @@ def _read_facts(model: onnx.ModelProto, table: ParameterTable) -> tuple[int, int
     return int(facts["round_id"]), int(facts["rung"]), int(facts["weight"])
 
 
-def _parse(data: bytes) -> onnx.ModelProto:
+def _parse(data: bytes, limits: FenceLimits) -> onnx.ModelProto:
+    """Bytes that pass the fence -> model: what onnx then builds is no larger than it says."""
+    check_model(data, limits)
     try:
         model: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except (DecodeError, ValueError, RecursionError) as error:
         raise ModelFileError(f"not an ONNX file: {type(error).__name__}") from None
-    _check_text(model)
     return model
 
 
-def _check_text(message: Message) -> None:
-    """Names are text: protobuf hands one that is no UTF-8 over as bytes, which equals and sorts with nothing here."""
-    for field, value in message.ListFields():
-        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
-            continue
-        for inner in [value] if isinstance(value, (str, bytes, Message)) else value:
-            if isinstance(inner, bytes):
-                raise ModelFileError(f"{field.full_name} is {inner[:40]!r}, expected UTF-8 text")
-            if isinstance(inner, Message):
-                _check_text(inner)
+def _parse_bounded(data: bytes, max_bytes: int, table: ParameterTable) -> onnx.ModelProto:
+    # A sparse tensor counts as expanded and with values and indices; the rest is for a graph's own constants.
+    elements = 4 * (table.weight_count + table.vector_count) + _MAX_CONSTANTS
+    return _parse(data, FenceLimits(max_bytes, elements))
 
 
-def _parse_bounded(data: bytes, max_bytes: int) -> onnx.ModelProto:
-    if len(data) > max_bytes:
-        raise ModelFileError(f"ONNX file of {len(data)} bytes, expected at most {max_bytes}")
-    model = _parse(data)
-    if model.functions or model.training_info:
-        raise ModelFileError("ONNX file holds functions or training graphs, expected a plain graph")
-    graphs = list(_graphs(model.graph))
-    domains = {opset.domain for opset in model.opset_import} | {node.domain for graph in graphs for node in graph.node}
-    if foreign := sorted(domains - {"", "ai.onnx"}):
-        raise ModelFileError(f"ONNX file uses operator domain {foreign[0]!r}, expected the standard one")
-    # onnxruntime expands sparse tensors at load, whatever their size: only those the table bounds may pass.
-    if any(graph.sparse_initializer for graph in graphs[1:]) or any(map(_has_sparse_attribute, graphs)):
-        raise ModelFileError("ONNX file holds a sparse tensor in a node or sub-graph, expected initialisers only")
-    for tensor in _tensors(graphs):
-        if tensor.external_data or tensor.data_location != onnx.TensorProto.DEFAULT:
-            raise ModelFileError(f"tensor {tensor.name!r} points outside the file, expected its data inside")
-        if tensor.HasField("segment"):
-            raise ModelFileError(f"tensor {tensor.name!r} is a part of another, expected a whole one")
-    return model
-
-
-def _graphs(graph: onnx.GraphProto, depth: int = 0) -> Iterator[onnx.GraphProto]:
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """A graph and its sub-graphs, the outermost first."""
-    if depth > _MAX_DEPTH:
-        raise ModelFileError(f"ONNX graph nests more than {_MAX_DEPTH} deep")
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             own = [attribute.g] if attribute.HasField("g") else []
             for inner in (*own, *attribute.graphs):
-                yield from _graphs(inner, depth + 1)
-
-
-def _has_sparse_attribute(graph: onnx.GraphProto) -> bool:
-    return any(a.HasField("sparse_tensor") or a.sparse_tensors for node in graph.node for a in node.attribute)
-
-
-def _tensors(graphs: list[onnx.GraphProto]) -> Iterator[onnx.TensorProto]:
-    """Every tensor of these graphs: initialisers, both parts of sparse ones, node attributes."""
-    for graph in graphs:
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        for node in graph.node:
-            for attribute in node.attribute:
-                yield from (attribute.t, *attribute.tensors)
-
-
-def _check_storage(tensor: onnx.TensorProto, used: str) -> None:
-    """Data stands in one field only, else two readers could see two tensors."""
-    for name in ("raw_data", *_TYPED_DATA):
-        if name != used and len(getattr(tensor, name)):
-            raise ModelFileError(f"tensor {tensor.name!r} holds {name}, expected {used} only")
+                yield from _graphs(inner)
 
 
 def _store(arrays: dict[str, NDArray[np.float32]], name: str, array: NDArray[np.float32]) -> None:
@@ -231,9 +183,8 @@ def _read_dense(tensor: onnx.TensorProto, shape: tuple[int, ...]) -> NDArray[np.
     if tensor.data_type != onnx.TensorProto.FLOAT or tuple(tensor.dims) != shape:
         found = f"type {tensor.data_type} and shape {tuple(tensor.dims)}"
         raise ModelFileError(f"tensor {tensor.name!r} is of {found}, expected FLOAT {shape}")
-    _check_storage(tensor, "raw_data")
-    size = 4 * int(np.prod(shape, dtype=np.int64))
-    if len(tensor.raw_data) != size:
+    size = 4 * math.prod(shape)
+    if len(tensor.raw_data) != size:  # what is right, but stands in float_data
         raise ModelFileError(f"tensor {tensor.name!r} holds {len(tensor.raw_data)} raw bytes, expected {size}")
     array = np.frombuffer(tensor.raw_data, dtype="<f4").astype(np.float32).reshape(shape)
     if not np.isfinite(array).all():
@@ -251,18 +202,9 @@ def _read_sparse(sparse: onnx.SparseTensorProto, parameter: Parameter) -> NDArra
 
 
 def _read_indices(sparse: onnx.SparseTensorProto, size: int) -> NDArray[np.int64]:
+    """Linear indices, which the fence has found ascending and below the tensor's own size."""
     indices, name = sparse.indices, sparse.values.name
-    if indices.data_type != onnx.TensorProto.INT64 or len(indices.dims) != 1 or indices.dims[0] > size:
-        raise ModelFileError(f"sparse {name!r}: indices of type {indices.data_type}, expected linearised INT64")
-    if int(np.prod(sparse.dims, dtype=np.float64)) != size:
+    if math.prod(sparse.dims) != size:
         raise ModelFileError(f"sparse {name!r} has shape {tuple(sparse.dims)}, expected {size} elements")
     raw = indices.raw_data
-    _check_storage(indices, "raw_data" if raw else "int64_data")
-    if raw and len(raw) != 8 * indices.dims[0]:
-        raise ModelFileError(f"sparse {name!r}: {len(raw)} bytes of indices, expected {8 * indices.dims[0]}")
-    if not raw and len(indices.int64_data) != indices.dims[0]:
-        raise ModelFileError(f"sparse {name!r}: {len(indices.int64_data)} indices, expected {indices.dims[0]}")
-    places = np.frombuffer(raw, dtype="<i8") if raw else np.array(indices.int64_data, dtype=np.int64)
-    if places.size and (places[0] < 0 or places[-1] >= size or (np.diff(places) <= 0).any()):
-        raise ModelFileError(f"sparse {name!r}: indices are not ascending, unique and below {size}")
-    return places.astype(np.int64)
+    return np.frombuffer(raw, dtype="<i8").astype(np.int64) if raw else np.array(indices.int64_data, dtype=np.int64)

@@ -8,6 +8,7 @@ from onnx_models import arrays, forward, template
 
 from coordinator.evaluation import Evaluator
 from fedpruneshare.errors import ModelFileError
+from fedpruneshare.sparse.contained_model import ContainedModel
 
 RNG = np.random.default_rng(4)
 INPUTS = RNG.normal(size=(700, 8)).astype(np.float32)
@@ -29,8 +30,18 @@ def test_a_model_that_does_not_run_is_named() -> None:
     named = arrays()
     with pytest.raises(ModelFileError, match="does not run"):
         evaluator.score({**named, "first.weight": named["first.weight"][:5]})
-    with pytest.raises(ModelFileError, match="does not run"):
+    with pytest.raises(ModelFileError, match="not an ONNX file"):
         evaluator.score_file(b"no model")
+
+
+def test_a_contained_model_scores_the_same() -> None:
+    named = arrays(zeros=0.9)
+    with ContainedModel() as contained:
+        evaluator = Evaluator(template(), INPUTS, TARGETS, "accuracy", contained)
+        assert evaluator.score(named) == Evaluator(template(), INPUTS, TARGETS).score(named)
+        with pytest.raises(ModelFileError, match="does not run"):
+            evaluator.score({**named, "first.weight": named["first.weight"][:5]})
+        assert evaluator.score(named) == Evaluator(template(), INPUTS, TARGETS).score(named)
 
 
 def test_output_that_is_not_finite_is_named() -> None:

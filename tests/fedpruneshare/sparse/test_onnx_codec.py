@@ -223,15 +223,15 @@ def many_indices(model: onnx.ModelProto) -> None:
         (huge_dims, "expected"),
         (twice, "twice"),
         (unknown, "'stranger'"),
-        (short, "raw bytes"),
+        (short, "holds 47 bytes of raw_data, expected 48"),
         (not_a_number, "not finite"),
-        (many_indices, "linearised INT64"),
+        (many_indices, "axes and 2.35 elements"),
         (foreign_domain_in_branch, "com.example"),
         (nested, "nests more than"),
         (huge_in_attribute, "sparse tensor in a node or sub-graph"),
         (huge_in_branch, "sparse tensor in a node or sub-graph"),
-        (two_storages, "holds float_data"),
-        (two_storages_of_indices, "holds int64_data"),
+        (two_storages, "holds raw_data and float_data"),
+        (two_storages_of_indices, "holds raw_data and int64_data"),
         (part, "part of another"),
         (large_stranger, "'s' is not in the parameter table"),
         (indices_of(lambda v: v[::-1].copy()), "ascending"),
@@ -239,8 +239,8 @@ def many_indices(model: onnx.ModelProto) -> None:
         (indices_of(set_at(-1, 10_000)), "below"),
         (indices_of(set_at(0, -1)), "below"),
         (indices_of(lambda v: v.astype(np.int32)), "INT64"),
-        (indices_of(lambda v: np.stack([v // 8, v % 8], axis=1)), "linearised"),
-        (indices_of(lambda v: v[:-1]), "expected FLOAT"),
+        (indices_of(lambda v: np.stack([v // 8, v % 8], axis=1)), "one linear index each"),
+        (indices_of(lambda v: v[:-1]), "one linear index each"),
     ],
 )
 def test_hostile_files_are_refused(edit: Callable[[onnx.ModelProto], None], text: str) -> None:
@@ -254,7 +254,7 @@ def test_the_notorious_small_file_is_refused() -> None:
     graph = helper.make_graph([], "g", [], [], sparse_initializer=[huge("first.weight")])
     data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
     assert len(data) < 200
-    with pytest.raises(ModelFileError, match=r"\(15000, 15000\), expected \(12, 8\)"):
+    with pytest.raises(ModelFileError, match=r"tensors of 225000000 elements"):
         read_model(data, TABLE, 100_000)
 
 
