@@ -39,7 +39,7 @@ def replace(function: Callable[..., Any], wrapper: Callable[..., Any]) -> None:
         if name.partition(".")[0] in PACKAGES and name != __name__:
             for attribute, value in list(vars(module).items()):
                 if value is function:
-                    override(module, attribute, wrapper)
+                    setattr(module, attribute, wrapper)
 
 
 def override(kind: type, name: str, method: Callable[..., Any]) -> None:
