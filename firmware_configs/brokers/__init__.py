@@ -56,6 +56,8 @@ class Broker:
         self._host = host
         self._port = port
         self._namespace = namespace
+        self.speaks_tls = False
+        """Whether its address says so; the factory that renders the configuration sets it."""
         self._process: subprocess.Popen[bytes] | None = None
 
     def __repr__(self) -> str:
@@ -76,7 +78,7 @@ class Broker:
         """Where it listens. A `RuntimeError` before the first start, unless the port was given."""
         if self._port is None:
             raise RuntimeError(f"{self!r} has no port before its first start")
-        return BrokerAddress(self._host, self._port)
+        return BrokerAddress(self._host, self._port, self.speaks_tls)
 
     @property
     def pid(self) -> int:
@@ -100,7 +102,7 @@ class Broker:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         with _reserved(self._host, self._port or 0, self._namespace) as port:
-            address = BrokerAddress(self._host, port)
+            address = BrokerAddress(self._host, port, self.speaks_tls)
             self._process = self._launch(address)
             try:
                 self._wait_ready(self._process, address)

@@ -227,7 +227,9 @@ def mosquitto_broker(settings: MosquittoSettings, *, host: str = LOOPBACK, port:
             (folder / "access.acl").write_text(settings.access_list)
         return ["program", str(program), "-c", str(folder / "mosquitto.conf")]
 
-    return Broker("mosquitto", settings.folder, render, host, port, settings.namespace)
+    broker = Broker("mosquitto", settings.folder, render, host, port, settings.namespace)
+    broker.speaks_tls = settings.tls is not None
+    return broker
 
 
 __all__ = [

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
+from certificates import Certificates
 
 from fedpruneshare.link import Link, LinkLimits
 from fedpruneshare.link.memory import MemoryBroker, MemoryLink
 from fedpruneshare.link.mqtt import MqttLink
+from fedpruneshare.link.tls import TlsSettings
 from firmware_configs.brokers import Broker
 from firmware_configs.brokers.embedded import embedded_broker
 from firmware_configs.brokers.mosquitto import MosquittoSettings, mosquitto_broker
 
 BrokerKind = str
 WAIT_S = 10.0
+#: Who issues the certificates that a broker takes, for those that want any.
+_CERTIFICATES: WeakKeyDictionary[Broker, Certificates] = WeakKeyDictionary()
 
 
 def new_broker(kind: BrokerKind, folder: Path, **mosquitto: Any) -> Broker:
     if kind == "iotcore":
         return embedded_broker(folder)
+    if kind == "mosquitto-tls":
+        certificates = Certificates(folder / "tls")
+        access = {"allow_anonymous": False, "access_list": "pattern readwrite #\n"}
+        broker = mosquitto_broker(MosquittoSettings(folder, **{**access, "tls": certificates.server()}, **mosquitto))
+        _CERTIFICATES[broker] = certificates
+        return broker
     return mosquitto_broker(MosquittoSettings(folder, **mosquitto))
 
 
@@ -46,9 +58,16 @@ class World:
         if isinstance(self.broker, MemoryBroker):
             link = MemoryLink(self.broker, name, limits, session_expiry_s=session_expiry_s)
         else:
-            link = MqttLink(self.broker.address, name, limits, random.Random(name), session_expiry_s=session_expiry_s)
+            tls = self.certificate(name)
+            rng = random.Random(name)
+            link = MqttLink(self.broker.address, name, limits, rng, session_expiry_s=session_expiry_s, tls=tls)
         self.links.append(link)
         return link
+
+    def certificate(self, client_id: str) -> TlsSettings | None:
+        """A certificate for a client where the broker wants one: the same name, the same user and session."""
+        certificates = _CERTIFICATES.get(self.broker) if isinstance(self.broker, Broker) else None
+        return certificates.client(hashlib.sha256(client_id.encode()).hexdigest()[:16]) if certificates else None
 
     async def connected(self, client_id: str, limits: LinkLimits | None = None, session_expiry_s: int = 0) -> Link:
         link = self.link(client_id, limits, session_expiry_s)
@@ -124,11 +143,14 @@ def open_world(request: pytest.FixtureRequest) -> Callable[[Broker | MemoryBroke
     return lambda broker: World(broker, request.node.name.replace("[", "-").replace("]", ""))
 
 
-@pytest.fixture(params=["memory", pytest.param("iotcore"), pytest.param("mosquitto", marks=pytest.mark.mosquitto)])
+MOSQUITTO = [pytest.param(kind, marks=pytest.mark.mosquitto) for kind in ("mosquitto", "mosquitto-tls")]
+
+
+@pytest.fixture(params=["memory", "iotcore", *MOSQUITTO])
 async def world(
     request: pytest.FixtureRequest, shared_brokers: Callable[[BrokerKind], Broker], open_world: Any
 ) -> AsyncIterator[World]:
-    """The three kinds of link alike."""
+    """Every kind of link alike."""
     memory = request.param == "memory"
     broker = MemoryBroker(random.Random(1), time.monotonic) if memory else shared_brokers(request.param)
     world = open_world(broker)
@@ -136,7 +158,7 @@ async def world(
     await world.close()
 
 
-@pytest.fixture(params=["iotcore", pytest.param("mosquitto", marks=pytest.mark.mosquitto)])
+@pytest.fixture(params=["iotcore", *MOSQUITTO])
 async def own_world(request: pytest.FixtureRequest, start_broker: Any, open_world: Any) -> AsyncIterator[World]:
     """A real broker of this test alone, to be killed and restarted."""
     world = open_world(start_broker(request.param))

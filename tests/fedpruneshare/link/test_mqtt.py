@@ -26,14 +26,17 @@ CRASHING_HANDLER = """
 import asyncio, os, random, sys
 from fedpruneshare.link import BrokerAddress, LinkLimits
 from fedpruneshare.link.mqtt import MqttLink
+from fedpruneshare.link.tls import TlsSettings
+
+tls = TlsSettings(*sys.argv[2:]) if sys.argv[2:] else None
 
 async def crash(delivery):
     print(delivery.payload.decode(), flush=True)
     os._exit(9)
 
 async def main():
-    link = MqttLink(BrokerAddress("127.0.0.1", int(sys.argv[1])), "crashing", LinkLimits(), random.Random(1),
-                    session_expiry_s=600)
+    address = BrokerAddress("127.0.0.1", int(sys.argv[1]), tls is not None)
+    link = MqttLink(address, "crashing", LinkLimits(), random.Random(1), session_expiry_s=600, tls=tls)
     await link.subscribe("crash/up", crash)
     await link.connect()
     print("ready", flush=True)
@@ -246,10 +249,10 @@ async def test_nothing_outstanding_is_sent_again_after_a_reconnect(own_world: An
 
 
 async def test_process_that_dies_in_its_handler_gets_the_message_again(own_world: Any, seen: Any) -> None:
-    port = own_world.broker.address.port
-    child = subprocess.Popen(
-        [sys.executable, "-c", CRASHING_HANDLER, str(port)], stdout=subprocess.PIPE, cwd=os.getcwd(), text=True
-    )
+    address, tls = own_world.broker.address, own_world.certificate("crashing")
+    files = [tls.ca_file, tls.certificate, tls.key_file] if tls else []
+    arguments = [sys.executable, "-c", CRASHING_HANDLER, str(address.port), *files]
+    child = subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=os.getcwd(), text=True)
     try:
         assert child.stdout is not None
         assert await asyncio.to_thread(child.stdout.readline) == "ready\n"
@@ -261,7 +264,7 @@ async def test_process_that_dies_in_its_handler_gets_the_message_again(own_world
         child.kill()
         child.wait()
         child.stdout.close()
-    again, got = MqttLink(own_world.broker.address, "crashing", QUICK, random.Random(1), session_expiry_s=600), seen()
+    again, got = MqttLink(address, "crashing", QUICK, random.Random(1), session_expiry_s=600, tls=tls), seen()
     await again.subscribe("crash/up", got)
     await again.connect()
     await got.until(1)
