@@ -25,8 +25,8 @@ from fedpruneshare.storage import write_atomically
 from fedpruneshare.topics import Role
 
 _DOMAIN: Final = b"fedpruneshare/directory/1\0"
-#: No directory file is larger: 4,096 devices with two hybrid keys each would be 40 MiB; with one X25519 key, 1.3 MiB.
-MAX_DIRECTORY_BYTES: Final = 48 * 1024 * 1024
+#: No directory file is larger: 4,096 devices with two hybrid keys each take 21 MiB, with one X25519 key 0.8 MiB.
+MAX_DIRECTORY_BYTES: Final = 24 * 1024 * 1024
 #: Round numbers of one epoch (docs/protocol.md §4.1): after the plan key was lost, the root begins another one.
 ROUNDS_PER_EPOCH: Final = 2**32
 HexKey = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]

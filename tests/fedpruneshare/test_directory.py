@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from builders import AGGREGATORS, DEVICES, directory, identity
 
-from fedpruneshare.directory import read_directory, write_directory
+from fedpruneshare.directory import MAX_DIRECTORY_BYTES, read_directory, write_directory
 from fedpruneshare.errors import SettingsError, SignatureError
 from fedpruneshare.party import Party, PartySettings
 from fedpruneshare.sealing import Identity
@@ -55,7 +55,8 @@ def test_a_missing_one_is_named(tmp_path: Path) -> None:
 
 def test_a_huge_one_is_not_read(tmp_path: Path) -> None:
     wrong = tmp_path / "huge"
-    wrong.write_bytes(bytes(5_000_000))
+    with open(wrong, "wb") as file:
+        file.truncate(MAX_DIRECTORY_BYTES + 1)
     with pytest.raises(SettingsError, match="larger than"):
         read_directory(wrong, KEY)
 
