@@ -32,6 +32,8 @@ _CALL_S: Final = 10.0
 _PUBLISH: Final = 3
 #: A packet that is to come after the next one waits for that so long.
 _LATEST_S: Final = 0.2
+#: With a rate, bytes go out so often.
+_STEP_S: Final = 0.02
 #: Closing sends a reset, as a peer does that is gone: what was on its way is lost.
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -212,6 +214,8 @@ class Proxy:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             while line.is_half_open and not writer.is_closing():
                 await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            pass  # the end of the proxy; asyncio would log it as an error of this connection
         finally:
             for pump in pumps:
                 pump.cancel()
@@ -239,11 +243,13 @@ class Proxy:
             return
         if left is not None:
             self._left[way] = left - len(piece)
-        sink.write(piece)
         self.forwarded[way] += len(piece)
-        if self.rate:
-            await asyncio.sleep(len(piece) / self.rate)
-        await sink.drain()
+        step = max(1, int(self.rate * _STEP_S)) if self.rate else len(piece)
+        for start in range(0, len(piece), step):
+            if self.rate:
+                await asyncio.sleep(step / self.rate)
+            sink.write(piece[start : start + step])
+            await sink.drain()
 
     def _pieces(self, line: _Line, way: Way, data: bytes) -> Iterator[bytes]:
         """What to forward now: in plain MQTT whole packets, some of them twice or in another order."""

@@ -60,9 +60,9 @@ class Recorder:
         """What this process signs, and what it hears."""
         sign_body, take = sealing.sign_body, Party.take
 
-        def signing(identity: Any, federation: str, kind: str, body: bytes) -> bytes:
+        def signing(identity: Any, federation: str, kind: str, body: bytes, *rest: Any) -> bytes:
             self._signed(identity.ident, kind, body)
-            return sign_body(identity, federation, kind, body)
+            return sign_body(identity, federation, kind, body, *rest)
 
         def taking(party: Party, channel: str, delivery: Any) -> Any:
             opened = take(party, channel, delivery)
@@ -98,7 +98,7 @@ class Recorder:
 
         def opening(view: PlanView, device_id: str, upload: Any) -> Any:
             about = {"round": view.plan.round_id, "device": device_id}
-            version = getattr(view.plan, "model_version", 0)
+            version = view.plan.model_version
             self._note("device-model", **about, plan=view.digest, version=version)
             digest_of_words = hashlib.sha256(upload.words.tobytes()).digest()
             words = dict(enumerate(_segments(view, upload)))
@@ -204,7 +204,7 @@ def _plan(_ident: str, plan: RoundPlan, name: bytes) -> Told:
     return "plan", {
         "round": plan.round_id,
         "plan": name,
-        "version": getattr(plan, "model_version", 0),
+        "version": plan.model_version,
         "k": plan.sharing.k,
         "points": dict(plan.points),
         "cohort": list(plan.cohort),
