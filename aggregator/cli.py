@@ -44,4 +44,4 @@ def main(settings: AggregatorSettings) -> int:
             await service.stop()
         return 0
 
-    return serve(work)
+    return serve(work, party)

@@ -44,4 +44,4 @@ def main(settings: CoordinatorSettings) -> int:
         finally:
             await service.stop()
 
-    return serve(work)
+    return serve(work, party)

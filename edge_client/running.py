@@ -51,9 +51,8 @@ _WARM_EXAMPLES = 32
 
 def workplace(settings: DeviceSettings) -> Workplace:
     """The task, its model and this device's part of the data. Raises `TaskError` or `DataError`."""
-    return replace(
-        workplace_of(settings.task, settings.limits.torch_threads), torch_device=settings.limits.torch_device
-    )
+    work = workplace_of(settings.task, settings.limits.torch_threads)
+    return replace(work, torch_device=settings.limits.torch_device, gate=settings.gate)
 
 
 def workplace_of(where: DeviceTask, torch_threads: int) -> Workplace:
@@ -82,4 +81,4 @@ def main(settings: DeviceSettings, open_link: OpenLink = open_link) -> int:
         await Device(party, settings, work, (control, uplinks)).run()
         return 0
 
-    return serve(run)
+    return serve(run, party)

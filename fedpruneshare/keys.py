@@ -54,8 +54,8 @@ class KeyPair:
 
     def __post_init__(self) -> None:
         hybrid = b"" if self._hybrid is None else bytes(_xwing(seed=self._hybrid)._pk)
-        raw = (key.public_key().export_key(format="raw") for key in (self._signing, self._sealing))
-        object.__setattr__(self, "public", PublicKeys(*raw, hybrid))
+        signing, sealing = (key.public_key().export_key(format="raw") for key in (self._signing, self._sealing))
+        object.__setattr__(self, "public", PublicKeys(signing, sealing, hybrid))
 
     def __repr__(self) -> str:
         return f"KeyPair({self.public.key_id.hex()})"

@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from fedpruneshare.errors import FedPruneShareError
 from fedpruneshare.link import BrokerAddress, Link
 from fedpruneshare.link.mqtt import MqttLink
-from fedpruneshare.party import LinkSettings
+from fedpruneshare.party import LinkSettings, Party
 
 _log = structlog.get_logger()
 
@@ -29,18 +30,32 @@ def open_link(address: BrokerAddress, client_id: str, settings: LinkSettings) ->
     return MqttLink(address, client_id, settings.limits(), random.Random(), tls=settings.tls)
 
 
-def serve(work: Callable[[], Awaitable[int]]) -> int:
-    """Run `work` in a new event loop until it returns its exit code, or SIGTERM or SIGINT cancels it (then 0)."""
-    return asyncio.run(_serve(work))
+def serve(work: Callable[[], Awaitable[int]], party: Party | None = None) -> int:
+    """Run `work` in a new event loop until it returns its exit code, or SIGTERM or SIGINT cancels it (then 0).
+
+    SIGHUP has `party` read its key file and the directory again (docs/protocol.md §7.1); faults are logged.
+    """
+    return asyncio.run(_serve(work, party))
 
 
-async def _serve(work: Callable[[], Awaitable[int]]) -> int:
+async def _serve(work: Callable[[], Awaitable[int]], party: Party | None) -> int:
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(work())
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
+    if party is not None:
+        loop.add_signal_handler(signal.SIGHUP, _reload, party)
     try:
         return await task
     except asyncio.CancelledError:
         _log.info("stopped")
         return 0
+
+
+def _reload(party: Party) -> None:
+    try:
+        is_new = party.reload()
+    except FedPruneShareError as error:
+        _log.error("not-reloaded", reason=str(error))
+    else:
+        _log.info("reloaded", is_new=is_new, directory=party.directory.version)

@@ -13,6 +13,7 @@ from fedpruneshare.keys import Identity, KeyPair, seal, verify
 from fedpruneshare.wire_types import Suite
 
 each_suite = pytest.mark.parametrize("suite", list(Suite))
+HALVES = {"signing": "11" * 32, "sealing": "22" * 32}
 OLD = Identity.generate("aggregator-1", hybrid=True)
 
 
@@ -86,10 +87,10 @@ def test_a_key_file_holds_both_keys(tmp_path: Path) -> None:
     "content",
     [
         '{"id": "a", "keys": []}',
-        '{"id": 3, "keys": [{"signing": "%s", "sealing": "%s"}]}' % ("11" * 32, "22" * 32),
-        '{"id": "a", "keys": [{"signing": "%s", "sealing": "%s", "hybrid": "33"}]}' % ("11" * 32, "22" * 32),
+        json.dumps({"id": 3, "keys": [HALVES]}),
+        json.dumps({"id": "a", "keys": [HALVES | {"hybrid": "33"}]}),
         '{"id": "a", "keys": {"signing": 1}}',
-        '{"id": "a", "keys": %s}' % json.dumps([KeyPair.generate().stored()] * 3),
+        json.dumps({"id": "a", "keys": [KeyPair.generate().stored()] * 3}),
         "[" * 10_000,
     ],
     ids=["none", "name", "short hybrid", "no list", "three", "deep"],

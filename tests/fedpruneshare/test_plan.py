@@ -8,7 +8,18 @@ from builders import AGGREGATORS, DEVICES, directory, plain_directory, plain_pla
 
 import fedpruneshare.plan as plan_module
 from fedpruneshare.errors import PlanError
-from fedpruneshare.messages import Coding, Contribution, Freeze, Reveal, RoundPlan, Segment, Sharing, digest, encode
+from fedpruneshare.messages import (
+    Coding,
+    Contribution,
+    Freeze,
+    Reveal,
+    RoundPlan,
+    Segment,
+    Sharing,
+    Suite,
+    digest,
+    encode,
+)
 from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.sharing.field import F31
 
@@ -23,6 +34,40 @@ def segments(place: int, **changes: object) -> tuple[Segment, ...]:
 
 def coding(**changes: object) -> Coding:
     return msgspec.structs.replace(SOUND.coding, **changes)
+
+
+def test_rounds_are_numbered_within_the_directorys_epoch() -> None:
+    """The root begins a new epoch when the plan key was lost: whatever number its thief had signed is below."""
+    later, first = directory(round_epoch=3), 3 * 2**32 + 1
+    assert check_plan(plan(first), bytes(32), later).plan.round_id == first
+    for number in (1, first - 1, first + 2**32):
+        with pytest.raises(PlanError, match=f"round {number}, expected one from {first} on: epoch 3"):
+            check_plan(plan(number), bytes(32), later)
+
+
+@pytest.mark.parametrize("which", ["plan", "directory"])
+def test_what_expired_is_refused_with_both_times(which: str) -> None:
+    ends = 1_800_000_000
+    made = plan(expires_at=ends if which == "plan" else 0)
+    known = directory(expires_at=ends if which == "directory" else 0)
+    check_plan(made, bytes(32), known, ends - 1.0)
+    with pytest.raises(PlanError, match=f"{which} expired at 2027-01-15 08:00:00 UTC, and .* says 2027-01-15 08:00:10"):
+        check_plan(made, bytes(32), known, ends + 10.0)
+
+
+def test_few_may_open_a_sum_where_a_quorum_has_accepted_the_freeze() -> None:
+    four = {f"aggregator-{x}": directory().aggregators["aggregator-1"] for x in (1, 2, 3, 4)}
+    known, points = directory(aggregators=four), {name: x for x, name in enumerate(four, 1)}
+    made = plan(sharing=Sharing(4, 2, 1), points=points)
+    with pytest.raises(PlanError, match="expected 2k > n"):
+        check_plan(made, bytes(32), known)
+    check_plan(msgspec.structs.replace(made, freeze_quorum=3), bytes(32), known)
+
+
+def test_a_federation_may_demand_hybrid_seals() -> None:
+    made = plan(suites=(Suite.XWING_AES256, Suite.X25519_AES256))
+    with pytest.raises(PlanError, match="the directory says post_quantum"):
+        check_plan(made, bytes(32), directory(post_quantum=True))
 
 
 def test_a_sound_plan_passes() -> None:
@@ -64,6 +109,14 @@ def test_a_sound_plan_passes() -> None:
         ({"segments": segments(0, words=5)}, "segment 0 of 5 words"),
         ({"segments": segments(2, weights=501)}, "segment 2"),
         ({"deadline_s": float("inf")}, "not finite"),
+        ({"suites": (Suite.XWING_AES256,)}, "'aggregator-1' has no hybrid key in the directory"),
+        ({"freeze_quorum": 2}, "freeze_quorum = 2 with n = 3, t = 1, expected 3 to 3"),
+        ({"freeze_quorum": 4}, "freeze_quorum = 4 with n = 3, t = 1, expected 3 to 3"),
+        ({"checksum": bytes(32)}, "tail_words = 0, expected 3"),
+        ({"coding": coding(tail_words=3)}, "tail_words = 3, expected 0"),
+        ({"checksum": bytes(31)}, "checksum of 31 bytes"),
+        ({"checksum": bytes(32), "sharing": Sharing(3, 2, 1, reveal=Reveal.EACH)}, "checksum of 32 bytes with reveal"),
+        ({"round_id": 2**32}, "round 4294967296, expected one from 1 on: epoch 0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
