@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +25,7 @@ from edge_client.energy.settings import EnergySettings
 from edge_client.settings import DeviceLimits, DeviceSettings, DeviceTask
 from fedpruneshare.directory import DeviceEntry, Directory, PartyKeys, Service, party_keys, write_directory
 from fedpruneshare.link import BrokerAddress
+from fedpruneshare.link.tls import TlsSettings
 from fedpruneshare.party import LinkSettings, PartySettings
 from fedpruneshare.sealing import Identity
 from fedpruneshare.settings import render_toml
@@ -127,7 +128,10 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Federation:
-    """What the files of one run are written from. `data_dir`: where devices look for the full data."""
+    """What the files of one run are written from. `data_dir`: where devices look for the full data.
+
+    `tls`: the certificate of each party, where the brokers want one.
+    """
 
     scenario: Scenario
     seed: int
@@ -136,6 +140,7 @@ class Federation:
     brokers: Mapping[str, BrokerAddress]
     boards: Boards | None = None
     network: Network | None = None
+    tls: Mapping[str, TlsSettings] = field(default_factory=dict)
 
     def write(self) -> Directory:
         """Make keys for every party, sign the directory with a root key that is kept nowhere, render all settings."""
@@ -195,7 +200,7 @@ class Federation:
             coding=scenario.coding,
             training=scenario.training,
             averaging=scenario.averaging,
-            link=_LINK,
+            link=self._link(COORDINATOR),
         )
 
     def _aggregator(self, ident: str, root_key: str) -> AggregatorSettings:
@@ -206,7 +211,7 @@ class Federation:
             party=self._party(ident, root_key),
             store=str(self.folder.store(ident)),
             floors=AggregatorFloors(rounds.min_devices, rounds.min_devices_segment, max(sharing.t, 1), **allowed),
-            link=_LINK,
+            link=self._link(ident),
         )
 
     def _device_task(self, index: int) -> DeviceTask:
@@ -229,13 +234,17 @@ class Federation:
             link=self._device_link(ident),
         )
 
+    def _link(self, ident: str) -> LinkSettings:
+        return msgspec.structs.replace(_LINK, tls=self.tls.get(ident))
+
     def _device_link(self, ident: str) -> LinkSettings:
         """A slow link needs patience: what is under way to all aggregators may queue ahead of a sign of life."""
+        link = self._link(ident)
         if self.network is None or self.network.choice.backend == "none":
-            return _LINK
+            return link
         chunk_bytes, chunks = self.scenario.coding.chunk_bytes, DeviceLimits().outstanding_chunks
         under_way_bytes = len(aggregator_ids(self.scenario)) * chunks * chunk_bytes
-        return patience(self.network.profile(ident), _LINK, under_way_bytes)
+        return patience(self.network.profile(ident), link, under_way_bytes)
 
 
 def _energy_of(group: DeviceGroup, is_slowed: bool) -> EnergySettings:

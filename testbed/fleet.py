@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -29,10 +30,11 @@ from firmware_configs.brokers import Broker, is_loopback
 from firmware_configs.brokers.embedded import embedded_broker
 from firmware_configs.brokers.mosquitto import MosquittoSettings, mosquitto_broker
 from testbed.boards.emulation import Boards
+from testbed.certificates import RunCertificates, RunRoster
 from testbed.engines import conditions as engine_conditions
 from testbed.engines import new_engine
 from testbed.events.runner import EventRunner
-from testbed.federation import CONTROL, COORDINATOR, Federation, RunFolder, aggregator_ids, device_ids
+from testbed.federation import CONTROL, COORDINATOR, FEDERATION, Federation, RunFolder, aggregator_ids, device_ids
 from testbed.ledger.rounds import CoordinatorRound, read_coordinator_rounds
 from testbed.links.counters import WayBytes
 from testbed.links.network import Network
@@ -70,6 +72,7 @@ class Fleet:
         self.network = Network(scenario.links, links, self.seed, self.folder.logs)
         self.boards = Boards(scenario, self.folder)
         self.events = EventRunner(self)
+        self._certificates: RunCertificates | None = None
 
     def __enter__(self) -> Fleet:
         try:
@@ -91,12 +94,16 @@ class Fleet:
         self.network.__enter__()  # first: links are measured while nothing else runs
         self._devices.launch(task.name, data_dir, task.split)  # warms up while the brokers start
         self.boards.__enter__()
+        if self.scenario.brokers.tls:
+            roster = RunRoster(FEDERATION, COORDINATOR, self.aggregators, self.devices)
+            self._certificates = RunCertificates(roster, self.folder.keys / "tls")
         for name in (CONTROL, *self.aggregators):
             self.brokers[name] = self._new_broker(name)
             self.brokers[name].start()
         addresses = {name: broker.address for name, broker in self.brokers.items()}
+        tls = self._certificates.parties(CONTROL) if self._certificates else {}
         self.directory = Federation(
-            self.scenario, self.seed, self.folder, data_dir, addresses, self.boards, self.network
+            self.scenario, self.seed, self.folder, data_dir, addresses, self.boards, self.network, tls
         ).write()
         self._devices.wait_ready()
         self._devices.export(self.seed, self.folder.bundle)
@@ -120,6 +127,9 @@ class Fleet:
         folder = self.folder.state / f"broker-{name}"
         namespace, asked = self.network.services_place, self.scenario.brokers.host
         host = asked if self.scenario.links.backend == "none" else self.network.broker_host
+        if self._certificates is not None:
+            shipped = self._certificates.broker(name, host, folder)
+            return mosquitto_broker(replace(shipped, namespace=namespace), host=host)
         if self.scenario.brokers.kind == "mosquitto":
             settings = MosquittoSettings(folder, namespace=namespace, is_open=not is_loopback(asked))
             return mosquitto_broker(settings, host=host)

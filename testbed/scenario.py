@@ -131,11 +131,13 @@ class AggregatorFleet(_Table, frozen=True):
 class BrokerSettings(_Table, frozen=True):
     """Which broker program every party of the fleet uses, and where it listens.
 
-    Devices on other machines need a `host` that they can reach (docs/ray.md).
+    Devices on other machines need a `host` that they can reach (docs/ray.md). With `tls` the brokers run as they ship:
+    mutual TLS 1.3 with throw-away certificates, access lists, limits (Mosquitto only).
     """
 
     kind: BrokerKind = "embedded"
     host: str = LOOPBACK
+    tls: bool = False
 
 
 class Scenario(_Table, frozen=True):
@@ -168,6 +170,8 @@ class Scenario(_Table, frozen=True):
         yield from word_faults(self.sharing, self.coding, self.rounds.cohort)
         yield from _group_faults(self)
         yield from _single_place_faults(self)
+        if self.brokers.tls and self.brokers.kind != "mosquitto":
+            yield Fault("brokers.tls", "true", "false", 'the embedded broker speaks no TLS: brokers.kind = "mosquitto"')
         yield from link_faults(self.links, [group.link for group in self.fleet.groups], self.fleet.engine)
         yield from board_faults(self)
         yield from ray_faults(self)

@@ -26,13 +26,12 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Final
+from typing import Final, Protocol
 
-from fedpruneshare.directory import Directory
 from fedpruneshare.errors import SettingsError
 from fedpruneshare.link import BrokerAddress
 from fedpruneshare.topics import TABLE, AccessRule, Role, access_rules
@@ -106,7 +105,27 @@ def render_access_list(rules: Iterable[AccessRule], users: Mapping[str, str] | N
     return "\n\n".join("\n".join(lines) for lines in blocks.values()) + "\n"
 
 
-def broker_parties(directory: Directory, broker: str) -> dict[str, Role]:
+class Roster(Protocol):
+    """Names of the parties of a federation; a `Directory` is one."""
+
+    @property
+    def federation(self) -> str:
+        """The federation's name."""
+
+    @property
+    def coordinator_id(self) -> str:
+        """The coordinator's name."""
+
+    @property
+    def aggregators(self) -> Collection[str]:
+        """Names of the aggregators."""
+
+    @property
+    def devices(self) -> Collection[str]:
+        """Names of the devices."""
+
+
+def broker_parties(directory: Roster, broker: str) -> dict[str, Role]:
     """Who has business at a broker, by name: everybody at `control`; at an aggregator's the devices and itself.
 
     Raises `SettingsError` if there is no such broker.
@@ -121,7 +140,7 @@ def broker_parties(directory: Directory, broker: str) -> dict[str, Role]:
     raise SettingsError(f"no broker {broker!r}, expected one of {known}")
 
 
-def broker_access_list(directory: Directory, broker: str) -> str:
+def broker_access_list(directory: Roster, broker: str) -> str:
     """The access list of one broker for certificates as users: `control`, or the name of the aggregator it belongs to.
 
     A new version of the directory, with other devices, needs a new list.
@@ -131,7 +150,7 @@ def broker_access_list(directory: Directory, broker: str) -> str:
     return render_access_list(access_rules(directory.federation, _kind(broker), parties), users)
 
 
-def shipped_settings(folder: Path, directory: Directory, broker: str, tls: BrokerTls) -> MosquittoSettings:
+def shipped_settings(folder: Path, directory: Roster, broker: str, tls: BrokerTls) -> MosquittoSettings:
     """A broker of a federation as it ships: mutual TLS 1.3, its access list, and limits for who is in the directory."""
     return MosquittoSettings(
         folder,
@@ -236,6 +255,7 @@ __all__ = [
     "CONTROL",
     "BrokerTls",
     "MosquittoSettings",
+    "Roster",
     "broker_access_list",
     "broker_parties",
     "find_mosquitto",
