@@ -22,7 +22,7 @@ from fedpruneshare.errors import SealError, SettingsError
 from fedpruneshare.storage import write_atomically
 from fedpruneshare.wire_types import KEY_ID_BYTES, Suite
 
-_SEAL_DOMAIN: Final = b"fedpruneshare/seal/2"
+_SEAL_DOMAIN: Final = b"fedpruneshare/seal/1"
 #: Keys a party may hold at a time: the newest, and the one before while others still use it.
 MAX_KEYS: Final = 2
 _MAX_KEY_FILE_BYTES: Final = 16 * 1024

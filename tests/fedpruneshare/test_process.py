@@ -1,4 +1,4 @@
-"""A service as a process: SIGTERM ends it cleanly, SIGHUP has it read keys and directory again (docs/protocol.md §9)."""
+"""A service as a process: SIGTERM ends it, SIGHUP has it read keys and directory again (docs/protocol.md §9)."""
 
 from __future__ import annotations
 
