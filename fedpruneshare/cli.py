@@ -21,6 +21,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "device": ("edge_client.cli:device", "Take part in rounds as a device: train, prune, share, upload."),
     "aggregator": ("aggregator.cli:aggregator", "Hold one share per device and answer with sums."),
     "coordinator": ("coordinator.cli:coordinator", "Plan rounds, open sums, publish the next model."),
+    "provision": ("firmware_configs.provision.cli:provision", "Make keys and certificates, renew and revoke them."),
     "testbed": ("testbed.cli:testbed", "Run and compare whole fleets on this machine."),
     "data": ("edge_client.commands.data:data", "Fetch the data sets of the built-in tasks."),
     "task": ("edge_client.commands.task:task", "Export what coordinator and fleet need of a task."),

@@ -118,12 +118,8 @@ class Authority:
         cls, certificate: bytes, key: bytes, revoked: Mapping[int, datetime] | None = None, clock: Clock = utc_now
     ) -> Authority:
         """An authority from its PEM certificate and its unencrypted PEM key. Raises `SettingsError`."""
-        try:
-            made = serialization.load_pem_private_key(key, None)
-            known = x509.load_pem_x509_certificate(certificate)
-        except (ValueError, TypeError):
-            raise SettingsError("the authority's certificate or key does not read, expected PEM") from None
-        if not isinstance(made, ec.EllipticCurvePrivateKey) or known.public_key() != made.public_key():
+        made, known = _load_key(key), read_certificate(certificate)
+        if known.public_key() != made.public_key():
             raise SettingsError("the authority's certificate and key do not belong together")
         return cls(known, made, revoked, clock=clock)
 
@@ -223,9 +219,12 @@ class Authority:
 # --------------------------------------------------------------------------- requests and reading
 
 
-def new_request(name: str, role: Role, federation: str) -> tuple[bytes, bytes]:
-    """A new key and the signed request for a certificate of it: (request, key), both PEM. The key stays where it is."""
-    key = ec.generate_private_key(ec.SECP256R1())
+def new_request(name: str, role: Role, federation: str, known_key: bytes = b"") -> tuple[bytes, bytes]:
+    """The signed request for a certificate of a new key, or of a known one: (request, key), all PEM.
+
+    Raises `SettingsError` if the known key does not read. The key stays where it is.
+    """
+    key = _load_key(known_key) if known_key else ec.generate_private_key(ec.SECP256R1())
     subject = _name(name, role.value, federation)
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     return request.public_bytes(serialization.Encoding.PEM), _key_pem(key)
@@ -253,6 +252,38 @@ def read_certificate(data: bytes) -> x509.Certificate:
         return x509.load_pem_x509_certificate(data)
     except ValueError:
         raise SettingsError("not a PEM certificate") from None
+
+
+def certificate_fault(certificate: x509.Certificate, authority: x509.Certificate, name: str, role: Role) -> str:
+    """What keeps a certificate from being that of a party, dates aside: found and expected; empty if nothing does."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return f"issued by {certificate.issuer.rfc4514_string()}, expected the authority at hand"
+    federation = str(authority.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
+    expected = _name(name, role.value, federation)
+    if certificate.subject != expected:
+        return f"of {certificate.subject.rfc4514_string()}, expected {expected.rfc4514_string()}"
+    try:
+        usages = set(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    except x509.ExtensionNotFound:
+        usages = set()
+    return "" if usages == {CLIENT} else "for another use, expected a client's"
+
+
+def belong_together(certificate: bytes, key: bytes) -> bool:
+    """Whether a PEM certificate is of a PEM key. Raises `SettingsError` if one of them does not read."""
+    return read_certificate(certificate).public_key() == _load_key(key).public_key()
+
+
+def _load_key(data: bytes) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(data, None)
+    except (ValueError, TypeError):
+        raise SettingsError("not an unencrypted PEM key") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise SettingsError("not an EC key, expected one on P-256")
+    return key
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -298,6 +329,8 @@ __all__ = [
     "Authority",
     "Issued",
     "Leaf",
+    "belong_together",
+    "certificate_fault",
     "new_request",
     "read_certificate",
     "read_request",

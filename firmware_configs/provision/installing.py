@@ -1,0 +1,140 @@
+"""The last step of an enrolment or a renewal, on the party's own machine: a bundle comes to the keys that are there.
+
+Everything is verified before anything is written: certificate and key belong together, the authority issued it to this
+party, the directory is signed by the root and names the party with a key that is here. Files are replaced one by one,
+each in one step; called again after an interruption, it does the same again.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from fedpruneshare.directory import Directory, HexKey, parse_directory
+from fedpruneshare.errors import PeerError, SettingsError
+from fedpruneshare.keys import MAX_KEYS, Identity, KeyPair
+from fedpruneshare.settings import load_settings
+from fedpruneshare.topics import Role
+from firmware_configs.provision.authority import belong_together, certificate_fault, read_certificate
+from firmware_configs.provision.bundles import read_bundle, write_folder
+from firmware_configs.provision.enrolment import NEXT_KEY
+from firmware_configs.provision.parties import stored
+from firmware_configs.provision.rendering import (
+    BROKER_CERTIFICATE,
+    BROKER_KEY,
+    CA,
+    DIRECTORY,
+    KEY,
+    TLS_CERTIFICATE,
+    TLS_KEY,
+    settings_name,
+)
+from firmware_configs.provision.vault import refuse_open_file
+
+_SETTINGS: Final = tuple(settings_name(role) for role in Role)
+
+
+class _Party(msgspec.Struct, frozen=True):
+    """What a settings file says of the root."""
+
+    root_key: HexKey
+
+
+class _Settings(msgspec.Struct, frozen=True):
+    """The one table of a settings file that all roles share."""
+
+    party: _Party
+
+
+def install(folder: Path, bundle: Path) -> str:
+    """Bring a bundle of `accept` or `renew` to the keys in `folder`; returns the party's name.
+
+    Settings that are there stay. Raises `SettingsError` or `PeerError`, and then nothing has changed.
+    """
+    files = read_bundle(bundle)
+    settings_file = next((name for name in _SETTINGS if (folder / name).exists() or name in files), None)
+    if settings_file is None or DIRECTORY not in files or TLS_CERTIFICATE not in files:
+        raise SettingsError(f"{bundle} lacks settings, directory or certificate, expected a bundle of `provision`")
+    root_key = _root_key(folder / settings_file, files.get(settings_file))
+    directory = parse_directory(files[DIRECTORY], root_key, f"the directory in {bundle}")
+    identity = _merged(folder, files.get(KEY))
+    role = Role(settings_file.partition(".")[0])
+    _check_keys(identity, role, directory)
+    _check_certificates(folder, files, identity.ident, role)
+    kept = {name: data for name, data in files.items() if name not in _SETTINGS or not (folder / name).exists()}
+    write_folder(folder, kept | {KEY: stored(identity)})
+    (folder / NEXT_KEY).unlink(missing_ok=True)
+    return identity.ident
+
+
+def _root_key(place: Path, offered: bytes | None) -> str:
+    """The root key this machine trusts already, else the one that comes with the bundle."""
+    try:
+        if place.exists():
+            known = place.read_bytes()
+            key = _read_root_key(known)
+            if offered is not None and _read_root_key(offered) != key:
+                raise SettingsError(f"{place} trusts another root than the bundle's, expected the same federation")
+            return key
+        return _read_root_key(offered or b"")
+    except OSError as error:
+        raise SettingsError(f"{place}: {error.strerror}") from None
+
+
+def _read_root_key(text: bytes) -> str:
+    try:
+        whole = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        raise SettingsError("the settings do not read, expected TOML") from None
+    return load_settings({"party": {"root_key": whole.get("party", {}).get("root_key", "")}}, _Settings).party.root_key
+
+
+def _merged(folder: Path, offered: bytes | None) -> Identity:
+    """The keys after the installation: those here, those that waited here for a rotation, those the bundle brings."""
+    place = folder / KEY
+    if offered is None:
+        return Identity.load(folder / NEXT_KEY if (folder / NEXT_KEY).exists() else place)
+    try:
+        body = json.loads(offered)
+        brought = Identity(body["id"], tuple(KeyPair.restored(key) for key in body["keys"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise SettingsError("the key file in the bundle does not read") from None
+    if not place.exists():
+        return brought
+    here = Identity.load(place)
+    if here.ident != brought.ident:
+        raise SettingsError(f"a bundle of {brought.ident!r} for the keys of {here.ident!r}, expected the same party")
+    ids = {key.public.key_id for key in brought.keys}
+    older = [key for key in here.keys if key.public.key_id not in ids]
+    return Identity(here.ident, (*brought.keys, *older)[:MAX_KEYS])
+
+
+def _check_keys(identity: Identity, role: Role, directory: Directory) -> None:
+    known = 0
+    for public in identity.public():
+        try:
+            known += directory.signing_key(role, identity.ident, public.key_id, directory.issued_at) == public.signing
+        except PeerError:
+            continue
+    if not known:
+        raise SettingsError(
+            f"directory version {directory.version} has no key of {role} {identity.ident!r} that is in this folder"
+        )
+
+
+def _check_certificates(folder: Path, files: dict[str, bytes], name: str, role: Role) -> None:
+    for certificate, key in ((TLS_CERTIFICATE, TLS_KEY), (BROKER_CERTIFICATE, BROKER_KEY)):
+        if certificate not in files:
+            continue
+        if key not in files:
+            refuse_open_file(folder / key)
+        private = files[key] if key in files else (folder / key).read_bytes()
+        if not belong_together(files[certificate], private):
+            raise SettingsError(f"certificate {certificate} is not of the key {key}, expected one of this machine's")
+    fault = certificate_fault(read_certificate(files[TLS_CERTIFICATE]), read_certificate(files[CA]), name, role)
+    if fault:
+        raise SettingsError(f"certificate {TLS_CERTIFICATE}: {fault}")

@@ -1,0 +1,69 @@
+"""What the commands of `provision` share: their options, the passphrase, and what they say at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from fedpruneshare.directory import Directory
+from fedpruneshare.errors import SettingsError
+from fedpruneshare.topics import Role
+from firmware_configs.provision.office import UPDATES, Office
+from firmware_configs.provision.register import missing_services
+from firmware_configs.provision.vault import refuse_open_file
+
+PASSPHRASE_VARIABLE: Final = "FPS_PASSPHRASE_FILE"
+Command = Callable[..., Any]
+
+_FILE = click.Path(path_type=Path)
+
+folder_argument = click.argument("folder", type=_FILE)
+passphrase_option = click.option(
+    "--passphrase-file", type=_FILE, envvar=PASSPHRASE_VARIABLE, help=f"Instead of a prompt ({PASSPHRASE_VARIABLE})."
+)
+
+
+def wishes_options(command: Command) -> Command:
+    """The options that make `Wishes`."""
+    for option in reversed(
+        (
+            click.option("--out", type=_FILE, help="Folder to write to instead of the root's own."),
+            click.option(
+                "--install-prefix", "prefix", default="", help="Where the bundle will lie; {name} is the party's."
+            ),
+            click.option("--tar", "as_tar", is_flag=True, help="A tar file instead of a folder."),
+            click.option("--replace", is_flag=True, help="Make anew what is there; old keys are revoked."),
+            click.option("--broker-user", default="", help="Whom the broker runs as, if not who starts it."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def read_passphrase(path: Path | None, *, confirm: bool = False) -> str:
+    """The passphrase from a file that is its owner's only, or from a prompt. Raises `SettingsError`."""
+    if path is None:
+        return str(click.prompt("Passphrase of the root", hide_input=True, confirmation_prompt=confirm, err=True))
+    refuse_open_file(path)
+    try:
+        return path.read_text("utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError):
+        raise SettingsError(f"passphrase file {path}: expected one line of text") from None
+
+
+def announce(office: Office, directory: Directory | None) -> None:
+    """Say which directory is in force, and what has to be carried where."""
+    if directory is None:
+        missing = ", ".join(missing_services(office.settings, office.register))
+        click.echo(f"no directory yet: it will be signed once there are bundles for {missing}")
+        return
+    click.echo(f"directory version {directory.version}, SHA-256 {office.digest()}")
+    click.echo("carry to each host what is new, then have its broker and its service read it (kill -HUP):")
+    services = {directory.coordinator_id: Role.COORDINATOR, **dict.fromkeys(directory.aggregators, Role.AGGREGATOR)}
+    for name in services:
+        click.echo(f"  {office.folder / UPDATES / name}{os.sep} -> {office.register.parties[name].home}")
+    click.echo("devices that are connected get the directory from the coordinator")
