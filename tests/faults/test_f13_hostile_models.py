@@ -1,4 +1,4 @@
-"""F13: model files of somebody else. Refused by name, nothing outside opened, this process lives, the child is small."""
+"""F13: model files of others. Refused by name, nothing outside opened, this process lives, the child stays small."""
 
 from __future__ import annotations
 
