@@ -12,6 +12,8 @@ assert fleet.judge() == []
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +35,7 @@ from testbed.synthetic.engine import SyntheticDevices
 
 #: How long after its deadline a round may take to be decided, at most.
 GRACE_S: Final = 30.0
-_DEATH_S: Final = 30.0
+_BLOW_S: Final = 30.0
 
 
 def _command(kind: str, devices: int, folder: Path) -> list[str]:
@@ -128,7 +130,8 @@ class ProxiedBroker:
         """Start the broker, and the proxy with its first start."""
         self.broker.start()
         if self._proxy is None:
-            self._proxy = Proxy(self.broker.address, seed=self._seed)
+            address = self.broker.address
+            self._proxy = Proxy(address, seed=self._seed, is_mqtt=not address.tls)
             self._proxy.start()
 
     def stop(self) -> None:
@@ -221,22 +224,35 @@ class FaultFleet(Fleet):
         self.pids[ident] = super().start_device(ident)
         return self.pids[ident]
 
-    def arm(self, ident: str, point: str, nth: int = 1) -> None:
-        """Have a process SIGKILL itself when it reaches a crash point for the nth time from now on."""
-        self._killed.add(ident)
+    def arm(self, ident: str, point: str, nth: int = 1, how: signal.Signals = signal.SIGKILL) -> None:
+        """Have a process signal itself when it reaches a crash point for the nth time from now on."""
+        if how == signal.SIGKILL:
+            self._killed.add(ident)
         if ident in self.devices:
             self._cut_off.add(ident)
-        write_order(self.orders / ident, point, nth)
+        write_order(self.orders / ident, point, nth, how)
 
     def disarm(self, ident: str) -> None:
         """Take back what `arm` asked for."""
         (self.orders / ident).unlink(missing_ok=True)
 
-    def await_death(self, ident: str, timeout_s: float = _DEATH_S) -> None:
+    def await_death(self, ident: str, timeout_s: float = _BLOW_S) -> None:
         """Wait until an armed process is gone. Raises `RunError` if it never reached its point."""
+        self.wait_for(lambda: not self.is_running(ident), timeout_s, f"the end of {ident} at {self._order(ident)}")
+
+    def await_stop(self, ident: str, timeout_s: float = _BLOW_S) -> None:
+        """Wait until a process armed with SIGSTOP stands still. Raises `RunError` if it never reached its point."""
+        stat = Path(f"/proc/{self.pids[ident]}/stat")
+        stopped = lambda: stat.read_text().rpartition(")")[2].split()[0] == "T"  # noqa: E731
+        self.wait_for(stopped, timeout_s, f"{ident} to stop at {self._order(ident)}")
+
+    def resume(self, ident: str) -> None:
+        """Let a stopped process go on."""
+        os.kill(self.pids[ident], signal.SIGCONT)
+
+    def _order(self, ident: str) -> str:
         order = self.orders / ident
-        what = f"the end of {ident} at {order.read_text() if order.exists() else 'its crash point'}"
-        self.wait_for(lambda: not self.is_running(ident), timeout_s, what)
+        return order.read_text() if order.exists() else "its crash point"
 
     def revive(self, ident: str) -> None:
         """Start a process again."""

@@ -3,8 +3,8 @@
 KIND `services`: aggregators and coordinator; `devices`: real devices; both are forked from one warm parent
 (`testbed.zygote`), so that a killed one is back in a few hundredths of a second. `host`: all synthetic devices, in one
 process. Each runs the product's own entry point. What is added to it, and only here: the recorder
-(`testbed.faults.recording`), oracle words, and an observer of the crash points, which sends SIGKILL to its own process
-at the point that the file `FOLDER/kill/NAME` names ("POINT NTH").
+(`testbed.faults.recording`), oracle words, and an observer of the crash points, which sends its own process a
+signal at the point that the file `FOLDER/kill/NAME` names ("POINT NTH SIGNAL").
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from testbed.zygote import Work, serve
 
 
 class Executioner:
-    """Ends this process at a crash point, when the harness has asked for it."""
+    """Ends or stops this process at a crash point, when the harness has asked for it."""
 
     def __init__(self, folder: Path, ident: str) -> None:
         self._order = folder / "kill" / ident
@@ -38,23 +38,23 @@ class Executioner:
     def __call__(self, point: str) -> None:
         """The observer of `fedpruneshare.crash_points`."""
         try:
-            wanted, nth = self._order.read_text().split()
+            wanted, nth, how = self._order.read_text().split()
         except (OSError, ValueError):
             return
         if wanted != point:
             return
         if int(nth) > 1:
-            write_order(self._order, point, int(nth) - 1)
+            write_order(self._order, point, int(nth) - 1, signal.Signals(int(how)))
             return
         self._order.unlink()
-        self._history.note("fault", what=f"SIGKILL of {self._ident} at {point}")
-        os.kill(os.getpid(), signal.SIGKILL)
+        self._history.note("fault", what=f"{signal.Signals(int(how)).name} of {self._ident} at {point}")
+        os.kill(os.getpid(), int(how))
 
 
-def write_order(order: Path, point: str, nth: int) -> None:
-    """Ask for a SIGKILL when a process reaches a point for the nth time from now on."""
+def write_order(order: Path, point: str, nth: int, how: signal.Signals) -> None:
+    """Ask for a signal when a process reaches a point for the nth time from now on."""
     partial = order.with_suffix(".part")
-    partial.write_text(f"{point} {nth}")
+    partial.write_text(f"{point} {nth} {int(how)}")
     partial.replace(order)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import random
 import signal
 import time
@@ -11,9 +12,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from fedpruneshare.link import BrokerAddress
 from firmware_configs.brokers import Broker
+from firmware_configs.brokers.mosquitto import find_mosquitto
 from testbed.faults.fleet import FaultFleet
 from testbed.federation import COORDINATOR
+from testbed.ledger.rounds import CoordinatorRound
 from testbed.scenario import load_scenario
 
 #: Rounds without end: a test stops the fleet when it has seen enough.
@@ -41,6 +47,24 @@ def real_fleet(folder: Path, *overrides: str, seed: int = 1) -> FaultFleet:
     task = (f'task.name="{TINY_TASK}"', 'task.data="any"', "training.local_epochs=2", "pruning.rungs=[1.0]")
     density = ("fleet.groups=[]", "pruning.start_density=1.0", "pruning.target_density=1.0")
     return FaultFleet(load_scenario("demo", [*ENDLESS, *task, *density, *overrides]), folder, seed)
+
+
+def mosquitto_with(*lines: str) -> Callable[[str, Path], Broker]:
+    """Makes Mosquitto brokers with next to no configuration, and with these lines."""
+    program = find_mosquitto()
+    if program is None:
+        pytest.skip("mosquitto is not installed")
+
+    def make(name: str, folder: Path) -> Broker:
+        def render(address: BrokerAddress) -> list[str]:
+            user = pwd.getpwuid(os.geteuid()).pw_name
+            own = (f"listener {address.port} {address.host}", "allow_anonymous true", f"user {user}")
+            (folder / "mosquitto.conf").write_text("\n".join([*own, f"persistence_location {folder}/", *lines, ""]))
+            return ["program", str(program), "-c", str(folder / "mosquitto.conf")]
+
+        return Broker("mosquitto", folder, render)
+
+    return make
 
 
 def wait(fleet: FaultFleet, condition: Callable[[], Any], what: str, timeout_s: float = _PATIENCE_S) -> Any:
@@ -114,6 +138,20 @@ def judge(fleet: FaultFleet) -> None:
     """Have the checker judge the run's history."""
     found = fleet.judge()
     assert not found, f"seed {fleet.seed}: {found[:10]}"
+
+
+def newest_round(fleet: FaultFleet) -> int:
+    """The newest round that was planned."""
+    return max((e["round"] for e in fleet.story() if e["event"] == "plan"), default=0)
+
+
+def decision(fleet: FaultFleet, round_id: int, timeout_s: float = _PATIENCE_S) -> CoordinatorRound:
+    """Wait for a round to be decided, and how it was."""
+
+    def found() -> CoordinatorRound | None:
+        return next((line for line in fleet.rounds() if line.round == round_id), None)
+
+    return wait(fleet, found, f"the end of round {round_id}", timeout_s)
 
 
 def phases(fleet: FaultFleet) -> list[str]:
