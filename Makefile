@@ -20,7 +20,7 @@ endif
 # Two test workers on two cores leave one thread to each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check format bench soak clean install
+.PHONY: demo test check format bench faults soak clean install
 
 install: $(STAMP)
 
@@ -39,7 +39,7 @@ demo: $(STAMP)
 	@$(BIN)/fedpruneshare testbed run demo --replace --out $(RUN_DIR)/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not soak' tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not soak and not faults' tests
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -58,6 +58,10 @@ bench: $(STAMP)
 	$(BIN)/fedpruneshare bench sharing --json $(RUN_DIR)/bench-sharing.json
 	$(BIN)/fedpruneshare bench width --json $(RUN_DIR)/bench-width.json
 	$(BIN)/fedpruneshare bench memory --json $(RUN_DIR)/bench-memory.json
+
+# The fault plan F01 to F15 (docs/threat-model.md): at most 12 minutes on two cores.
+faults: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m faults tests
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak tests
