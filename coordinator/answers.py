@@ -1,4 +1,4 @@
-"""From what aggregators answer a Freeze with to the words of the sum (docs/protocol.md §4.6, §5.5, §5.9). No I/O."""
+"""From what aggregators answer a Freeze with to the words of the sum (docs/protocol.md §4.6, §5). No I/O."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from fedpruneshare.errors import ProtocolError, SharingError
+from coordinator.checksums import RightAnswers, check_checksums, find_right_answers
+from fedpruneshare.errors import InconsistentSharesError, ProtocolError, SharingError
 from fedpruneshare.floors import open_segments
 from fedpruneshare.messages import Contribution, Freeze
 from fedpruneshare.plain import PlainSegment
@@ -24,18 +25,24 @@ _log = structlog.get_logger()
 class Opened:
     """The words of the sum by opened segment, whose they are, and who was found out on the way.
 
-    `plain` stands for the words where updates are not shared: Σw, Σw·v (docs/protocol.md §5.10).
-    `points` answered; `wrong_points` of them answered something else than the others. `is_verified`: a wrong answer
-    would have been noticed. `left_out_devices`: their updates could not be rebuilt, or are none a device may send.
+    `plain` stands for the words where updates are not shared: Σw, Σw·v (docs/protocol.md §5.10). `points` answered;
+    `wrong_points` of them answered something else than the others. `verified_by`: by what a wrong answer would have
+    been noticed: `consistency` of more than k sums, the hidden `checksum`, both (`consistency+checksum`), the `digests`
+    of fragments, or nothing. `left_out_devices`: their updates could not be rebuilt, or are none a device may send.
     """
 
     words: dict[int, Words] = field(repr=False)
     contributors: tuple[Contribution, ...]
     points: tuple[int, ...]
-    is_verified: bool
+    verified_by: str
     wrong_points: tuple[int, ...] = ()
     left_out_devices: tuple[str, ...] = ()
     plain: Mapping[int, PlainSegment] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether a wrong answer would have been noticed."""
+        return bool(self.verified_by)
 
     @property
     def segments(self) -> list[int]:
@@ -43,13 +50,14 @@ class Opened:
         return sorted(self.plain or self.words)
 
 
-def open_answers(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes]) -> Opened:
+def open_answers(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes], seed: bytes | None = None) -> Opened:
     """Open what at least k points answered: sums, or with `reveal = "each"` every contributor's fragments.
 
-    Raises `InconsistentSharesError` if more than k sums disagree and it cannot be told which are wrong, other
-    `PeerError`s for answers that do not open.
+    `seed`: that of the hidden checksum, if the plan has one. Raises `InconsistentSharesError` if more than k sums
+    disagree and it cannot be told which are right, `SharingError` for a wrong checksum, other `PeerError`s for answers
+    that do not open.
     """
-    return _rebuild_updates(view, freeze, answers) if view.is_each_revealed else _open_sums(view, freeze, answers)
+    return _rebuild_updates(view, freeze, answers) if view.is_each_revealed else _open_sums(view, freeze, answers, seed)
 
 
 def sum_vectors(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes]) -> dict[int, Words]:
@@ -58,19 +66,56 @@ def sum_vectors(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes]) ->
     return {x: from_bytes(answer, count, view.field) for x, answer in answers.items()}
 
 
-def _open_sums(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes]) -> Opened:
-    scheme, sums = view.scheme, sum_vectors(view, freeze, answers)
-    # More than k answers tell whether one is wrong; m of them also which, up to (m - k) / 2.
-    wrong = scheme.locate(sums) if len(sums) > scheme.k else ()
-    good = {x: sums[x] for x in sorted(sums) if x not in wrong}
-    chosen = dict(list(good.items())[: scheme.k])
+def _open_sums(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes], seed: bytes | None) -> Opened:
+    scheme, given = view.scheme, sum_vectors(view, freeze, answers)
+    sums = _canonical(view, given)
+    right = _find_right(view, freeze, sums, seed)
+    chosen = {x: sums[x] for x in right.points[: scheme.k]}
     words, start = {}, 0
     for segment in freeze.segments:
         end = start + view.segment_elements[segment]
         parts = {x: elements[start:end] for x, elements in chosen.items()}
         words[segment] = scheme.open(parts, view.segment_words[segment])
         start = end
-    return Opened(words, freeze.contributors, tuple(sorted(sums)), len(good) > scheme.k, wrong)
+    proofs = ["consistency"] if len(right.points) > scheme.k else []
+    if view.plan.checksum:
+        if seed is None:
+            raise RuntimeError("a plan with a checksum, opened without its seed")
+        check_checksums(view, words, seed)
+        proofs.append("checksum")
+    wrong = tuple(sorted({*right.wrong, *(given.keys() - sums.keys())}))
+    return Opened(words, freeze.contributors, tuple(sorted(given)), "+".join(proofs), wrong)
+
+
+def _canonical(view: PlanView, sums: Mapping[int, Words]) -> dict[int, Words]:
+    """The sums whose words are below p, if those are at least k: what is not was wrong whatever devices sent."""
+    sound: dict[int, Words] = {}
+    refused: SharingError | None = None
+    for x, words in sums.items():
+        try:
+            check_canonical(words, view.field)
+            sound[x] = words
+        except SharingError as error:
+            refused = error
+    if refused is not None and len(sound) < view.scheme.k:
+        raise refused
+    return sound
+
+
+def _find_right(view: PlanView, freeze: Freeze, sums: Mapping[int, Words], seed: bytes | None) -> RightAnswers:
+    """The answers to open: all, if they agree; else those with the right checksum, or of the nearest codeword."""
+    scheme, points = view.scheme, tuple(sorted(sums))
+    if len(points) <= scheme.k:
+        return RightAnswers(points, ())
+    if not view.plan.checksum or seed is None:
+        # m answers tell which are wrong, up to (m - k) / 2 of them; more in league could have others blamed.
+        wrong = scheme.locate(sums)
+        return RightAnswers(tuple(x for x in points if x not in wrong), wrong)
+    try:
+        scheme.check(sums)
+    except InconsistentSharesError:
+        return find_right_answers(view, freeze.segments, sums, seed)
+    return RightAnswers(points, ())
 
 
 def _rebuild_updates(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes]) -> Opened:
@@ -98,7 +143,7 @@ def _rebuild_updates(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes
             f" not those of {', '.join(refused)}"
         )
     words = {segment: _sum_segment(view, segment, updates) for segment in segments}
-    return Opened(words, contributors, tuple(sorted(answers)), True, named, tuple(refused))
+    return Opened(words, contributors, tuple(sorted(answers)), "digests", named, tuple(refused))
 
 
 def _rebuild_one(

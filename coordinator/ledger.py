@@ -21,6 +21,7 @@ from fedpruneshare.errors import ProtocolError
 from fedpruneshare.floors import lone_rungs, open_segments
 from fedpruneshare.link.chunks import Joiner
 from fedpruneshare.messages import (
+    Acceptance,
     Attendance,
     CheckReply,
     Contribution,
@@ -60,8 +61,11 @@ class RoundLedger:
         self._check_digest = b""
         self._checked: frozenset[Contribution] = frozenset()
         self._replies: dict[str, dict[str, Words]] = {}
+        self._acceptances: dict[bytes, set[str]] = defaultdict(set)
         self.judgement: Judgement | None = None
         self.lone_devices: tuple[str, ...] = ()
+        self.revoked: frozenset[str] = frozenset()
+        """Devices whose keys were revoked since the plan was made: nothing of theirs is summed."""
 
     # ------------------------------------------------------------------ attendance
 
@@ -115,7 +119,7 @@ class RoundLedger:
     def is_everything_in(self) -> bool:
         """Whether all aggregators of the plan have attended or refused, or too many refused for any opening."""
         names, refused = self.view.plan.points, self._plan_refusals.keys() - self._attendances.keys()
-        is_hopeless = len(names) - len(refused) < self.view.plan.sharing.k
+        is_hopeless = len(names) - len(refused) < self._least
         return is_hopeless or len(self._attendances) + len(refused) == len(names)
 
     def is_quorum_settled(self) -> bool:
@@ -126,7 +130,12 @@ class RoundLedger:
             for a in self._attendances.values()
             if cohort <= {upload.device_id for upload in a.uploads} | set(a.declined)
         ]
-        return len(settled) >= self.view.plan.sharing.k
+        return len(settled) >= self._least
+
+    @property
+    def _least(self) -> int:
+        """Aggregators without which nothing can be opened: k, or as many as must accept a Freeze first."""
+        return max(self.view.plan.sharing.k, self.view.plan.freeze_quorum)
 
     def heard_of(self) -> set[str]:
         """Devices that some aggregator or the Freeze names: they uploaded or declined."""
@@ -144,10 +153,10 @@ class RoundLedger:
         """
         plan = self.view.plan
         best, contributors = self._choose_set(plan.sharing.k)
-        if not best:
-            refusals = _listed(self._plan_refusals)
-            found = f"attendance of {len(self._attendances)} aggregators"
-            return Failure(f"{found}, expected at least k = {plan.sharing.k}{refusals}")
+        if not best or len(self._attendances) < plan.freeze_quorum:
+            refusals, found = _listed(self._plan_refusals), f"attendance of {len(self._attendances)} aggregators"
+            name = "k" if self._least == plan.sharing.k else "freeze_quorum"
+            return Failure(f"{found}, expected at least {name} = {self._least}{refusals}")
         floors = (plan.min_devices, plan.min_devices_segment)
         lone = lone_rungs([c.rung for c in contributors], self.view.segment_words, *floors)
         self.lone_devices = tuple(c.device_id for c in contributors if c.rung in lone)
@@ -194,10 +203,12 @@ class RoundLedger:
         return tuple(common[device] for device in sorted(common))
 
     def _passed(self, upload: Contribution) -> bool:
-        """After a dealer check only what was checked may be summed, and not what failed it.
+        """Whether an upload may be summed: not if its device was revoked, and not unless it passed a dealer check.
 
         An upload that was kept from one aggregator would otherwise evade the check.
         """
+        if upload.device_id in self.revoked:
+            return False
         if self._check is None or self.judgement is None:
             return True
         return upload in self._checked and upload.device_id not in self.judgement.dealers
@@ -291,6 +302,11 @@ class RoundLedger:
         joiner.add(chunk, data)
         return joiner.is_complete
 
+    def accept(self, aggregator_id: str, acceptance: Acceptance) -> None:
+        """Note that an aggregator has accepted a Check or Freeze; only ever told as a reason."""
+        if aggregator_id in self.view.plan.points and acceptance.of in (self._freeze_digest, self._check_digest):
+            self._acceptances[acceptance.of].add(aggregator_id)
+
     def refuse(self, aggregator_id: str, freeze: bytes, reason: str) -> bool:
         """Note that an aggregator will not sum; whether it concerns this Freeze."""
         if self._freeze is None or freeze != self._freeze_digest or aggregator_id not in self._freeze.aggregators:
@@ -316,8 +332,12 @@ class RoundLedger:
 
     def why_not_opened(self) -> str:
         """The reason of a round that ends with too few answers."""
-        found = f"sums of {len(self._answered())} aggregators"
-        return f"{found}, expected at least k = {self.view.plan.sharing.k}{_listed(self._refusals)}"
+        found, plan = f"sums of {len(self._answered())} aggregators", self.view.plan
+        why = f"{found}, expected at least k = {plan.sharing.k}"
+        if plan.freeze_quorum:
+            accepted = len(self._acceptances[self._freeze_digest])
+            why += f"; accepted by {accepted} aggregators, freeze_quorum = {plan.freeze_quorum}"
+        return why + _listed(self._refusals)
 
 
 def _devices_of(holders: Mapping[frozenset[int], int], subset: Sequence[int]) -> int:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from coordinator.answers import Opened, open_answers
 from coordinator.averaging import SegmentSum, apply_update, server_step
+from coordinator.gate import check_norms, check_score
 from coordinator.ledger import RoundLedger
 from coordinator.plain_updates import open_plain
 from coordinator.planning import ModelState, PublishedModel
@@ -23,11 +24,16 @@ from fedpruneshare.sparse.update import ClipRule, dequantise_sum, per_element_cl
 
 @dataclass(frozen=True)
 class Round:
-    """A frozen round with the model it was planned on."""
+    """A frozen round with the model it was planned on.
+
+    `seed`: that of its checksum, if it has one. `score_before`: what the last applied model scored, if any.
+    """
 
     ledger: RoundLedger
     state: ModelState
     published: PublishedModel
+    seed: bytes | None = field(default=None, repr=False)
+    score_before: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,19 +49,24 @@ class Opening:
 def open_and_apply(current: Round, bench: Workbench, settings: CoordinatorSettings) -> Opening:
     """Open the answers of a round and make the next model.
 
-    Raises `PeerError`: `InconsistentSharesError` if more than k sums disagree and it cannot be told which are wrong,
-    others for answers that do not decode or a model that is not finite.
+    Raises `PeerError`: `InconsistentSharesError` if more than k sums disagree and it cannot be told which are right,
+    others for a wrong checksum, answers that do not decode, and a model that no honest devices can have led to, is not
+    finite, or scores too much worse than the last. The old model then stays.
     """
     ledger = current.ledger
-    open_them = open_plain if ledger.view.is_plain else open_answers
-    opened = open_them(ledger.view, ledger.frozen, ledger.answers())
-    model = next_model(current, bench, settings, decode_sums(current, bench, opened))
+    if ledger.view.is_plain:
+        opened = open_plain(ledger.view, ledger.frozen, ledger.answers())
+    else:
+        opened = open_answers(ledger.view, ledger.frozen, ledger.answers(), current.seed)
+    sums = decode_sums(current, bench, opened)
+    model = next_model(current, bench, settings, sums)
     evaluation = bench.score(model)
+    check_score(evaluation.metric, current.score_before, bench.bundle.manifest.metric, settings.averaging)
     return Opening(model, opened, evaluation.metric, evaluation.loss)
 
 
 def decode_sums(current: Round, bench: Workbench, opened: Opened) -> dict[int, SegmentSum]:
-    """Opened words -> Σw and folded sums by segment."""
+    """Opened words -> Σw and folded sums by segment. Raises `ProtocolError` for sums too long for their clips."""
     view, coding = current.ledger.view, current.ledger.view.plan.coding
     counts = contributor_counts([c.rung for c in opened.contributors], view.rungs)
     if view.is_plain:
@@ -80,6 +91,7 @@ def decode_sums(current: Round, bench: Workbench, opened: Opened) -> dict[int, S
             values=_folded_sums(part.values, clips, coding.value_bits, count),
             vectors=_folded_sums(part.vectors, vector_clips, coding.vector_bits, count),
         )
+        check_norms(index, sums[index], (clips, vector_clips), coding)
     return sums
 
 

@@ -35,8 +35,8 @@ def outcome_line(round_id: int, phase: RoundPhase, seconds: Seconds, facts: dict
     """One line; what `facts` does not say stays blank."""
     blank: dict[str, Any] = {
         "round": round_id, "phase": str(phase), "reason": "", "contributors": 0, "aggregators": [],
-        "verified": False, "density": None, "rungs": [], "segments_open": [], "accuracy": None, "loss": None,
-        "model_bytes": 0, "cohort": 0, "reveal": "sum", "dealers_checked": False, "left_out_devices": [],
+        "verified": False, "verified_by": "", "density": None, "rungs": [], "segments_open": [], "accuracy": None,
+        "loss": None, "model_bytes": 0, "cohort": 0, "reveal": "sum", "dealers_checked": False, "left_out_devices": [],
         "wrong_aggregators": [],
     }  # fmt: skip
     return {**blank, **facts, "started_at": round(seconds.started_at, 3), "seconds": seconds.all()}
@@ -64,6 +64,7 @@ def round_facts(ledger: RoundLedger, reason: str, opening: Opening | None) -> di
         "contributors": len(rungs),
         "aggregators": sorted(names[x] for x in opened.points),
         "verified": opened.is_verified,
+        "verified_by": opened.verified_by,
         "rungs": [rungs.count(rung) for rung in range(view.rungs)],
         "segments_open": opened.segments,
         "accuracy": opening.accuracy,

@@ -43,7 +43,7 @@ def open_plain(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes]) -> 
     sums = {
         index: _weighted_sum([parts[index] for parts in updates.values() if len(parts) > index]) for index in segments
     }
-    return Opened({}, tuple(updates), tuple(answers), False, left_out_devices=tuple(refused), plain=sums)
+    return Opened({}, tuple(updates), tuple(answers), "", left_out_devices=tuple(refused), plain=sums)
 
 
 def _read_update(view: PlanView, rung: int, data: bytes) -> list[PlainSegment]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.averaging import ServerMoments
-from coordinator.settings import CoordinatorSettings, RoundSettings
+from coordinator.settings import CoordinatorSettings, RoundSettings, SharingSettings
 from fedpruneshare.directory import Directory
 from fedpruneshare.errors import PlanError
-from fedpruneshare.messages import Coding, Reveal, RoundPlan, Segment, Sharing, SupportRule, Training, digest
+from fedpruneshare.messages import Coding, Reveal, RoundPlan, Segment, Sharing, Suite, SupportRule, Training, digest
 from fedpruneshare.plain import PlainLayout
 from fedpruneshare.rng import stream
 from fedpruneshare.sharing.field import FIELDS
@@ -21,6 +23,9 @@ from fedpruneshare.sparse.channels import Groups
 from fedpruneshare.sparse.parameters import ParameterTable
 from fedpruneshare.sparse.support import Support
 from fedpruneshare.words import WordLayout
+
+#: A plan expires so long after its deadline: a clock that is a day off changes nothing, one found later is no use.
+_GENEROUS_S: Final = 2 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -168,14 +173,26 @@ def _quotas(sizes: Mapping[int, int], size: int, floor: int) -> dict[int, int]:
 # --------------------------------------------------------------------------- the plan
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What else a plan says: when it is made (seconds since 1970), the commitment to its checksum's seed, if any."""
+
+    now: float = 0.0
+    checksum: bytes = b""
+
+
+_NO_TERMS: Final = Terms()
+
+
 def plan_round(
     round_id: int,
     state: ModelState,
     published: PublishedModel,
     facts: TaskFacts,
     fleet: tuple[AvailableDevices, CoordinatorSettings, Directory],
+    terms: Terms = _NO_TERMS,
 ) -> RoundPlan:
-    """The plan of a round. `fleet` = (available devices, settings, directory).
+    """The plan of a round. `fleet` = (available devices, settings, directory). One made at time 0 never expires.
 
     Raises `PlanError` if too few devices are available; `fedpruneshare.plan.check_plan` checks the rest.
     """
@@ -184,7 +201,7 @@ def plan_round(
     if len(limits) < rounds.min_devices:
         raise PlanError(f"{len(limits)} devices are there, expected at least min_devices = {rounds.min_devices}")
     allowed, cohort = _rungs_and_cohort(round_id, len(published.blobs), available, rounds)
-    coding = _coding(settings, state, len(cohort))
+    coding = _coding(settings, state, len(cohort), len(terms.checksum))
     return RoundPlan(
         round_id=round_id,
         directory_version=directory.version,
@@ -203,7 +220,18 @@ def plan_round(
         deadline_s=rounds.deadline_s,
         chunk_bytes=settings.coding.chunk_bytes,
         support=published.rule,
+        model_version=state.applied,
+        suites=suites(settings.sharing, directory),
+        freeze_quorum=settings.sharing.freeze_quorum,
+        checksum=terms.checksum,
+        expires_at=math.ceil(terms.now + rounds.deadline_s) + _GENEROUS_S if terms.now else 0,
     )
+
+
+def suites(sharing: SharingSettings, directory: Directory) -> tuple[Suite, ...]:
+    """What seals of a round may be made with (docs/protocol.md §7.3)."""
+    is_hybrid = sharing.suite == "hybrid" or directory.post_quantum
+    return tuple(suite for suite in Suite if suite.is_hybrid == is_hybrid)
 
 
 def _rungs_and_cohort(
@@ -235,7 +263,7 @@ def _points(aggregators: Sequence[str], round_id: int) -> dict[str, int]:
     return {name: 1 + (index + round_id) % len(aggregators) for index, name in enumerate(aggregators)}
 
 
-def _coding(settings: CoordinatorSettings, state: ModelState, devices: int) -> Coding:
+def _coding(settings: CoordinatorSettings, state: ModelState, devices: int, checksum_bytes: int) -> Coding:
     coding = settings.coding
     return Coding(
         value_bits=coding.value_bits,
@@ -244,6 +272,7 @@ def _coding(settings: CoordinatorSettings, state: ModelState, devices: int) -> C
         vector_clips=state.vector_clips,
         max_weight=coding.max_weight,
         max_devices=devices,
+        tail_words=settings.sharing.tail_words if checksum_bytes else 0,
         radix=coding.radix,
     )
 

@@ -1,7 +1,8 @@
 """The coordinator at work: plan, collect, check, freeze, open, average, publish (docs/protocol.md §4).
 
 `Coordinator.run_round` is the whole of a round, top to bottom. What may be concluded stands in `ledger.py`, what
-survives a restart in `store.py`. Everything is committed before it is sent, so a restart repeats, never contradicts.
+survives a restart in `store.py`. Everything is committed before it is sent, so a restart repeats, never contradicts. A
+disk that is full is waited for; the round then goes on as after a restart.
 """
 
 from __future__ import annotations
@@ -9,52 +10,38 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import time
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import structlog
 
+from coordinator.deciding import Decider
+from coordinator.desk import Desk
 from coordinator.ledger import Failure, RoundLedger
 from coordinator.opening import Opening, Round, open_and_apply
 from coordinator.outcomes import Seconds, outcome_line, round_facts
-from coordinator.planning import AvailableDevices, ModelState, plan_round
-from coordinator.publishing import Publisher
+from coordinator.planning import AvailableDevices, ModelState, PublishedModel, Terms, plan_round
+from coordinator.publishing import Announcement, Publisher
+from coordinator.seeds import SeedLetters
 from coordinator.settings import CoordinatorSettings
 from coordinator.store import OpenRound, RoundStore
 from coordinator.supports import Press
 from coordinator.workbench import Workbench
-from fedpruneshare.errors import PeerError, PlanError, ProtocolError, SharingError
-from fedpruneshare.link import Delivery, Link
+from fedpruneshare.crash_points import reach
+from fedpruneshare.errors import LinkError, PeerError, PlanError, SettingsError, StoreError
+from fedpruneshare.link import Link
 from fedpruneshare.link.retry import Backoff
-from fedpruneshare.messages import (
-    Attendance,
-    CheckReply,
-    DealerCheck,
-    Freeze,
-    Heartbeat,
-    Hello,
-    Outcome,
-    Refusal,
-    Reveal,
-    RoundPhase,
-    RoundPlan,
-    SumShare,
-    decode,
-    digest,
-    encode,
-)
+from fedpruneshare.messages import Freeze, Outcome, Reveal, RoundPhase, RoundPlan, decode, digest, encode
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView, check_plan
-from fedpruneshare.sealing import sum_context
-from fedpruneshare.sharing.dealer_check import Judgement
+from fedpruneshare.sharing.checksum import SEED_BYTES, commitment
+from fedpruneshare.topics import Role
 
 _log = structlog.get_logger()
 #: A device that missed so many rounds in a row is not drawn again until it is heard of.
 _MISSED_LIMIT = 2
-#: Between two sendings of one Freeze: an aggregator whose connection flaps must not set off a storm of answers.
-_RESEND_PAUSE_S = 0.5
+#: Between two looks whether there is room on the disk again.
+_FULL_DISK_PAUSES = Backoff(random.Random(), first_s=0.5, cap_s=5.0)
 
 
 class Coordinator:
@@ -63,10 +50,12 @@ class Coordinator:
     def __init__(self, party: Party, settings: CoordinatorSettings, link: Link, bench: Workbench) -> None:
         self._party, self._settings, self._link, self._bench = party, settings, link, bench
         self._store = RoundStore(bench.folder, bench.facts.bundle)
-        self._publisher, self._press = Publisher(party, link, Backoff(random.Random())), Press(settings, bench.facts)
-        self._ledger: RoundLedger | None = None
-        self._changed, self._is_repeat_wanted = asyncio.Event(), False
-        self._sent: tuple[str, bytes] | None = None
+        self._publisher = Publisher(party, link, self._store, Backoff(random.Random()))
+        self._press, self._desk = Press(settings, bench.facts), Desk(party, self._store, link)
+        self._decider = Decider(self._desk, self._store, self._publisher, settings.rounds)
+        self._rendered: int | None = None
+        self._told = 0
+        self._passing_on: set[asyncio.Task[None]] = set()
 
     # ------------------------------------------------------------------ the run
 
@@ -75,33 +64,54 @@ class Coordinator:
         await self._start()
         if last_plan := self._store.last_plan():
             self._publisher.remember(last_plan)
-        if self._store.model() is None:
-            self._store.save_first_model(self._bench.first_model())
-        rounds = self._settings.rounds
-        outcomes = self._store.outcomes()
-        while len(outcomes) < rounds.count and _failed(outcomes) <= rounds.max_failed:
-            await self.run_round()
-            outcomes = self._store.outcomes()
-        self._bench.render(self._model())
-        await self._publisher.clear(self._store.last_plan())
+        while True:
+            try:
+                if self._store.model() is None:
+                    self._store.save_first_model(self._bench.first_model())
+                await self._settle()
+                if self._is_over():
+                    self._render()
+                    break
+                await self.run_round()
+            except StoreError as error:
+                await self._wait_for_room(error)
+        await self._publisher.clear()
+        outcomes, allowed = self._store.outcomes(), self._settings.rounds.max_failed
         failed = _failed(outcomes)
-        _log.info("run-over", rounds=len(outcomes), failed=failed, allowed=rounds.max_failed)
-        return 0 if failed <= rounds.max_failed else 1
+        _log.info("run-over", rounds=len(outcomes), failed=failed, allowed=allowed)
+        return 0 if failed <= allowed else 1
+
+    def _is_over(self) -> bool:
+        outcomes, rounds = self._store.outcomes(), self._settings.rounds
+        return len(outcomes) >= rounds.count or _failed(outcomes) > rounds.max_failed
 
     async def _start(self) -> None:
-        topics = self._party.topics
+        self._party.on_change(self._on_directory)
         self._link.on_connect(self._on_connected)
-        await self._link.subscribe(topics.every("hello"), self._on_hello)
-        await self._link.subscribe(topics.every("heartbeat"), self._on_heartbeat)
-        await self._link.subscribe(topics.every("attendance"), self._on_attendance)
-        await self._link.subscribe(topics.every("checked"), self._on_reply)
-        await self._link.subscribe(topics.every("sum"), self._on_sum)
+        await self._desk.subscribe()
         await self._link.connect(wait=True)
 
     async def stop(self) -> None:
         """Disconnect and close the store; an open round is resumed by the next start."""
+        for task in self._passing_on:
+            task.cancel()
+        await asyncio.gather(*self._passing_on, return_exceptions=True)
         await self._link.close()
         self._store.close()
+
+    async def _wait_for_room(self, error: StoreError) -> None:
+        """Wait until the disk takes something again. What was not kept is made again from what was."""
+        _log.error("store-waits", reason=str(error))
+        attempt = 0
+        while True:
+            await asyncio.sleep(0.1 + _FULL_DISK_PAUSES.wait_s(attempt))
+            attempt += 1
+            try:
+                self._store.note("full_disk", self._store.noted("full_disk") + 1)
+            except StoreError:
+                continue
+            _log.info("store-goes-on", attempts=attempt)
+            return
 
     # ------------------------------------------------------------------ one round
 
@@ -113,159 +123,126 @@ class Coordinator:
             return
         state = self._model()
         published = await self._press.publish(state, begun.round_id)
-        view = self._check_open_round(begun)
-        if [digest(blob) for blob in published.blobs] != [segment.blob for segment in view.plan.segments]:
-            # Packed by another version of the software, or of its compressor: what was announced cannot be said again.
-            await self._give_up(begun.round_id, "the stored model is not coded as its plan says", seconds)
+        try:
+            view = self._check_open_round(begun, published)
+        except PeerError as error:
+            await self._give_up(begun.round_id, str(error), seconds)
             return
-        self._ledger = RoundLedger(view)
-        remaining_s = self._remaining_s(begun)
-        freeze: Freeze | Failure | None = self._frozen_before(begun)
-        await self._publisher.announce(self._ledger.view, begun.plan, published, remaining_s)
-        if freeze is None:
-            await self._collect(remaining_s)
-            seconds.lap("collect")
-            freeze = await self._check_dealers(begun, seconds) or self._choose_freeze()
-        if isinstance(freeze, Failure):
-            await self._close(RoundPhase.FAILED, seconds, reason=freeze.reason)
-            return
-        await self._publisher.send(self._sent)
-        await self._await_sums()
-        seconds.lap("sum")
-        await self._open_and_apply(Round(self._ledger, state, published), seconds)
+        ledger = RoundLedger(view)
+        self._desk.open(ledger)
+        self._leave_out_revoked()
+        frozen = self._decider.frozen_before(begun)
+        announcing = asyncio.create_task(self._announce(begun, view, published))
+        try:
+            freeze = frozen or await self._gather(begun, announcing, seconds)
+            if isinstance(freeze, Failure):
+                await self._close(RoundPhase.FAILED, seconds, reason=freeze.reason)
+                return
+            await self._decider.send_freeze()
+            await self._decider.await_sums()
+            reach("coordinator.sums-gathered")
+            seconds.lap("sum")
+            await self._open_and_apply(Round(ledger, state, published, begun.seed, self._last_score()), seconds)
+        finally:
+            announcing.cancel()
+            await asyncio.gather(announcing, return_exceptions=True)
 
     async def _plan(self, seconds: Seconds) -> OpenRound | None:
         """Wait for devices, plan, commit. None if the round failed before it began."""
+        self._reload()
         await self._await_devices()
-        round_id = self._store.next_round_id()
+        directory, settings = self._party.directory, self._settings
+        round_id = self._store.next_round_id(directory.round_epoch)
         state = self._model()
         published = await self._press.publish(state, round_id)
-        fleet = (self._fleet(), self._settings, self._party.directory)
+        now, seed = self._party.now(), os.urandom(SEED_BYTES) if settings.sharing.has_checksum else None
+        terms = Terms(now, b"" if seed is None else commitment(seed))
         try:
-            plan = plan_round(round_id, state, published, self._bench.facts, fleet)
+            plan = plan_round(
+                round_id, state, published, self._bench.facts, (self._fleet(), settings, directory), terms
+            )
             body = encode(plan)
-            check_plan(plan, digest(body), self._party.directory)
+            check_plan(plan, digest(body), directory, now)
         except PlanError as error:
             await self._give_up(round_id, str(error), seconds)
             return None
-        started_at = time.time()
-        self._store.begin(round_id, body, started_at)
+        reach("coordinator.plan-made")
+        self._store.begin(round_id, body, now, seed)
         _log.info("round-planned", round_id=round_id, cohort=len(plan.cohort), rungs=plan.rungs, t=plan.sharing.t)
         if plan.sharing.reveal is not Reveal.SUM:
             _log.warning("updates-revealed", round_id=round_id, reveal=plan.sharing.reveal)
-        return OpenRound(round_id, body, started_at, None)
+        return OpenRound(round_id, body, now, seed=seed)
+
+    def _reload(self) -> None:
+        """Take up keys and a directory that were put in place. Raises `SettingsError` if none of ours counts."""
+        try:
+            self._party.reload()
+        except (SettingsError, PeerError, OSError) as error:
+            _log.error("directory-not-reloaded", in_force=self._party.directory.version, reason=str(error))
+        if not self._party.is_current():
+            version = self._party.directory.version
+            raise SettingsError(f"no key of {self._party.ident!r} is in force any more (directory version {version})")
 
     async def _await_devices(self) -> None:
         """Before the first round for the whole roster, or the quickest would be the cohort; later for the floor."""
         rounds, is_first = self._settings.rounds, not self._store.outcomes()
         enough = len(self._party.directory.devices) if is_first else rounds.min_devices
         size, limit_s = self._store.fleet_size, rounds.wait_for_devices_s  # counted first: thousands say hello
-        await self._wait_until(lambda: size(_MISSED_LIMIT) >= enough <= len(self._fleet().limits), limit_s)
+        await self._desk.wait_until(lambda: size(_MISSED_LIMIT) >= enough <= len(self._fleet().limits), limit_s)
 
     def _fleet(self) -> AvailableDevices:
-        known, roster = self._store.fleet(_MISSED_LIMIT), self._party.directory.devices
-        return AvailableDevices({d: limit for d, limit in known.limits.items() if d in roster}, known.expected)
+        known, directory = self._store.fleet(_MISSED_LIMIT), self._party.directory
+        limits = {d: limit for d, limit in known.limits.items() if not directory.is_revoked(Role.DEVICE, d)}
+        return AvailableDevices(limits, known.expected)
 
-    async def _give_up(self, round_id: int, reason: str, seconds: Seconds) -> None:
-        """Fail a round that cannot go on before it has a ledger."""
-        _log.error("round-given-up", round_id=round_id, reason=reason)
-        self._store.finish(round_id, outcome_line(round_id, RoundPhase.FAILED, seconds, {"reason": reason}), None)
-        await self._publisher.close(Outcome(round_id, RoundPhase.FAILED, reason[:500]))
+    def _check_open_round(self, begun: OpenRound, published: PublishedModel) -> PlanView:
+        """The plan of an open round, checked. Raises `PlanError` where it cannot go on.
 
-    def _check_open_round(self, begun: OpenRound) -> PlanView:
+        A directory that came into force since does not end it: who was revoked is left out.
+        """
         plan = decode("round-plan", begun.plan)
         assert isinstance(plan, RoundPlan)
-        return check_plan(plan, digest(begun.plan), self._party.directory)
+        directory = msgspec.structs.replace(self._party.directory, version=plan.directory_version)
+        view = check_plan(plan, digest(begun.plan), directory, self._party.now())
+        if [digest(blob) for blob in published.blobs] != [segment.blob for segment in plan.segments]:
+            # Packed by another version of the software, or of its compressor: what was announced cannot be said again.
+            raise PlanError("the stored model is not coded as its plan says")
+        if plan.checksum and (begun.seed is None or commitment(begun.seed) != plan.checksum):
+            raise PlanError("the seed of the checksum is not the one that the plan commits to")
+        return view
 
-    def _remaining_s(self, begun: OpenRound) -> float:
-        deadline_s = self._open_ledger().view.plan.deadline_s
-        return deadline_s - min(max(time.time() - begun.started_at, 0.0), deadline_s)
+    async def _announce(self, begun: OpenRound, view: PlanView, published: PublishedModel) -> None:
+        letters = SeedLetters(self._party, view.plan, view.digest, begun.seed) if begun.seed else None
+        ends_at = asyncio.get_running_loop().time() + self._remaining_s(begun, view)
+        await self._publisher.announce(Announcement(view.plan, begun.plan, published.blobs, ends_at, letters))
 
-    async def _collect(self, remaining_s: float) -> None:
-        """Wait for attendances: all of them, or k settled ones and a grace time, or the deadline and a grace time."""
-        ledger, grace_s = self._open_ledger(), self._settings.rounds.grace_s
-        await self._wait_until(lambda: ledger.is_everything_in() or ledger.is_quorum_settled(), remaining_s + grace_s)
-        if not ledger.is_everything_in() and ledger.is_quorum_settled():
-            await self._wait_until(ledger.is_everything_in, grace_s)
+    def _remaining_s(self, begun: OpenRound, view: PlanView) -> float:
+        return remaining_s(begun.started_at, view.plan.deadline_s, self._party.now())
 
-    async def _check_dealers(self, begun: OpenRound, seconds: Seconds) -> Failure | None:
-        """Leave out devices whose shares fit no polynomial, if the plan has checks (docs/protocol.md §5.7)."""
-        ledger, rounds = self._open_ledger(), self._settings.rounds
-        if not ledger.view.checks or not self._open_check(begun):
-            return None
-        await self._publisher.send(self._sent)
-        await self._wait_resending(lambda: ledger.is_every_reply_in() or ledger.can_judge(), rounds.sum_timeout_s)
-        await self._wait_resending(ledger.is_every_reply_in, rounds.grace_s if ledger.can_judge() else 0.0)
-        seconds.lap("check")
-        if not ledger.can_judge():
-            _log.warning("dealers-not-checked", round_id=begun.round_id, reason="no more than k aggregators answered")
-            return None
+    async def _gather(self, begun: OpenRound, announcing: asyncio.Task[None], seconds: Seconds) -> Freeze | Failure:
+        """Attendances, dealer check, Freeze: committed, not yet sent."""
         try:
-            judgement = await asyncio.to_thread(ledger.judge)
-        except SharingError as error:
+            await self._collect(announcing, self._remaining_s(begun, self._desk.round.view))
+        except LinkError as error:  # what cannot be announced at all: refused by the broker, or too large for it
             return Failure(str(error))
-        self._store.note_judgement(begun.round_id, msgspec.json.encode(judgement).decode())
-        _log.info("dealers-checked", round_id=begun.round_id, left_out=judgement.dealers, liars=judgement.points)
-        return None
+        reach("coordinator.attendance-gathered")
+        seconds.lap("collect")
+        return await self._decider.check_dealers(begun, seconds) or self._decider.choose_freeze()
 
-    def _open_check(self, begun: OpenRound) -> bool:
-        """Commit the check of this round, or take up the one sent before a restart; whether there is one."""
-        body = begun.check
-        if body is None:
-            chosen = self._open_ledger().choose_check(os.urandom(32))
-            if chosen is None:
-                _log.warning(
-                    "dealers-not-checked", round_id=begun.round_id, reason="too few uploads are held by more than k"
-                )
-                return False
-            body = encode(chosen)
-            self._store.note_check(begun.round_id, body)
-        check = decode("dealer-check", body)
-        assert isinstance(check, DealerCheck)
-        self._open_ledger().check(check, digest(body))
-        self._sent = ("dealer-check", body)
-        return True
+    async def _collect(self, announcing: asyncio.Task[None], left_s: float) -> None:
+        """Wait for attendances: all of them, or k settled ones and a grace time, or the deadline and a grace time."""
+        desk, ledger, grace_s = self._desk, self._desk.round, self._settings.rounds.grace_s
 
-    def _frozen_before(self, begun: OpenRound) -> Freeze | None:
-        if begun.freeze is None:
-            return None
-        freeze = decode("freeze", begun.freeze)
-        assert isinstance(freeze, Freeze)
-        if begun.judged is not None:
-            self._open_ledger().judgement = msgspec.json.decode(begun.judged, type=Judgement)
-        return self._enter_frozen(freeze, begun.freeze)
+        def is_stuck() -> bool:
+            return announcing.done() and announcing.exception() is not None
 
-    def _choose_freeze(self) -> Freeze | Failure:
-        ledger = self._open_ledger()
-        freeze = ledger.choose_freeze()
-        if isinstance(freeze, Failure):
-            return freeze
-        body = encode(freeze)
-        self._store.freeze(freeze.round_id, body)
-        found = {"contributors": len(freeze.contributors), "alone_on_their_rung": ledger.lone_devices}
-        _log.info("frozen", round_id=freeze.round_id, by=freeze.aggregators, **found)
-        return self._enter_frozen(freeze, body)
-
-    def _enter_frozen(self, freeze: Freeze, body: bytes) -> Freeze:
-        self._open_ledger().freeze(freeze, digest(body))
-        self._sent = ("freeze", body)
-        return freeze
-
-    async def _await_sums(self) -> None:
-        """Wait for every named sum; with k of them only a grace time longer."""
-        ledger, rounds = self._open_ledger(), self._settings.rounds
-        await self._wait_resending(lambda: ledger.is_every_answer_in() or ledger.can_open(), rounds.sum_timeout_s)
-        await self._wait_resending(ledger.is_every_answer_in, rounds.grace_s if ledger.can_open() else 0.0)
-
-    async def _wait_resending(self, predicate: Callable[[], bool], timeout_s: float) -> None:
-        """Wait, and send Check or Freeze again when an aggregator came back; not more often than the pause allows."""
-        end = time.monotonic() + timeout_s
-        while not predicate() and (left := end - time.monotonic()) > 0:
-            await self._wait_until(lambda: predicate() or self._is_repeat_wanted, left)
-            if self._is_repeat_wanted and not predicate():
-                self._is_repeat_wanted = False
-                await self._publisher.send(self._sent)
-                await self._wait_until(predicate, min(left, _RESEND_PAUSE_S))
+        announcing.add_done_callback(lambda _: desk.wake())
+        settled = ledger.is_quorum_settled
+        await desk.wait_until(lambda: is_stuck() or ledger.is_everything_in() or settled(), left_s + grace_s)
+        if is_stuck():
+            announcing.result()
+        if not ledger.is_everything_in() and settled():
+            await desk.wait_until(ledger.is_everything_in, grace_s)
 
     async def _open_and_apply(self, current: Round, seconds: Seconds) -> None:
         if not current.ledger.can_open():
@@ -276,126 +253,101 @@ class Coordinator:
         except PeerError as error:
             await self._close(RoundPhase.FAILED, seconds, reason=str(error))
             return
+        reach("coordinator.reconstructed")
         seconds.lap("apply")
         await self._close(RoundPhase.APPLIED, seconds, opening=opening)
+
+    # ------------------------------------------------------------------ the end of a round
 
     async def _close(
         self, phase: RoundPhase, seconds: Seconds, *, reason: str = "", opening: Opening | None = None
     ) -> None:
         """Commit the outcome (and the model), then say so."""
-        ledger = self._open_ledger()
+        ledger = self._desk.round
         plan = ledger.view.plan
         ledger.phase = phase
-        if opening is not None:
-            self._bench.render(opening.model)
         outcome = outcome_line(plan.round_id, phase, seconds, round_facts(ledger, reason, opening))
         self._store.note_round(plan.cohort, ledger.heard_of())
         self._store.finish(plan.round_id, outcome, opening.model if opening else None)
-        self._ledger, self._sent, self._is_repeat_wanted = None, None, False
+        self._desk.close()
         _log.info("round-closed", **{key: outcome[key] for key in ("round", "phase", "reason", "accuracy")})
-        await self._publisher.close(Outcome(plan.round_id, phase, reason[:500]))
+        await self._settle()
 
-    # ------------------------------------------------------------------ what arrives
+    async def _give_up(self, round_id: int, reason: str, seconds: Seconds) -> None:
+        """Fail a round that cannot go on before it has a ledger."""
+        _log.error("round-given-up", round_id=round_id, reason=reason)
+        self._store.finish(round_id, outcome_line(round_id, RoundPhase.FAILED, seconds, {"reason": reason}), None)
+        await self._settle()
+
+    async def _settle(self) -> None:
+        """Bring to light what the store says of the last round: `model.onnx`, `rounds.jsonl`, its Outcome.
+
+        A crash or a full disk may have come between the commit and any of them. Raises `StoreError`.
+        """
+        outcomes = self._store.outcomes()
+        if any(outcome["phase"] == RoundPhase.APPLIED for outcome in outcomes):
+            self._render()
+        self._store.write_journal()
+        if outcomes and self._told != outcomes[-1]["round"]:
+            last = outcomes[-1]
+            await self._publisher.close(Outcome(last["round"], RoundPhase(last["phase"]), last["reason"][:500]))
+            self._told = last["round"]
+            reach("coordinator.outcome-published")
+
+    def _render(self) -> None:
+        state = self._model()
+        if self._rendered == state.applied:
+            return
+        reach("coordinator.model-written.before")
+        try:
+            self._bench.render(state)
+        except OSError as error:
+            raise StoreError(f"model.onnx: {error.strerror}, expected a disk with room that takes it") from None
+        reach("coordinator.model-written.after")
+        self._rendered = state.applied
+
+    # ------------------------------------------------------------------ what happens meanwhile
 
     async def _on_connected(self, first: bool) -> None:
-        """After a lost connection the broker may have forgotten everything: publish the open round again."""
-        begun = self._store.open_round()
-        if first or begun is None or self._ledger is None:
-            return
-        published = await self._press.publish(self._model(), begun.round_id)
-        if self._ledger is not None and self._ledger.view.plan.round_id == begun.round_id:
-            await self._publisher.announce(self._ledger.view, begun.plan, published, self._remaining_s(begun))
-            await self._publisher.send(self._sent)
+        """After a lost connection the broker may have forgotten everything: say what is open again."""
+        if not first:
+            await self._publisher.repeat()
+            await self._decider.send()
 
-    async def _on_hello(self, delivery: Delivery) -> None:
-        opened = self._party.take("hello", delivery)
-        if opened and isinstance(opened.message, Hello):
-            self._store.greet(opened.sender, opened.message.rung_limit)
-            self._changed.set()
+    def _on_directory(self) -> None:
+        """Another directory is in force: pass it on, and leave out of the open round whom it revokes."""
+        self._leave_out_revoked()
+        task = asyncio.create_task(self._pass_on_directory())
+        self._passing_on.add(task)
+        task.add_done_callback(self._passing_on.discard)
 
-    async def _on_heartbeat(self, delivery: Delivery) -> None:
-        opened = self._party.take("heartbeat", delivery)
-        if opened and isinstance(opened.message, Heartbeat):
-            is_held_back = opened.message.constraint not in ("", "plan", "rung_max")
-            self._store.note_rung(opened.sender, opened.message.rung if is_held_back else None)
-
-    async def _on_attendance(self, delivery: Delivery) -> None:
-        opened = self._party.take("attendance", delivery)
-        if opened is None or self._ledger is None:
-            return
-        if isinstance(opened.message, Refusal):
-            if self._ledger.refuse_plan(opened.sender, opened.message.of, opened.message.reason):
-                _log.warning("plan-refused", aggregator=opened.sender, reason=opened.message.reason)
-            self._changed.set()
-            return
-        assert isinstance(opened.message, Attendance)
+    async def _pass_on_directory(self) -> None:
         try:
-            is_new = self._ledger.attend(opened.sender, opened.message)
-        except ProtocolError as error:
-            _log.warning("attendance-refused", aggregator=opened.sender, reason=str(error))
-            return
-        if is_new:
-            _log.info("attended", aggregator=opened.sender, uploads=len(opened.message.uploads))
-        self._is_repeat_wanted = self._sent is not None  # it may have missed the Check or the Freeze
-        self._changed.set()
+            await self._publisher.say_directory()
+        except (LinkError, StoreError) as error:
+            _log.error("directory-not-passed-on", reason=str(error))
 
-    async def _on_reply(self, delivery: Delivery) -> None:
-        opened = self._party.take("checked", delivery)
-        if opened is None or not isinstance(opened.message, CheckReply) or self._ledger is None:
-            return
-        try:
-            self._ledger.reply(opened.sender, opened.message)
-        except PeerError as error:
-            _log.warning("check-reply-refused", aggregator=opened.sender, reason=str(error))
-        self._changed.set()
+    def _last_score(self) -> float | None:
+        applied = [outcome for outcome in self._store.outcomes() if outcome["phase"] == RoundPhase.APPLIED]
+        return applied[-1]["accuracy"] if applied else None
 
-    async def _on_sum(self, delivery: Delivery) -> None:
-        opened = self._party.take("sum", delivery)
-        ledger = self._ledger
-        if opened is None or ledger is None or ledger.phase is not RoundPhase.FROZEN:
-            return
-        message = opened.message
-        if isinstance(message, Refusal):
-            if ledger.refuse(opened.sender, message.of, message.reason):
-                _log.warning("freeze-refused", aggregator=opened.sender, reason=message.reason)
-        elif isinstance(message, SumShare):
-            self._take_sum(ledger, opened.sender, message)
-        self._changed.set()
-
-    def _take_sum(self, ledger: RoundLedger, sender: str, message: SumShare) -> None:
-        parties, position = (sender, self._party.ident), (message.x, message.chunk, message.chunks)
-        context = sum_context(self._party.directory.federation, message.freeze, parties, position)
-        try:
-            ledger.check_answer(sender, message)
-            opened = self._party.identity.unseal(message.sealed, context, message.suite, message.key)
-            ledger.add_answer_chunk(sender, message.chunk, opened)
-        except PeerError as error:
-            _log.warning("sum-refused", aggregator=sender, reason=str(error))
-
-    # ------------------------------------------------------------------ small things
-
-    async def _wait_until(self, predicate: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait until something that arrived makes the predicate true, at most so long; whether it is."""
-        end = time.monotonic() + timeout_s
-        while not predicate():
-            left = end - time.monotonic()
-            if left <= 0:
-                return False
-            self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), left)
-            except TimeoutError:
-                return predicate()
-        return True
+    def _leave_out_revoked(self) -> None:
+        ledger, directory = self._desk.ledger, self._party.directory
+        if ledger is not None:
+            cohort = ledger.view.plan.cohort
+            ledger.revoked = frozenset(device for device in cohort if directory.is_revoked(Role.DEVICE, device))
+            if ledger.revoked:
+                _log.warning("revoked-devices-left-out", devices=sorted(ledger.revoked))
 
     def _model(self) -> ModelState:
         state = self._store.model()
         assert state is not None
         return state
 
-    def _open_ledger(self) -> RoundLedger:
-        assert self._ledger is not None
-        return self._ledger
+
+def remaining_s(started_at: float, deadline_s: float, now: float) -> float:
+    """What is left of a round. The wall clock is a hint, bounded by the plan, should it have been set back or forth."""
+    return deadline_s - min(max(now - started_at, 0.0), deadline_s)
 
 
 def _failed(outcomes: list[dict[str, Any]]) -> int:

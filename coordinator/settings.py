@@ -12,6 +12,7 @@ from fedpruneshare.errors import Fault
 from fedpruneshare.floors import LOWEST_FLOOR
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_CHUNK_BYTES, MAX_DEVICES, MAX_SEGMENTS
 from fedpruneshare.party import LinkSettings, PartySettings
+from fedpruneshare.sharing.checksum import CHECKSUM_WORDS
 from fedpruneshare.sharing.field import FIELDS
 
 Positive = Annotated[float, Meta(gt=0)]
@@ -55,6 +56,20 @@ class SharingSettings(_Table, frozen=True):
     shares (ramp sharing). `dealer_checks`: linear checks of every device's dealing (§5.7). `reveal`: `sum`, or `each`
     to have every single update shown to the coordinator (§5.9), which aggregators must allow, or `plain` to share
     nothing (§5.10), with one aggregator and a threshold of 1, which the directory must allow.
+
+    `checksum`: the hidden checksum, by which a wrong sum is noticed also with exactly `threshold` answers (§5.11; with
+    reveal = sum only). `suite`: what shares, sums and seeds are sealed with; `auto` is X25519, or the hybrid with
+    ML-KEM where the directory says `post_quantum`; `hybrid` in any case.
+
+    `freeze_quorum`: how many aggregators must have accepted one and the same Freeze before any of them shows its sum
+    (§4.5), so that a coordinator in league with aggregators cannot have two sets summed; 0 for none. It costs a message
+    and availability. n, threshold: safe without it against so many aggregators in league, aggregators that may be down;
+    quorum against threshold − 1 in league, aggregators that may be down then:
+
+        n = 3, 2: against 0, down 1; quorum 3, down 0      n = 5, 4: against 2, down 1; quorum 5, down 0
+        n = 4, 2: never,     down 2; quorum 3, down 1      n = 7, 4: against 0, down 3; quorum 6, down 1
+        n = 4, 3: against 1, down 1; quorum 4, down 0      n = 7, 5: against 2, down 2; quorum 6, down 1
+        n = 5, 3: against 0, down 2; quorum 4, down 1      any: 2·threshold − league > n, or 2·quorum − league > n
     """
 
     threshold: Annotated[int, Meta(ge=1, le=MAX_AGGREGATORS)] = 2
@@ -62,6 +77,19 @@ class SharingSettings(_Table, frozen=True):
     field: Literal["F31", "F61"] = "F31"
     dealer_checks: Annotated[int, Meta(ge=0, le=4)] = 0
     reveal: Literal["sum", "each", "plain"] = "sum"
+    checksum: bool = False
+    suite: Literal["auto", "hybrid"] = "auto"
+    freeze_quorum: Annotated[int, Meta(ge=0, le=MAX_AGGREGATORS)] = 0
+
+    @property
+    def has_checksum(self) -> bool:
+        """Whether rounds have the hidden checksum: not where single updates are shown anyway."""
+        return self.checksum and self.reveal == "sum"
+
+    @property
+    def tail_words(self) -> int:
+        """Words that the checksum takes at the end of every segment."""
+        return CHECKSUM_WORDS[self.field] if self.has_checksum else 0
 
     @property
     def t(self) -> int:
@@ -81,6 +109,11 @@ class SharingSettings(_Table, frozen=True):
             yield Fault(f"{path}.privacy_threshold", str(self.t), "threshold - 1 (or 0) with reveal = each")
         if self.reveal == "each" and self.dealer_checks:
             yield Fault(f"{path}.dealer_checks", str(self.dealer_checks), "0 with reveal = each")
+        if 0 < self.freeze_quorum < self.threshold:
+            expected = f"0, or at least threshold = {self.threshold}"
+            yield Fault(
+                f"{path}.freeze_quorum", str(self.freeze_quorum), expected, "see the table of docs/protocol.md §4.5"
+            )
 
     def _plain_faults(self, path: str) -> Iterator[Fault]:
         """What goes with no sharing at all."""
@@ -89,6 +122,7 @@ class SharingSettings(_Table, frozen=True):
             ("privacy_threshold", self.privacy_threshold, 0),
             ("field", self.field, "F31"),
             ("dealer_checks", self.dealer_checks, 0),
+            ("freeze_quorum", self.freeze_quorum, 0),
         ):
             if found != expected:
                 yield Fault(f"{path}.{name}", str(found), f"{expected} with reveal = plain")
@@ -171,6 +205,9 @@ class AveragingSettings(_Table, frozen=True):
 
     `fedavg` adds `server_learning_rate` times the mean; `fedavgm` gives it momentum `beta_1`; `fedadam` scales every
     coordinate by its second moment (`beta_2`, `tau`) and wants a smaller learning rate, about 0.01 to 0.1.
+
+    `max_accuracy_drop`: a round whose model scores worse than the last applied one by more than this, in the task's
+    metric, is FAILED and the old model stays; 0 applies every sound one. Pruning lowers scores for a while by itself.
     """
 
     server_optimiser: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
@@ -178,6 +215,7 @@ class AveragingSettings(_Table, frozen=True):
     beta_1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     beta_2: Annotated[float, Meta(ge=0, lt=1)] = 0.99
     tau: Positive = 1e-3
+    max_accuracy_drop: Annotated[float, Meta(ge=0)] = 0.0
 
 
 def word_faults(sharing: SharingSettings, coding: CodingSettings, cohort: int) -> Iterator[Fault]:

@@ -1,41 +1,56 @@
 """The coordinator's memory: rounds, the model, the fleet (docs/protocol.md §9.3).
 
 SQLite; every method that returns has committed. A round's outcome and the model it led to are one transaction, so a
-restart finds either the round still open or its model in place.
+restart finds either the round still open or its model in place. A disk that is full or fails is a `StoreError`:
+nothing of the step was kept, and it can be made again. What is read back is checked against its digest: a flipped bit
+in a model would otherwise become everybody's.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 
 from coordinator.averaging import ServerMoments
 from coordinator.planning import AvailableDevices, ModelState
-from fedpruneshare.errors import SettingsError
-from fedpruneshare.storage import open_database, write_atomically
+from fedpruneshare.crash_points import reach
+from fedpruneshare.directory import ROUNDS_PER_EPOCH
+from fedpruneshare.errors import SettingsError, StoreError
+from fedpruneshare.storage import damaged, disk_errors, open_database, write_atomically
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (one INTEGER PRIMARY KEY CHECK (one = 1), bundle BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS rounds (
     round_id INTEGER PRIMARY KEY, plan BLOB, started_at REAL NOT NULL, checked BLOB, judged TEXT, freeze BLOB,
-    outcome TEXT);
+    seed BLOB, outcome TEXT, digest BLOB);
 CREATE TABLE IF NOT EXISTS models (
     applied INTEGER PRIMARY KEY, coded BLOB NOT NULL, vectors BLOB NOT NULL, clips TEXT NOT NULL,
-    first_moment BLOB, second_moment BLOB, last_rungs BLOB, last_channels BLOB NOT NULL);
+    first_moment BLOB, second_moment BLOB, last_rungs BLOB, last_channels BLOB NOT NULL, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS devices (
     device_id TEXT PRIMARY KEY, rung_limit INTEGER NOT NULL, missed INTEGER NOT NULL, last_rung INTEGER);
+CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
-_KEPT_MODELS = 3
+_KEPT_MODELS: Final = 3
+#: Finished rounds whose plans and decisions are kept, to look things up in; outcomes are kept for ever.
+_KEPT_PLANS: Final = 100
+_ROUND: Final = "round_id, plan, started_at, checked, judged, freeze, seed"
+_MODEL: Final = "applied, coded, vectors, clips, first_moment, second_moment, last_rungs, last_channels"
 
 
 @dataclass(frozen=True)
 class OpenRound:
-    """A round without outcome: plan, DealerCheck and Freeze bodies, and when it began (wall time, a restart's hint)."""
+    """A round without outcome: plan, DealerCheck and Freeze bodies, and when it began (wall time, a restart's hint).
+
+    `seed`: that of the hidden checksum, if the round has one; it goes with the round.
+    """
 
     round_id: int
     plan: bytes
@@ -43,87 +58,149 @@ class OpenRound:
     check: bytes | None = None
     judged: str | None = None
     freeze: bytes | None = None
+    seed: bytes | None = field(default=None, repr=False)
 
 
 class RoundStore:
-    """SQLite database, `rounds.jsonl` and `model.onnx` in one folder."""
+    """SQLite database and `rounds.jsonl` in one folder.
+
+    Raises `SettingsError` for a store of another task or version, or one that is damaged; every method raises
+    `StoreError` where the disk is full or fails.
+    """
 
     def __init__(self, folder: Path, bundle: bytes) -> None:
         """`bundle`: digest of the task bundle; a store made for another one is refused with `SettingsError`."""
-        self.folder = folder
-        self._db = open_database(folder / "rounds.sqlite", _SCHEMA)
-        self._db.execute("INSERT OR IGNORE INTO run VALUES (1, ?)", (bundle,))
+        self.folder, self._path = folder, folder / "rounds.sqlite"
+        self._db = open_database(self._path, _SCHEMA)
+        with self._writing():
+            self._db.execute("INSERT OR IGNORE INTO run VALUES (1, ?)", (bundle,))
         found = self._db.execute("SELECT bundle FROM run").fetchone()[0]
         if found != bundle:
             raise SettingsError(f"store {folder} belongs to bundle {found.hex()[:16]}…, expected {bundle.hex()[:16]}…")
-        self._write_journal()
+        self._is_journal_whole, self._journaled = False, 0
+
+    @contextmanager
+    def _writing(self, point: str = "") -> Iterator[None]:
+        """One transaction, whole or not at all. `point`: the crash point around its commit."""
+        with disk_errors(self._path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                if point:
+                    reach(f"{point}.before")
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        if point:
+            reach(f"{point}.after")
+
+    def _rows(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        with disk_errors(self._path):
+            return self._db.execute(statement, arguments).fetchall()
 
     # ------------------------------------------------------------------ rounds
 
     def open_round(self) -> OpenRound | None:
         """The round that was under way, if any."""
-        row = self._db.execute(
-            "SELECT round_id, plan, started_at, checked, judged, freeze FROM rounds WHERE outcome IS NULL"
-            " ORDER BY round_id DESC LIMIT 1"
-        ).fetchone()
-        return OpenRound(*row) if row else None
+        rows = self._rows(f"SELECT {_ROUND}, digest FROM rounds WHERE outcome IS NULL ORDER BY round_id DESC LIMIT 1")
+        if not rows:
+            return None
+        *columns, digest = rows[0]
+        if _digest(columns) != digest:
+            raise damaged(self._path, f"round {columns[0]} is not as it was written")
+        return OpenRound(*columns)
 
-    def next_round_id(self) -> int:
-        """One more than the highest round ever begun."""
-        return int(self._db.execute("SELECT COALESCE(MAX(round_id), 0) + 1 FROM rounds").fetchone()[0])
+    def next_round_id(self, epoch: int = 0) -> int:
+        """One more than the highest round ever begun, and at least the first of the epoch (docs/protocol.md §4.1)."""
+        highest = self._rows("SELECT COALESCE(MAX(round_id), 0) FROM rounds")[0][0]
+        return max(int(highest), epoch * ROUNDS_PER_EPOCH) + 1
 
     def last_plan(self) -> bytes | None:
         """Body of the newest plan: names the model chunks still retained on the broker."""
-        row = self._db.execute(
-            "SELECT plan FROM rounds WHERE plan IS NOT NULL ORDER BY round_id DESC LIMIT 1"
-        ).fetchone()
-        return row[0] if row else None
+        rows = self._rows("SELECT plan FROM rounds WHERE plan IS NOT NULL ORDER BY round_id DESC LIMIT 1")
+        return rows[0][0] if rows else None
 
-    def begin(self, round_id: int, plan: bytes, started_at: float) -> None:
-        """Commit a plan before it is published."""
-        self._db.execute(
-            "INSERT INTO rounds (round_id, plan, started_at) VALUES (?, ?, ?)", (round_id, plan, started_at)
-        )
+    def begin(self, round_id: int, plan: bytes, started_at: float, seed: bytes | None = None) -> None:
+        """Commit a plan, and the seed of its checksum, before it is published."""
+        with self._writing("coordinator.round-persisted"):
+            self._db.execute(
+                "INSERT INTO rounds (round_id, plan, started_at, seed) VALUES (?, ?, ?, ?)",
+                (round_id, plan, started_at, seed),
+            )
+            self._stamp(round_id)
 
     def note_check(self, round_id: int, check: bytes) -> None:
         """Commit the one DealerCheck of a round before it is sent."""
-        self._db.execute("UPDATE rounds SET checked = ? WHERE round_id = ? AND checked IS NULL", (check, round_id))
+        with self._writing():
+            self._db.execute("UPDATE rounds SET checked = ? WHERE round_id = ? AND checked IS NULL", (check, round_id))
+            self._stamp(round_id)
 
     def note_judgement(self, round_id: int, judged: str) -> None:
         """Commit what the DealerCheck showed, before the Freeze that follows from it."""
-        self._db.execute("UPDATE rounds SET judged = ? WHERE round_id = ?", (judged, round_id))
+        with self._writing():
+            self._db.execute("UPDATE rounds SET judged = ? WHERE round_id = ?", (judged, round_id))
+            self._stamp(round_id)
 
     def freeze(self, round_id: int, freeze: bytes) -> None:
         """Commit the one Freeze of a round before it is sent."""
-        self._db.execute("UPDATE rounds SET freeze = ? WHERE round_id = ? AND freeze IS NULL", (freeze, round_id))
+        with self._writing("coordinator.freeze-persisted"):
+            self._db.execute("UPDATE rounds SET freeze = ? WHERE round_id = ? AND freeze IS NULL", (freeze, round_id))
+            self._stamp(round_id)
 
     def finish(self, round_id: int, outcome: dict[str, Any], model: ModelState | None) -> None:
-        """Commit the outcome of a round, with the new model if it was applied, then append it to `rounds.jsonl`."""
-        line = json.dumps(outcome)
-        self._db.execute("BEGIN IMMEDIATE")
-        self._db.execute("INSERT OR IGNORE INTO rounds (round_id, started_at) VALUES (?, 0)", (round_id,))
-        self._db.execute("UPDATE rounds SET outcome = ? WHERE round_id = ?", (line, round_id))
-        if model is not None:
-            self._insert_model(model)
-        self._db.execute("COMMIT")
-        with open(self.folder / "rounds.jsonl", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        """Commit the outcome of a round, with the new model if it was applied; the seed of its checksum goes."""
+        with self._writing("coordinator.round-closed"):
+            self._db.execute("INSERT OR IGNORE INTO rounds (round_id, started_at) VALUES (?, 0)", (round_id,))
+            self._db.execute(
+                "UPDATE rounds SET outcome = ?, seed = NULL WHERE round_id = ?", (json.dumps(outcome), round_id)
+            )
+            old = "SELECT round_id FROM rounds ORDER BY round_id DESC LIMIT -1 OFFSET ?"
+            self._db.execute(
+                f"UPDATE rounds SET plan = NULL, checked = NULL, freeze = NULL WHERE plan IS NOT NULL"
+                f" AND outcome IS NOT NULL AND round_id IN ({old})",
+                (_KEPT_PLANS,),
+            )
+            if model is not None:
+                self._insert_model(model)
+
+    def _stamp(self, round_id: int) -> None:
+        columns = self._db.execute(f"SELECT {_ROUND} FROM rounds WHERE round_id = ?", (round_id,)).fetchone()
+        self._db.execute("UPDATE rounds SET digest = ? WHERE round_id = ?", (_digest(columns), round_id))
 
     def outcomes(self) -> list[dict[str, Any]]:
         """Outcomes of all finished rounds in order."""
-        rows = self._db.execute("SELECT outcome FROM rounds WHERE outcome IS NOT NULL ORDER BY round_id")
-        return [json.loads(row[0]) for row in rows]
+        rows = self._rows("SELECT outcome FROM rounds WHERE outcome IS NOT NULL ORDER BY round_id")
+        try:
+            return [json.loads(row[0]) for row in rows]
+        except (ValueError, TypeError) as error:
+            raise damaged(self._path, f"an outcome is not as it was written: {error}") from None
 
-    def _write_journal(self) -> None:
-        """Write `rounds.jsonl` anew from the database: a crash may have cut or skipped its last line."""
-        lines = "".join(json.dumps(outcome) + "\n" for outcome in self.outcomes())
-        write_atomically(self.folder / "rounds.jsonl", lines.encode())
+    def write_journal(self) -> None:
+        """Bring `rounds.jsonl` to what the database says: a crash or a full disk may have cut or skipped lines.
+
+        Once it is whole only lines that are missing are appended. Raises `StoreError`.
+        """
+        path, outcomes = self.folder / "rounds.jsonl", self.outcomes()
+        try:
+            if not self._is_journal_whole:
+                lines = "".join(json.dumps(outcome) + "\n" for outcome in outcomes)
+                write_atomically(path, lines.encode())
+            else:
+                self._is_journal_whole = False
+                with open(path, "a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(outcome) + "\n" for outcome in outcomes[self._journaled :])
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}, expected a disk with room that takes it") from None
+        self._is_journal_whole, self._journaled = True, len(outcomes)
 
     # ------------------------------------------------------------------ model
 
     def save_first_model(self, model: ModelState) -> None:
         """Commit the model a run starts from."""
-        self._insert_model(model)
+        with self._writing():
+            self._insert_model(model)
 
     def _insert_model(self, model: ModelState) -> None:
         clips = json.dumps([model.weight_clips, model.vector_clips])
@@ -133,17 +210,17 @@ class RoundStore:
         rungs = None if model.last_rungs is None else model.last_rungs.tobytes()
         channels = msgspec.msgpack.encode(model.last_channels)
         row = (model.applied, coded, vectors, clips, *(moments or [None, None]), rungs, channels)
-        self._db.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self._db.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, _digest(row)))
         self._db.execute("DELETE FROM models WHERE applied <= ?", (model.applied - _KEPT_MODELS,))
 
     def model(self) -> ModelState | None:
         """The newest model, if any."""
-        row = self._db.execute(
-            "SELECT applied, coded, vectors, clips, first_moment, second_moment, last_rungs, last_channels FROM models"
-            " ORDER BY applied DESC LIMIT 1"
-        ).fetchone()
-        if row is None:
+        rows = self._rows(f"SELECT {_MODEL}, digest FROM models ORDER BY applied DESC LIMIT 1")
+        if not rows:
             return None
+        *row, digest = rows[0]
+        if _digest(row) != digest:
+            raise damaged(self._path, f"the model of {row[0]} applied rounds is not as it was written")
         weight_clips, vector_clips = (tuple(clips) for clips in json.loads(row[3]))
         coded = np.frombuffer(row[1], dtype="<u2").astype(np.uint16)
         vectors = np.frombuffer(row[2], dtype="<f4").astype(np.float32)
@@ -154,42 +231,62 @@ class RoundStore:
         last_channels = msgspec.msgpack.decode(row[7], type=tuple[bytes, ...])
         return ModelState(coded, vectors, weight_clips, vector_clips, row[0], moments, last_rungs, last_channels)
 
+    # ------------------------------------------------------------------ small numbers
+
+    def note(self, name: str, value: int) -> None:
+        """Commit a number by name."""
+        if self.noted(name) != value:
+            with self._writing():
+                self._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+
+    def noted(self, name: str) -> int:
+        """A number by name; 0 if it was never noted."""
+        rows = self._rows("SELECT value FROM notes WHERE name = ?", name)
+        return int(rows[0][0]) if rows else 0
+
     # ------------------------------------------------------------------ fleet
 
-    def greet(self, device_id: str, rung_limit: int) -> None:
-        """Note that a device is there. What it took before it went away is no guide any more."""
-        self._db.execute(
-            "INSERT INTO devices VALUES (?, ?, 0, NULL) ON CONFLICT (device_id)"
-            " DO UPDATE SET rung_limit = excluded.rung_limit, missed = 0, last_rung = NULL",
-            (device_id, rung_limit),
-        )
+    def greet(self, devices: Mapping[str, int]) -> None:
+        """Note that devices are there, by name with their highest rungs.
+
+        What each took before it went away is no guide any more.
+        """
+        with self._writing():
+            self._db.executemany(
+                "INSERT INTO devices VALUES (?, ?, 0, NULL) ON CONFLICT (device_id)"
+                " DO UPDATE SET rung_limit = excluded.rung_limit, missed = 0, last_rung = NULL",
+                list(devices.items()),
+            )
 
     def note_rung(self, device_id: str, rung: int | None) -> None:
         """Note the rung that what it measured left a device in its last round; None where nothing held it back."""
         # Nothing is written, and nothing waits for the disk, where nothing changes.
         statement = "UPDATE devices SET last_rung = ?1 WHERE device_id = ?2 AND last_rung IS NOT ?1"
-        self._db.execute(statement, (rung, device_id))
+        with self._writing():
+            self._db.execute(statement, (rung, device_id))
 
     def note_round(self, cohort: tuple[str, ...], present: set[str]) -> None:
         """Count a missed round for every cohort device that neither uploaded nor declined."""
-        self._db.execute("BEGIN IMMEDIATE")
-        for device in cohort:
-            missed = "0" if device in present else "missed + 1"
-            self._db.execute(f"UPDATE devices SET missed = {missed} WHERE device_id = ?", (device,))
-        self._db.execute("COMMIT")
+        with self._writing():
+            for device in cohort:
+                missed = "0" if device in present else "missed + 1"
+                self._db.execute(f"UPDATE devices SET missed = {missed} WHERE device_id = ?", (device,))
 
     def fleet_size(self, missed_below: int) -> int:
         """How many devices `fleet` gives."""
-        return int(self._db.execute("SELECT COUNT(*) FROM devices WHERE missed < ?", (missed_below,)).fetchone()[0])
+        return int(self._rows("SELECT COUNT(*) FROM devices WHERE missed < ?", missed_below)[0][0])
 
     def fleet(self, missed_below: int) -> AvailableDevices:
         """Devices that missed fewer rounds in a row than that."""
-        rows = self._db.execute(
-            "SELECT device_id, rung_limit, last_rung FROM devices WHERE missed < ?", (missed_below,)
-        ).fetchall()
+        rows = self._rows("SELECT device_id, rung_limit, last_rung FROM devices WHERE missed < ?", missed_below)
         limits = {device: limit for device, limit, _ in rows}
         return AvailableDevices(limits, {device: last for device, _, last in rows if last is not None})
 
     def close(self) -> None:
         """Close the database."""
         self._db.close()
+
+
+def _digest(columns: Sequence[Any]) -> bytes:
+    """SHA-256 over what a row holds."""
+    return hashlib.sha256(msgspec.msgpack.encode(list(columns))).digest()

@@ -131,6 +131,17 @@ class Party:
             self._put_in_force(directory if is_newer else self.directory)
         return is_newer or is_new_key
 
+    def directory_file(self) -> bytes | None:
+        """The file of the directory in force, as the root signed it; None where the party lives in memory alone."""
+        if self._files is None:
+            return None
+        for path in (_kept(self._files), Path(self._files.directory)):
+            if path.exists():
+                data = path.read_bytes()
+                if parse_directory(data, self._files.root_key).version == self.directory.version:
+                    return data
+        return None
+
     def _is_newer(self, directory: Directory) -> bool:
         if directory.federation != self.directory.federation:
             raise ProtocolError(

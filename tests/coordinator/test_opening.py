@@ -178,10 +178,16 @@ def test_two_sums_open_but_cannot_be_verified_against_an_altered_one(tmp_path: P
 
 
 def test_sums_that_are_no_field_elements_are_refused(tmp_path: Path) -> None:
+    """Whatever devices sent, an honest sum is below the modulus: who answers so is named."""
     scene = Scene(tmp_path, 4)
+    honest = scene.open(AGGREGATORS[:2])
     scene.sums["aggregator-3"] = b"\xff" * len(scene.sums["aggregator-3"])
-    with pytest.raises(SharingError):
-        scene.open(AGGREGATORS)
+    found = scene.open(AGGREGATORS)
+    assert found.opened.wrong_points == (scene.view.plan.points["aggregator-3"],)
+    assert not found.opened.is_verified
+    assert np.array_equal(found.model.coded, honest.model.coded)
+    with pytest.raises(SharingError, match="not below the modulus"):
+        scene.open(AGGREGATORS[1:])
 
 
 def test_a_segment_too_few_reach_stays_closed_and_keeps_its_weights(tmp_path: Path) -> None:

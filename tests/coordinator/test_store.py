@@ -50,7 +50,7 @@ def test_supports_of_the_last_round_outlive_a_restart(tmp_path: Path) -> None:
 
 def test_the_rung_that_a_device_was_left_bounds_what_it_is_expected_to_take(tmp_path: Path) -> None:
     store = RoundStore(tmp_path, BUNDLE)
-    store.greet("device-1", 3)
+    store.greet({"device-1": 3})
     store.note_rung("device-1", 1)
     store.note_rung("device-9", 1)  # never heard of
     assert store.fleet(2) == AvailableDevices({"device-1": 3}, {"device-1": 1})
@@ -58,7 +58,7 @@ def test_the_rung_that_a_device_was_left_bounds_what_it_is_expected_to_take(tmp_
     store.note_rung("device-1", None)
     assert store.fleet(2) == AvailableDevices({"device-1": 3})
     store.note_rung("device-1", 0)
-    store.greet("device-1", 3)
+    store.greet({"device-1": 3})
     assert store.fleet(2) == AvailableDevices({"device-1": 3})
 
 
@@ -109,9 +109,10 @@ def test_the_journal_is_written_anew_after_a_crash(tmp_path: Path) -> None:
     store = RoundStore(tmp_path, BUNDLE)
     for number in (1, 2):
         store.finish(number, {"round": number, "phase": "FAILED"}, None)
+        store.write_journal()
     journal = tmp_path / "rounds.jsonl"
     journal.write_text(journal.read_text()[:-9])  # cut in the middle of its last line
-    reopened(store)
+    reopened(store).write_journal()
     assert [json.loads(line)["round"] for line in journal.read_text().splitlines()] == [1, 2]
 
 
@@ -124,12 +125,12 @@ def test_a_store_of_another_task_is_refused(tmp_path: Path) -> None:
 def test_devices_that_stay_away_are_left_out_until_they_are_heard_of(tmp_path: Path) -> None:
     store = RoundStore(tmp_path, BUNDLE)
     for device in ("a", "b"):
-        store.greet(device, 1)
+        store.greet({device: 1})
     store.note_round(("a", "b"), {"a"})
     assert store.fleet(2).limits == {"a": 1, "b": 1}
     store.note_round(("a", "b"), {"a"})
     assert store.fleet(2).limits == {"a": 1}
-    store.greet("b", 0)
+    store.greet({"b": 0})
     assert store.fleet(2).limits == {"a": 1, "b": 0}
 
 

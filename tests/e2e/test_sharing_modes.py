@@ -35,6 +35,7 @@ async def test_every_mode_opens_the_exact_sum(tmp_path: Path, sharing: SharingSe
     assert len(federation.opened) == 2
     federation.check_sums()
     for line in federation.outcomes():
+        assert "checksum" in line["verified_by"]
         assert (line["phase"], line["dealers_checked"]) == ("APPLIED", bool(sharing.dealer_checks))
         assert (line["left_out_devices"], line["wrong_aggregators"], line["reveal"]) == ([], [], "sum")
 
@@ -70,12 +71,25 @@ async def test_a_dealer_whose_shares_fit_no_polynomial_is_left_out(tmp_path: Pat
 
 async def test_without_the_check_such_a_dealer_fails_the_round(tmp_path: Path) -> None:
     """Which is why there is one: honest aggregators disagree, and nobody can tell who is to blame."""
-    federation = Federation(tmp_path, 12, Weather(), rounds=1, tamper=one_wrong_word)
+    sharing = SharingSettings(checksum=False)
+    federation = Federation(tmp_path, 12, Weather(), rounds=1, sharing=sharing, tamper=one_wrong_word)
     assert await federation.run() == 1
     (line,) = federation.outcomes()
     assert (line["phase"], line["dealers_checked"]) == ("FAILED", False)
     assert "check" not in line["seconds"]  # and nothing was asked or answered
     assert "disagree in 1 of" in line["reason"]
+
+
+async def test_with_the_checksum_alone_such_a_dealer_makes_an_aggregator_look_wrong(tmp_path: Path) -> None:
+    """The two sums whose checksum is right are opened; the third differs from them, through no fault of its holder."""
+    federation = Federation(tmp_path, 12, Weather(), rounds=1, tamper=one_wrong_word)
+    assert await federation.run() == 0
+    federation.check_sums()
+    (line,) = federation.outcomes()
+    assert (line["phase"], line["contributors"], line["verified_by"]) == ("APPLIED", 10, "checksum")
+    ((current, _),) = federation.opened
+    last = next(name for name, x in current.ledger.view.plan.points.items() if x == 3)
+    assert line["wrong_aggregators"] == [last]
 
 
 async def test_when_most_dealers_cheat_the_round_fails_and_says_so(tmp_path: Path) -> None:
@@ -132,8 +146,8 @@ async def test_the_same_words_give_the_same_model_either_way(tmp_path: Path) -> 
     models = []
     for reveal in ("sum", "each"):
         federation = Federation(
-            tmp_path / reveal, 22, Weather(), rounds=1, sharing=SharingSettings(reveal=reveal), floors=EACH,
-            words_seed=5,
+            tmp_path / reveal, 22, Weather(), rounds=1, sharing=SharingSettings(reveal=reveal, checksum=False),
+            floors=EACH, words_seed=5,
         )  # fmt: skip
         assert await federation.run() == 0
         ((_, opening),) = federation.opened

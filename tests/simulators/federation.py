@@ -32,6 +32,7 @@ from coordinator.publishing import Publisher
 from coordinator.service import Coordinator
 from coordinator.settings import CodingSettings, CoordinatorSettings, PruningSettings, RoundSettings, SharingSettings
 from coordinator.workbench import Workbench
+from edge_client.checksum_seed import fill_checksums, receive_seed
 from edge_client.fresh_upload import new_upload
 from edge_client.outbox import Upload
 from edge_client.receiving import decode_model, receive_model
@@ -44,6 +45,7 @@ from fedpruneshare.link.retry import Backoff, publish_until_taken
 from fedpruneshare.messages import Hello, Missing, Receipt, RoundPlan
 from fedpruneshare.party import Party, PartySettings
 from fedpruneshare.plan import PlanView, check_plan
+from fedpruneshare.sharing.digits import zero_point
 from fedpruneshare.sharing.prg import Prg
 from fedpruneshare.topics import Role
 from fedpruneshare.words import SegmentWords
@@ -171,6 +173,7 @@ class Federation:
         received = decode_model(view, TABLE, await receive_model(party, control, view, rung))
         assert sum(p.size for p in received.positions) == sum(s.weights for s in view.plan.segments[: rung + 1])
         words, upload_id = self._words(view, rung, party.ident), os.urandom(16)
+        fill_checksums(view, words, await receive_seed(party, control, view, 30.0))
         self.uploaded[party.ident, upload_id] = words
         upload = self._upload(view, upload_id, rung, words)
         shares = self.tamper(party.ident, split_upload(view, party.ident, upload))
@@ -190,12 +193,16 @@ class Federation:
         drawn = self.rng.randrange(2**32)
         draw = np.random.default_rng(drawn if self.words_seed is None else [self.words_seed, int(device[-2:])])
         weight = int(draw.integers(1, 513))
+
+        def digits(count: int, bits: int) -> np.ndarray:
+            """Shifted integers as far from zero as one of this weight may send them."""
+            q = zero_point(bits)
+            most = -(-q * weight // view.plan.coding.max_weight)
+            return draw.integers(q - most, q + most + 1, count).astype(np.uint32)
+
+        coding = view.plan.coding
         segments = [
-            SegmentWords(
-                weight,
-                draw.integers(0, 2**16 - 1, s.vectors, np.uint32),
-                draw.integers(0, 2**view.plan.coding.value_bits - 1, s.weights, np.uint32),
-            )
+            SegmentWords(weight, digits(s.vectors, coding.vector_bits), digits(s.weights, coding.value_bits))
             for s in view.plan.segments[: rung + 1]
         ]
         return np.concatenate([view.layout.pack(segment) for segment in segments])
@@ -223,6 +230,7 @@ class Federation:
                 for c in opening.opened.contributors:
                     if c.rung >= segment:
                         total += self.uploaded[c.device_id, c.upload_id][start : start + size]
+                        total %= np.uint64(view.field.p)  # checksums are any elements; all other sums stay below
                 assert np.array_equal(words, total)
 
     # ------------------------------------------------------------------ all of it
@@ -252,10 +260,10 @@ class Federation:
     async def _coordinate(self, crash_before: str = "") -> int:
         coordinator, send = self.coordinator(), Publisher.send
 
-        async def send_or_crash(publisher: Publisher, decision: tuple[str, bytes] | None) -> None:
+        async def send_or_crash(publisher: Publisher, decision: tuple[str, bytes] | None, within_s: float) -> None:
             if decision is not None and decision[0] == crash_before:
                 raise CrashError
-            await send(publisher, decision)
+            await send(publisher, decision, within_s)
 
         try:
             with (

@@ -15,7 +15,8 @@ DRAWS_FROM_THE_SYSTEM = {
     "fedpruneshare/sharing/dispersal.py",  # keys of blobs
     "fedpruneshare/keys.py",  # the hybrid half of a key
     "edge_client/fresh_upload.py",  # upload ids and dispersal keys
-    "coordinator/service.py",  # the challenge of a dealer check, which is public
+    "coordinator/deciding.py",  # the challenge of a dealer check, which is public
+    "coordinator/service.py",  # the seed of the hidden checksum
 }
 GENERATORS = {"random", "secrets", "uuid", "torch", "numpy.random", "Crypto.Random", "fedpruneshare.rng"}
 SYSTEM = {"urandom", "getrandom", "SystemRandom", "get_random_bytes", "token_bytes", "randbytes", "randbits"}

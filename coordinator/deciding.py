@@ -1,0 +1,120 @@
+"""The coordinator's decisions of a round: whom to check, whom to freeze (docs/protocol.md §4.4, §5.7).
+
+Each is committed before it is sent, and sent again unchanged: a restart repeats, never contradicts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import msgspec
+import structlog
+
+from coordinator.desk import Desk
+from coordinator.ledger import Failure
+from coordinator.outcomes import Seconds
+from coordinator.publishing import Publisher
+from coordinator.settings import RoundSettings
+from coordinator.store import OpenRound, RoundStore
+from fedpruneshare.crash_points import reach
+from fedpruneshare.errors import SharingError
+from fedpruneshare.messages import DealerCheck, Freeze, decode, digest, encode
+from fedpruneshare.sharing.dealer_check import Judgement
+
+_log = structlog.get_logger()
+
+
+class Decider:
+    """Chooses, commits and sends the DealerCheck and the Freeze of the round on the desk."""
+
+    def __init__(self, desk: Desk, store: RoundStore, publisher: Publisher, rounds: RoundSettings) -> None:
+        self._desk, self._store, self._publisher, self._rounds = desk, store, publisher, rounds
+
+    async def send(self, within_s: float | None = None) -> None:
+        """Publish the newest decision, again or for the first time; at most so long, where the broker is away."""
+        limit_s = self._rounds.sum_timeout_s if within_s is None else within_s
+        await self._publisher.send(self._desk.decision, limit_s)
+
+    # ------------------------------------------------------------------ dealer check
+
+    async def check_dealers(self, begun: OpenRound, seconds: Seconds) -> Failure | None:
+        """Leave out devices whose shares fit no polynomial, if the plan has checks (docs/protocol.md §5.7)."""
+        desk, ledger, rounds = self._desk, self._desk.round, self._rounds
+        if not ledger.view.checks or not self._open_check(begun):
+            return None
+        await self.send()
+        is_done = lambda: ledger.is_every_reply_in() or ledger.can_judge()  # noqa: E731
+        await desk.wait_resending(is_done, rounds.sum_timeout_s, self.send)
+        await desk.wait_resending(ledger.is_every_reply_in, rounds.grace_s if ledger.can_judge() else 0.0, self.send)
+        seconds.lap("check")
+        if not ledger.can_judge():
+            _log.warning("dealers-not-checked", round_id=begun.round_id, reason="no more than k aggregators answered")
+            return None
+        try:
+            judgement = await asyncio.to_thread(ledger.judge)
+        except SharingError as error:
+            return Failure(str(error))
+        self._store.note_judgement(begun.round_id, msgspec.json.encode(judgement).decode())
+        _log.info("dealers-checked", round_id=begun.round_id, left_out=judgement.dealers, liars=judgement.points)
+        return None
+
+    def _open_check(self, begun: OpenRound) -> bool:
+        """Commit the check of this round, or take up the one sent before a restart; whether there is one."""
+        body = begun.check
+        if body is None:
+            chosen = self._desk.round.choose_check(os.urandom(32))
+            if chosen is None:
+                _log.warning(
+                    "dealers-not-checked", round_id=begun.round_id, reason="too few uploads are held by more than k"
+                )
+                return False
+            body = encode(chosen)
+            self._store.note_check(begun.round_id, body)
+        check = decode("dealer-check", body)
+        assert isinstance(check, DealerCheck)
+        self._desk.round.check(check, digest(body))
+        self._desk.decision = ("dealer-check", body)
+        return True
+
+    # ------------------------------------------------------------------ freeze
+
+    def frozen_before(self, begun: OpenRound) -> Freeze | None:
+        """The Freeze of this round, if it was committed before a restart."""
+        if begun.freeze is None:
+            return None
+        freeze = decode("freeze", begun.freeze)
+        assert isinstance(freeze, Freeze)
+        if begun.judged is not None:
+            self._desk.round.judgement = msgspec.json.decode(begun.judged, type=Judgement)
+        return self._enter_frozen(freeze, begun.freeze)
+
+    def choose_freeze(self) -> Freeze | Failure:
+        """Choose the Freeze of this round and commit it."""
+        ledger = self._desk.round
+        freeze = ledger.choose_freeze()
+        if isinstance(freeze, Failure):
+            return freeze
+        body = encode(freeze)
+        reach("coordinator.freeze-chosen")
+        self._store.freeze(freeze.round_id, body)
+        found = {"contributors": len(freeze.contributors), "alone_on_their_rung": ledger.lone_devices}
+        _log.info("frozen", round_id=freeze.round_id, by=freeze.aggregators, **found)
+        return self._enter_frozen(freeze, body)
+
+    def _enter_frozen(self, freeze: Freeze, body: bytes) -> Freeze:
+        self._desk.round.freeze(freeze, digest(body))
+        self._desk.decision = ("freeze", body)
+        return freeze
+
+    async def send_freeze(self) -> None:
+        """Publish the committed Freeze."""
+        await self.send()
+        reach("coordinator.freeze-sent")
+
+    async def await_sums(self) -> None:
+        """Wait for every named sum; with k of them only a grace time longer."""
+        desk, ledger, rounds = self._desk, self._desk.round, self._rounds
+        is_done = lambda: ledger.is_every_answer_in() or ledger.can_open()  # noqa: E731
+        await desk.wait_resending(is_done, rounds.sum_timeout_s, self.send)
+        await desk.wait_resending(ledger.is_every_answer_in, rounds.grace_s if ledger.can_open() else 0.0, self.send)
