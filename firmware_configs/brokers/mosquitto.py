@@ -183,7 +183,7 @@ def render_mosquitto(address: BrokerAddress, settings: MosquittoSettings) -> str
         # Started by root it would become `mosquitto`, who cannot write the folder.
         "user": settings.user or pwd.getpwuid(os.geteuid()).pw_name,
         "security": "\n".join(_security(settings, folder)),
-        "autosave": _autosave(settings),
+        "persistence": "\n".join(_persistence(settings, folder)),
         "connections": settings.connections,
         "retained": "true" if settings.retained else "false",
         "queued_bytes": settings.queued_mib * _MIB,
@@ -224,9 +224,20 @@ def _security(settings: MosquittoSettings, folder: Path) -> list[str]:
     ]
 
 
-def _autosave(settings: MosquittoSettings) -> str:
-    """As it ships, what it holds is on disk after every change; a run on this machine may lose half a minute of it."""
-    return "autosave_on_changes true\nautosave_interval 1" if settings.tls is not None else "autosave_interval 30"
+def _persistence(settings: MosquittoSettings, folder: Path) -> list[str]:
+    """What a broker keeps over its end, a crash included.
+
+    As it ships, the coordinator's broker has what is retained on disk after at most 20 changes; the coordinator repeats
+    the rest as soon as it is back. An aggregator's broker keeps nothing: its channels are not retained and sessions are
+    clean, so a share without a receipt is sent again in any case. Saving it all the same after every change wrote
+    2.7 GB in two rounds of 500 devices and made them take three times as long, for shares that nobody would be given.
+    """
+    if settings.tls is not None and not settings.retained:
+        return ["persistence false"]
+    lines = ["persistence true", f"persistence_location {folder}/", "persistent_client_expiration 7d"]
+    if settings.tls is not None:
+        return [*lines, "autosave_on_changes true", "autosave_interval 20"]
+    return [*lines, "autosave_interval 30"]
 
 
 def mosquitto_broker(settings: MosquittoSettings, *, host: str = LOOPBACK, port: int | None = None) -> Broker:

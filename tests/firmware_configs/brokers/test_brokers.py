@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -21,11 +22,14 @@ from firmware_configs.brokers import Broker, is_loopback
 from firmware_configs.brokers import mosquitto as mosquitto_module
 from firmware_configs.brokers.embedded import NOTICE, embedded_broker, render_embedded
 from firmware_configs.brokers.mosquitto import (
+    CONTROL,
+    BrokerTls,
     MosquittoSettings,
     find_mosquitto,
     mosquitto_broker,
     render_access_list,
     render_mosquitto,
+    shipped_settings,
 )
 
 Make = Callable[..., Broker]
@@ -246,3 +250,72 @@ def test_mosquitto_takes_its_configuration_without_a_word(tmp_path: Path) -> Non
         pass
     complaints = [line for line in (tmp_path / "broker.log").read_text().splitlines() if "root" not in line]
     assert complaints == []
+
+
+# --------------------------------------------------------------------------- as it ships
+
+
+@dataclass(frozen=True)
+class Names:
+    federation: str = "lab"
+    coordinator_id: str = "head"
+    aggregators: tuple[str, ...] = ("north", "south")
+    devices: tuple[str, ...] = ("pi-01", "pi-02")
+
+
+def shipped(tmp_path: Path, broker: str, host: str = "0.0.0.0") -> tuple[list[str], MosquittoSettings]:
+    files = BrokerTls(*(Path("/etc/fps") / name for name in ("ca.pem", "server.pem", "server.key", "crl.pem")))
+    settings = shipped_settings(tmp_path, Names(), broker, files)
+    return render_mosquitto(BrokerAddress(host, 8883, tls=True), settings).splitlines(), settings
+
+
+def test_shipped_brokers_take_certificates_alone_and_keep_their_limits(tmp_path: Path) -> None:
+    for broker in (CONTROL, "north"):
+        lines, _ = shipped(tmp_path, broker)
+        for line in (
+            "listener 8883 0.0.0.0",
+            "allow_anonymous false",
+            "tls_version tlsv1.3",
+            "require_certificate true",
+            "use_subject_as_username true",
+            "use_username_as_clientid true",
+            f"acl_file {tmp_path}/access.acl",
+            "cafile /etc/fps/ca.pem",
+            "certfile /etc/fps/server.pem",
+            "keyfile /etc/fps/server.key",
+            "crlfile /etc/fps/crl.pem",
+            "max_packet_size 1048576",
+            "max_queued_messages 100000",
+            "memory_limit 1073741824",
+            "max_keepalive 3600",
+            "sys_interval 0",
+        ):
+            assert line in lines, line
+        assert len([line for line in lines if line.startswith("listener")]) == 1
+        assert not any("$" in line for line in lines)
+
+
+def test_shipped_control_broker_keeps_what_is_retained_and_the_others_nothing(tmp_path: Path) -> None:
+    control, own = shipped(tmp_path, CONTROL)[0], shipped(tmp_path, "north")[0]
+    assert {"retain_available true", "persistence true", "autosave_on_changes true"} <= set(control)
+    assert {"retain_available false", "persistence false"} <= set(own)
+
+
+def test_who_is_on_the_list_of_a_shipped_broker(tmp_path: Path) -> None:
+    def users(broker: str) -> set[str]:
+        text = shipped(tmp_path, broker)[1].access_list or ""
+        return {line.removeprefix("user ") for line in text.splitlines() if line.startswith("user ")}
+
+    devices = {"CN=pi-01,OU=device,O=lab", "CN=pi-02,OU=device,O=lab"}
+    aggregators = {"CN=north,OU=aggregator,O=lab", "CN=south,OU=aggregator,O=lab"}
+    assert users("north") == devices | {"CN=north,OU=aggregator,O=lab"}
+    assert users(CONTROL) == devices | aggregators | {"CN=head,OU=coordinator,O=lab"}
+    with pytest.raises(SettingsError, match="no broker 'west', expected one of control, north, south"):
+        users("west")
+
+
+def test_a_broker_with_tls_needs_a_list_and_no_anonymous_clients(tmp_path: Path) -> None:
+    _, settings = shipped(tmp_path, CONTROL)
+    for wrong in ({"allow_anonymous": True}, {"access_list": None}, {"access_list": " \n"}):
+        with pytest.raises(SettingsError, match="needs an access list"):
+            render_mosquitto(BrokerAddress("0.0.0.0", 8883, tls=True), replace(settings, **wrong))
