@@ -143,8 +143,8 @@ def check_plan(plan: RoundPlan, digest: bytes, directory: Directory, now: float 
 
 def _check_parties(plan: RoundPlan, directory: Directory) -> None:
     sharing = plan.sharing
-    if plan.directory_version != directory.version:
-        raise PlanError(f"plan for directory version {plan.directory_version}, expected {directory.version}")
+    if plan.directory_version > directory.version:
+        raise PlanError(f"plan for directory version {plan.directory_version}, expected at most {directory.version}")
     if sorted(plan.points) != sorted(directory.aggregators):
         raise PlanError(f"plan for aggregators {sorted(plan.points)}, expected {sorted(directory.aggregators)}")
     if sorted(plan.points.values()) != list(range(1, sharing.n + 1)):
@@ -152,7 +152,9 @@ def _check_parties(plan: RoundPlan, directory: Directory) -> None:
     _check_quorum(plan)
     if len(set(plan.cohort)) != len(plan.cohort):
         raise PlanError("the cohort names a device twice")
-    if strangers := [device for device in plan.cohort if device not in directory.devices]:
+    strangers = [device for device in plan.cohort if device not in directory.devices]
+    if strangers and plan.directory_version == directory.version:
+        # Who has left the roster since the plan was made stays in its cohort, and is refused whatever it says.
         raise PlanError(f"cohort names {min(strangers)!r}, which is not on the roster")
 
 

@@ -64,6 +64,16 @@ def test_few_may_open_a_sum_where_a_quorum_has_accepted_the_freeze() -> None:
     check_plan(msgspec.structs.replace(made, freeze_quorum=3), bytes(32), known)
 
 
+def test_a_plan_outlives_the_directory_it_was_made_for() -> None:
+    """A revocation in mid-round must not end the round of everybody else; aggregators and floors still have to fit."""
+    left = {name: entry for name, entry in directory().devices.items() if name != DEVICES[3]}
+    assert check_plan(plan(), bytes(32), directory(version=2, devices=left)).plan.cohort == DEVICES
+    with pytest.raises(PlanError, match=f"'{DEVICES[3]}', which is not on the roster"):
+        check_plan(plan(directory_version=2), bytes(32), directory(version=2, devices=left))
+    with pytest.raises(PlanError, match="min_devices = 3, expected at least 5"):
+        check_plan(plan(), bytes(32), directory(version=2, min_devices=5))
+
+
 def test_a_federation_may_demand_hybrid_seals() -> None:
     made = plan(suites=(Suite.XWING_AES256, Suite.X25519_AES256))
     with pytest.raises(PlanError, match="the directory says post_quantum"):
@@ -80,7 +90,7 @@ def test_a_sound_plan_passes() -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"directory_version": 2}, "directory version 2, expected 1"),
+        ({"directory_version": 2}, "directory version 2, expected at most 1"),
         ({"points": dict.fromkeys(AGGREGATORS, 1)}, "points"),
         ({"points": {"aggregator-1": 1, "aggregator-2": 2}}, "plan for aggregators"),
         ({"points": {"aggregator-1": 1, "aggregator-2": 2, "stranger": 3}}, "plan for aggregators"),
