@@ -216,7 +216,7 @@ def test_mosquitto_configuration(tmp_path: Path) -> None:
 
 def test_mosquitto_for_others_speaks_tls(tmp_path: Path) -> None:
     settings = MosquittoSettings(tmp_path, allow_anonymous=False, access_list="user a\n")
-    with pytest.raises(SettingsError, match="clients without TLS at 0.0.0.0"):
+    with pytest.raises(SettingsError, match=r"clients without TLS at 0\.0\.0\.0"):
         render_mosquitto(BrokerAddress("0.0.0.0", 1883), settings)
     text = render_mosquitto(BrokerAddress("127.0.0.1", 1883), settings)
     assert "allow_anonymous false" in text
