@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import click
@@ -39,7 +38,7 @@ def main(settings: AggregatorSettings) -> int:
         service = Aggregator(party, settings, own, control)
         try:
             await service.start()
-            await asyncio.Event().wait()
+            await service.serve()
         finally:
             await service.stop()
         return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
@@ -11,6 +11,8 @@ from fedpruneshare.floors import LOWEST_FLOOR
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES
 from fedpruneshare.party import LinkSettings, PartySettings
 
+#: Rounds whose frozen sets are kept for the rule on differences (docs/protocol.md §8.4).
+KEPT_SETS: Final = 64
 Floor = Annotated[int, Meta(ge=LOWEST_FLOOR, le=MAX_DEVICES)]
 
 
@@ -19,7 +21,9 @@ class AggregatorFloors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `privacy_threshold`: the lowest t, the number of aggregators that may collude and still learn nothing.
     `allow_reveal_each`: whether a plan may have every single update shown to the coordinator; `allow_plain`: also to
-    this aggregator, which is then the only one (docs/protocol.md §5.10).
+    this aggregator, which is then the only one (docs/protocol.md §5.10). `freeze_quorum`: the fewest aggregators that
+    must have accepted a Freeze before a sum leaves, 0 for none. `differencing_rounds`: sums of so many last rounds may
+    differ by no few devices, whatever their models; those of one model never may (§8.4).
     """
 
     min_devices: Floor = LOWEST_FLOOR
@@ -27,13 +31,20 @@ class AggregatorFloors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     privacy_threshold: Annotated[int, Meta(ge=1, lt=MAX_AGGREGATORS)] = 1
     allow_reveal_each: bool = False
     allow_plain: bool = False
+    freeze_quorum: Annotated[int, Meta(ge=0, le=MAX_AGGREGATORS)] = 0
+    differencing_rounds: Annotated[int, Meta(ge=0, le=KEPT_SETS)] = 0
 
 
 class AggregatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file. `store` is the folder of the share journal; `store_mib` bounds the shares it holds."""
+    """The whole file. `store` is the folder of the share journal; `store_mib` bounds the shares it holds.
+
+    `uploads_per_device`: of how many whole uploads' messages and bytes one device may send in a round, before any of it
+    is looked at. Two are kept; the others leave room for what a bad link has sent again.
+    """
 
     party: PartySettings
     store: str
     floors: AggregatorFloors = AggregatorFloors()
     store_mib: Annotated[int, Meta(ge=1)] = 1024
+    uploads_per_device: Annotated[int, Meta(ge=2, le=1000)] = 16
     link: LinkSettings = LinkSettings()

@@ -1,39 +1,52 @@
 """The aggregator's journal: what must survive a restart (docs/protocol.md §9.2).
 
 Plan, chunks, declines, attendance, Freeze and sum of the open round, in SQLite. Every method that returns has
-committed. Shares are deleted in the transaction that stores their sum.
+committed; one that raises `StoreError` has changed nothing, and may be called again. Shares are deleted in the
+transaction that stores their sum.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
-from aggregator.book import Attempt
+from aggregator.settings import KEPT_SETS
+from aggregator.uploads import Attempt
+from fedpruneshare.crash_points import reach
+from fedpruneshare.errors import StoreError
 from fedpruneshare.messages import Contribution
-from fedpruneshare.storage import open_database
+from fedpruneshare.storage import disk_errors, open_database
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS rounds (
     round_id INTEGER PRIMARY KEY, plan BLOB NOT NULL, deadline_at REAL NOT NULL,
     attendance BLOB, checked BLOB, freeze BLOB, freeze_digest BLOB, sum BLOB, closed INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS accepted_by (
+    round_id INTEGER NOT NULL REFERENCES rounds ON DELETE CASCADE, of BLOB NOT NULL, aggregator_id TEXT NOT NULL,
+    PRIMARY KEY (round_id, of, aggregator_id));
+CREATE TABLE IF NOT EXISTS frozen_sets (
+    round_id INTEGER PRIMARY KEY, model_version INTEGER NOT NULL, supports BLOB NOT NULL, freeze BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS uploads (
     round_id INTEGER NOT NULL REFERENCES rounds ON DELETE CASCADE, device_id TEXT NOT NULL, upload_id BLOB NOT NULL,
     rung INTEGER NOT NULL, prg TEXT NOT NULL, chunks INTEGER NOT NULL,
     PRIMARY KEY (round_id, device_id, upload_id));
 CREATE TABLE IF NOT EXISTS chunks (
     round_id INTEGER NOT NULL, device_id TEXT NOT NULL, upload_id BLOB NOT NULL, chunk INTEGER NOT NULL,
-    data BLOB NOT NULL, PRIMARY KEY (round_id, device_id, upload_id, chunk),
+    signer BLOB NOT NULL, data BLOB NOT NULL, PRIMARY KEY (round_id, device_id, upload_id, chunk),
     FOREIGN KEY (round_id, device_id, upload_id) REFERENCES uploads ON DELETE CASCADE);
 CREATE TABLE IF NOT EXISTS declines (
     round_id INTEGER NOT NULL REFERENCES rounds ON DELETE CASCADE, device_id TEXT NOT NULL,
     PRIMARY KEY (round_id, device_id));
 """
 #: Closed rounds whose plan and Freeze are kept, so that a late repeat still gets the one true answer.
-_KEPT_ROUNDS = 8
+_KEPT_ROUNDS: Final = 8
+#: What a disk has to have free beyond what the shares take: tables, log, and whatever else is written there.
+_RESERVE_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -55,31 +68,69 @@ class StoredRound:
     is_closed: int
 
 
+@dataclass(frozen=True)
+class NewChunk:
+    """One opened chunk of an attempt, and the key that signed it."""
+
+    attempt: Attempt
+    chunk: int
+    data: bytes = field(repr=False)
+    signer: bytes
+
+
+@dataclass(frozen=True)
+class FrozenSet:
+    """Whom a Freeze of an earlier round named. `supports`: the plan's support digests, joined; `freeze`: its body."""
+
+    round_id: int
+    model_version: int
+    supports: bytes
+    freeze: bytes
+
+
 class ShareStore:
     """SQLite journal of one aggregator."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
-        """`folder` is created if need be; `limit_bytes` bounds the share bytes held."""
-        self._db = open_database(folder / "shares.sqlite", _SCHEMA)
+        """`folder` is created if need be; `limit_bytes` bounds the share bytes held.
+
+        Raises `SettingsError` where it cannot be opened, `StoreDamagedError` where it is not whole.
+        """
+        self._path = folder / "shares.sqlite"
+        self._db = open_database(self._path, _SCHEMA)
         self._limit = limit_bytes
-        self._held = int(self._db.execute("SELECT COALESCE(SUM(LENGTH(data)), 0) FROM chunks").fetchone()[0])
+        self._held = self._count_held()
+
+    def _count_held(self) -> int:
+        return int(self._db.execute("SELECT COALESCE(SUM(LENGTH(data)), 0) FROM chunks").fetchone()[0])
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield self._db
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+        with disk_errors(self._path):
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # SQLite may have rolled back by itself
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _trim_log(self) -> None:
+        """Bring everything into the database itself: the log still holds the shares that were just deleted.
+
+        A disk that does not take it now will at the next checkpoint; what was to be kept is kept already.
+        """
+        with suppress(StoreError), disk_errors(self._path):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def latest(self) -> StoredRound | None:
         """The newest round, if any."""
-        row = self._db.execute(
-            "SELECT round_id, plan, deadline_at, attendance, checked, freeze, freeze_digest, sum, closed FROM rounds"
-            " ORDER BY round_id DESC LIMIT 1"
-        ).fetchone()
+        with disk_errors(self._path):
+            row = self._db.execute(
+                "SELECT round_id, plan, deadline_at, attendance, checked, freeze, freeze_digest, sum, closed"
+                " FROM rounds ORDER BY round_id DESC LIMIT 1"
+            ).fetchone()
         if row is None:
             return None
         return StoredRound(*row)
@@ -89,6 +140,7 @@ class ShareStore:
         with self._transaction() as db:
             db.execute("DELETE FROM uploads")
             db.execute("DELETE FROM declines")
+            db.execute("DELETE FROM accepted_by")
             db.execute("DELETE FROM rounds WHERE round_id <= ?", (round_id - _KEPT_ROUNDS,))
             db.execute("UPDATE rounds SET sum = NULL")
             db.execute(
@@ -102,9 +154,12 @@ class ShareStore:
             "SELECT device_id, upload_id, rung, prg, chunks FROM uploads WHERE round_id = ? ORDER BY rowid", (round_id,)
         ).fetchall()
         attempts = {(row[0], row[1]): Attempt(*row) for row in rows}
-        stored = self._db.execute("SELECT device_id, upload_id, chunk FROM chunks WHERE round_id = ?", (round_id,))
-        for device_id, upload_id, chunk in stored:
+        stored = self._db.execute(
+            "SELECT device_id, upload_id, chunk, signer FROM chunks WHERE round_id = ?", (round_id,)
+        )
+        for device_id, upload_id, chunk, signer in stored:
             attempts[device_id, upload_id].stored.add(chunk)
+            attempts[device_id, upload_id].signers.add(signer)
         return list(attempts.values())
 
     def declined(self, round_id: int) -> list[str]:
@@ -113,26 +168,42 @@ class ShareStore:
         return [row[0] for row in rows]
 
     def has_room_for(self, size_bytes: int) -> bool:
-        """Whether another chunk fits under the limit."""
-        return self._held + size_bytes <= self._limit
+        """Whether so much more fits under the limit, and onto the disk.
 
-    def add_chunk(self, round_id: int, attempt: Attempt, chunk: int, data: bytes) -> None:
-        """Commit one opened chunk."""
-        key = (round_id, attempt.device_id, attempt.upload_id)
+        Deleting shares takes as much room in the log as they take themselves (they are overwritten), so what is held
+        must always fit a second time; what is new is in log and database for a while.
+        """
+        if self._held + size_bytes > self._limit:
+            return False
+        disk = os.statvfs(self._path.parent)
+        return disk.f_bavail * disk.f_frsize >= self._held + 2 * size_bytes + _RESERVE_BYTES
+
+    def add_chunks(self, round_id: int, chunks: Sequence[NewChunk]) -> None:
+        """Commit opened chunks, all of them or none."""
         with self._transaction() as db:
-            facts = (*key, attempt.rung, attempt.prg, attempt.chunks)
-            db.execute("INSERT OR IGNORE INTO uploads VALUES (?, ?, ?, ?, ?, ?)", facts)
-            db.execute("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?)", (*key, chunk, data))
-            db.execute("DELETE FROM declines WHERE round_id = ? AND device_id = ?", key[:2])
-        self._held += len(data)
+            keys = [(round_id, new.attempt.device_id, new.attempt.upload_id) for new in chunks]
+            facts = [(new.attempt.rung, new.attempt.prg, new.attempt.chunks) for new in chunks]
+            rows = [(new.chunk, new.signer, new.data) for new in chunks]
+            db.executemany(
+                "INSERT OR IGNORE INTO uploads VALUES (?, ?, ?, ?, ?, ?)",
+                [key + fact for key, fact in zip(keys, facts, strict=True)],
+            )
+            db.executemany(
+                "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?, ?)",
+                [key + row for key, row in zip(keys, rows, strict=True)],
+            )
+            db.executemany("DELETE FROM declines WHERE round_id = ? AND device_id = ?", [key[:2] for key in keys])
+            reach("aggregator.rows-written")
+        self._held += sum(len(new.data) for new in chunks)
 
     def share(self, round_id: int, device_id: str, upload_id: bytes) -> bytes:
         """The whole share of a complete upload."""
-        rows = self._db.execute(
-            "SELECT data FROM chunks WHERE round_id = ? AND device_id = ? AND upload_id = ? ORDER BY chunk",
-            (round_id, device_id, upload_id),
-        )
-        return b"".join(row[0] for row in rows)
+        with disk_errors(self._path):
+            rows = self._db.execute(
+                "SELECT data FROM chunks WHERE round_id = ? AND device_id = ? AND upload_id = ? ORDER BY chunk",
+                (round_id, device_id, upload_id),
+            )
+            return b"".join(row[0] for row in rows)
 
     def keep_uploads(self, round_id: int, device_id: str, upload_ids: list[bytes]) -> None:
         """Drop a device's uploads that the book no longer knows."""
@@ -159,13 +230,54 @@ class ShareStore:
         with self._transaction() as db:
             db.execute("UPDATE rounds SET checked = ? WHERE round_id = ? AND checked IS NULL", (digest, round_id))
 
-    def freeze(self, round_id: int, freeze: bytes, digest: bytes) -> None:
-        """Commit the one Freeze of a round, before anything is answered."""
+    def freeze(self, round_id: int, freeze: bytes, digest: bytes, seen: FrozenSet | None = None) -> None:
+        """Commit the one Freeze of a round, before anything is answered; with it the set it names, for later rounds."""
         with self._transaction() as db:
             db.execute(
                 "UPDATE rounds SET freeze = ?, freeze_digest = ? WHERE round_id = ? AND freeze IS NULL",
                 (freeze, digest, round_id),
             )
+            if seen is not None:
+                db.execute(
+                    "INSERT OR IGNORE INTO frozen_sets VALUES (?, ?, ?, ?)",
+                    (seen.round_id, seen.model_version, seen.supports, seen.freeze),
+                )
+                db.execute(
+                    "DELETE FROM frozen_sets WHERE round_id NOT IN"
+                    " (SELECT round_id FROM frozen_sets ORDER BY round_id DESC LIMIT ?)",
+                    (KEPT_SETS,),
+                )
+
+    def frozen_sets(self, model_version: int, last: int) -> list[FrozenSet]:
+        """The sets of the Freezes accepted for a version of the model, and those of the `last` rounds."""
+        with disk_errors(self._path):
+            rows = self._db.execute(
+                "SELECT round_id, model_version, supports, freeze FROM frozen_sets"
+                " WHERE model_version = ? OR round_id IN"
+                " (SELECT round_id FROM frozen_sets ORDER BY round_id DESC LIMIT ?) ORDER BY round_id",
+                (model_version, last),
+            ).fetchall()
+        return [FrozenSet(*row) for row in rows]
+
+    def note_acceptance(self, round_id: int, of: bytes, aggregator_id: str) -> None:
+        """Commit that an aggregator has accepted a Freeze or DealerCheck."""
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO accepted_by VALUES (?, ?, ?)", (round_id, of, aggregator_id))
+
+    def acceptances(self, round_id: int) -> list[tuple[bytes, str]]:
+        """What was accepted in a round, and by which aggregator."""
+        with disk_errors(self._path):
+            rows = self._db.execute("SELECT of, aggregator_id FROM accepted_by WHERE round_id = ?", (round_id,))
+            return [(row[0], row[1]) for row in rows]
+
+    def drop_uploads(self, round_id: int, uploads: Sequence[tuple[str, bytes]]) -> None:
+        """Delete uploads by device and upload id, whatever they hold."""
+        with self._transaction() as db:
+            db.executemany(
+                "DELETE FROM uploads WHERE round_id = ? AND device_id = ? AND upload_id = ?",
+                [(round_id, *upload) for upload in uploads],
+            )
+        self._held = self._count_held()
 
     def shares(self, round_id: int, contributors: tuple[Contribution, ...]) -> Iterator[tuple[Contribution, bytes]]:
         """The shares of the contributors, one at a time."""
@@ -177,7 +289,8 @@ class ShareStore:
         with self._transaction() as db:
             db.execute("UPDATE rounds SET sum = ? WHERE round_id = ?", (answer, round_id))
             db.execute("DELETE FROM uploads WHERE round_id = ?", (round_id,))
-        self._held = 0
+        self._held = self._count_held()
+        self._trim_log()
 
     def close_round(self, round_id: int) -> None:
         """Commit that a round is over: shares, declines and the sum go."""
@@ -185,7 +298,8 @@ class ShareStore:
             db.execute("UPDATE rounds SET sum = NULL, closed = 1 WHERE round_id = ?", (round_id,))
             db.execute("DELETE FROM uploads WHERE round_id = ?", (round_id,))
             db.execute("DELETE FROM declines WHERE round_id = ?", (round_id,))
-        self._held = 0
+        self._held = self._count_held()
+        self._trim_log()
 
     def close(self) -> None:
         """Close the database."""

@@ -41,12 +41,13 @@ class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_li
 
 @dataclass(frozen=True)
 class Opened:
-    """An authentic message: who sent it, what it says, and the digest of its exact body bytes."""
+    """An authentic message: who sent it, what it says, the digest of its exact body bytes, and the id of the key."""
 
     sender: str
     message: Message
     digest: bytes
     body: bytes = field(repr=False)
+    key: bytes
 
 
 #: (role, sender, key id) -> raw Ed25519 public key; raises `SignatureError` for a stranger, or for a key that is not,
@@ -97,7 +98,8 @@ def open_message(payload: bytes, federation: str, keys: KeyLookup, kinds: tuple[
     key = keys(WRITER_OF_KIND[envelope.kind], envelope.sender, envelope.key)
     if not verify(key, _signed_bytes(federation, envelope.kind, envelope.sender, envelope.body), envelope.signature):
         raise SignatureError(f"{envelope.kind} in the name of {envelope.sender!r}: the signature does not verify")
-    return Opened(envelope.sender, decode(envelope.kind, envelope.body), digest(envelope.body), envelope.body)
+    message, name = decode(envelope.kind, envelope.body), digest(envelope.body)
+    return Opened(envelope.sender, message, name, envelope.body, envelope.key)
 
 
 # --------------------------------------------------------------------------- seal contexts (§7.3)

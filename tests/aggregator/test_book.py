@@ -14,9 +14,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aggregator.book import MAX_ATTEMPTS, Committed, Refused, ShareBook
+from aggregator.book import Committed, ShareBook
 from aggregator.settings import AggregatorFloors
-from aggregator.store import ShareStore
+from aggregator.store import NewChunk, ShareStore
+from aggregator.uploads import MAX_ATTEMPTS, Refused
 from fedpruneshare.errors import ProtocolError
 from fedpruneshare.floors import open_segments
 from fedpruneshare.messages import (
@@ -34,6 +35,8 @@ from fedpruneshare.messages import (
 )
 
 AGGREGATOR = "aggregator-1"
+#: A file system that syncs nothing, where there is one.
+MEMORY = Path("/dev/shm")
 UPLOAD_IDS = [bytes([number]) * 16 for number in range(1, 4)]
 
 
@@ -63,7 +66,7 @@ class Book(RuleBasedStateMachine):
 
     @initialize(floor=st.integers(3, 5))
     def begin(self, floor: int) -> None:
-        self.folder = Path(tempfile.mkdtemp())
+        self.folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
         self.floors = AggregatorFloors(floor, 3)
         self.store = ShareStore(self.folder, 1 << 30)
         self.book = ShareBook(AGGREGATOR, self.floors)
@@ -150,7 +153,7 @@ class Book(RuleBasedStateMachine):
         if not admitted.stored:
             kept = [attempt.upload_id for attempt in self.book.attempts() if attempt.device_id == device]
             self.store.keep_uploads(self.round_id, device, kept)
-        self.store.add_chunk(self.round_id, admitted, chunk, b"\1\2\3\4")
+        self.store.add_chunks(self.round_id, [NewChunk(admitted, chunk, b"\1\2\3\4", b"a device")])
         self.uploads.setdefault((device, upload_id), (rung, set()))[1].add(chunk)
         self.declined.discard(device)
         assert self.book.stored(admitted, chunk) == self._is_complete((device, upload_id))
@@ -175,11 +178,12 @@ class Book(RuleBasedStateMachine):
     @precondition(lambda self: self.is_open and self.attended is None)
     @rule()
     def attend(self) -> None:
-        attendance = self.book.attend()
+        attendance = self.book.attendance()
         complete = {(d, u, r) for (d, u), (r, _) in self.uploads.items() if self._is_complete((d, u))}
         assert {(c.device_id, c.upload_id, c.rung) for c in attendance.uploads} == complete
         assert set(attendance.declined) == self.declined - {device for device, _, _ in complete}
         self.store.attend(self.round_id, encode(attendance))
+        self.book.note_attendance()
         self.attended = attendance
 
     @precondition(lambda self: self.is_open and not self.summed)
@@ -376,7 +380,7 @@ def test_the_aggregators_own_floor_stands_above_the_plans(book: ShareBook) -> No
     for device in DEVICES[:6]:
         upload_whole(strict, device)
         contributors.append(Contribution(device, UPLOAD_IDS[0], 0))
-    strict.attend()
+    strict.note_attendance()
     freeze = Freeze(5, view(5).digest, ("aggregator-1", "aggregator-2"), tuple(contributors), (0,))
     with pytest.raises(ProtocolError, match="freeze of 6 devices, expected at least 8"):
         strict.check_freeze(freeze, digest(encode(freeze)))
@@ -392,7 +396,7 @@ def test_without_a_round_nothing_is_open() -> None:
     book = ShareBook(AGGREGATOR, AggregatorFloors())
     assert book.view is None
     with pytest.raises(RuntimeError):
-        book.attend()
+        book.attendance()
     upload = ShareUpload(1, bytes(32), bytes(16), 1, 0, "chacha20", 0, 1, Suite.X25519_CHACHA20, bytes(8), bytes(80))
     refused = book.admit("device-00", upload)
     assert isinstance(refused, Refused)

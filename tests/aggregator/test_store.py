@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.book import Attempt
-from aggregator.store import ShareStore
+from aggregator.store import NewChunk, ShareStore
+from aggregator.uploads import Attempt
 from fedpruneshare.errors import SettingsError
 from fedpruneshare.messages import Contribution
 
@@ -23,9 +23,13 @@ def attempt(device: str = "device-01", upload: int = 1) -> Attempt:
     return Attempt(device, bytes([upload]) * 16, 2, "chacha20", 3)
 
 
+def new_chunk(chunk: int, data: bytes) -> NewChunk:
+    return NewChunk(attempt(), chunk, data, b"\1" * 8)
+
+
 def test_chunks_come_back_in_order(store: ShareStore, tmp_path: Path) -> None:
     for chunk, data in ((2, b"cc"), (0, b"aa"), (1, b"bb"), (1, b"xx")):
-        store.add_chunk(1, attempt(), chunk, data)
+        store.add_chunks(1, [new_chunk(chunk, data)])
     store.close()
     again = ShareStore(tmp_path, 1000)
     assert again.share(1, "device-01", attempt().upload_id) == b"aabbcc"
@@ -52,7 +56,7 @@ def test_the_first_freeze_stands(store: ShareStore, tmp_path: Path) -> None:
 
 def test_a_sum_takes_the_shares_with_it(store: ShareStore, tmp_path: Path) -> None:
     canary = b"a share that must be gone for good"
-    store.add_chunk(1, attempt(), 0, canary)
+    store.add_chunks(1, [new_chunk(0, canary)])
     store.burn(1, b"sum")
     assert store.attempts(1) == []
     latest = store.latest()
@@ -63,7 +67,7 @@ def test_a_sum_takes_the_shares_with_it(store: ShareStore, tmp_path: Path) -> No
 
 
 def test_the_next_round_drops_what_is_left(store: ShareStore) -> None:
-    store.add_chunk(1, attempt(), 0, b"aa")
+    store.add_chunks(1, [new_chunk(0, b"aa")])
     store.decline(1, "device-02")
     store.open_round(2, b"next", 60.0)
     assert store.attempts(1) == []
@@ -79,7 +83,7 @@ def test_the_next_round_drops_what_is_left(store: ShareStore) -> None:
 
 def test_the_store_has_a_limit(store: ShareStore, tmp_path: Path) -> None:
     assert store.has_room_for(1000)
-    store.add_chunk(1, attempt(), 0, bytes(900))
+    store.add_chunks(1, [new_chunk(0, bytes(900))])
     assert not store.has_room_for(101)
     store.close()
     again = ShareStore(tmp_path, 1000)
@@ -90,7 +94,7 @@ def test_the_store_has_a_limit(store: ShareStore, tmp_path: Path) -> None:
 
 def test_an_upload_replaces_a_decline(store: ShareStore) -> None:
     store.decline(1, "device-01")
-    store.add_chunk(1, attempt(), 0, b"aa")
+    store.add_chunks(1, [new_chunk(0, b"aa")])
     assert store.declined(1) == []
 
 
