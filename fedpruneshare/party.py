@@ -233,6 +233,10 @@ class Party:
         """As `open` for a handler, which goes on with the next message: what is refused is logged and gives None."""
         if not delivery.payload:  # the broker's eraser of a retained message, not a message (docs/protocol.md §1.3)
             return None
+        if delivery.retained and not CHANNELS[channel].retained:
+            # No broker can forbid it to who may write the topic; it would meet every reader for ever (§2.2).
+            _log.warning("message-refused", topic=delivery.topic, reason="retained on a channel that keeps nothing")
+            return None
         try:
             return self.open(channel, delivery.payload)
         except PeerError as error:
