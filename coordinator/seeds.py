@@ -7,7 +7,7 @@ from typing import Final
 
 import structlog
 
-from fedpruneshare.errors import SignatureError
+from fedpruneshare.errors import PeerError
 from fedpruneshare.messages import ChecksumSeed, RoundPlan, Suite
 from fedpruneshare.party import Party
 from fedpruneshare.sealing import checksum_seed_context, seal
@@ -37,7 +37,7 @@ class SeedLetters:
         if device not in self._made:
             try:
                 self._made[device] = self._seal(device)
-            except SignatureError as error:  # revoked since the plan was made
+            except PeerError as error:  # revoked since the plan was made
                 _log.warning("no-checksum-seed", device=device, reason=str(error))
                 return b""
         return self._made[device]

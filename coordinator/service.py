@@ -12,7 +12,6 @@ import os
 import random
 from typing import Any
 
-import msgspec
 import structlog
 
 from coordinator.deciding import Decider
@@ -20,7 +19,7 @@ from coordinator.desk import Desk
 from coordinator.ledger import Failure, RoundLedger
 from coordinator.opening import Opening, Round, open_and_apply
 from coordinator.outcomes import Seconds, outcome_line, round_facts
-from coordinator.planning import AvailableDevices, ModelState, PublishedModel, Terms, plan_round
+from coordinator.planning import AvailableDevices, ModelState, PublishedModel, Terms, plan_round, suites
 from coordinator.publishing import Announcement, Publisher
 from coordinator.seeds import SeedLetters
 from coordinator.settings import CoordinatorSettings
@@ -191,8 +190,11 @@ class Coordinator:
         await self._desk.wait_until(lambda: size(_MISSED_LIMIT) >= enough <= len(self._fleet().limits), limit_s)
 
     def _fleet(self) -> AvailableDevices:
+        """The devices that may be drawn: heard of, not revoked, and able to open the seed they will be sent."""
         known, directory = self._store.fleet(_MISSED_LIMIT), self._party.directory
         limits = {d: limit for d, limit in known.limits.items() if not directory.is_revoked(Role.DEVICE, d)}
+        if self._settings.sharing.has_checksum and suites(self._settings.sharing, directory)[0].is_hybrid:
+            limits = {d: limit for d, limit in limits.items() if directory.devices[d].keys[0].hybrid}
         return AvailableDevices(limits, known.expected)
 
     def _check_open_round(self, begun: OpenRound, published: PublishedModel) -> PlanView:
@@ -202,8 +204,7 @@ class Coordinator:
         """
         plan = decode("round-plan", begun.plan)
         assert isinstance(plan, RoundPlan)
-        directory = msgspec.structs.replace(self._party.directory, version=plan.directory_version)
-        view = check_plan(plan, digest(begun.plan), directory, self._party.now())
+        view = check_plan(plan, digest(begun.plan), self._party.directory, self._party.now())
         if [digest(blob) for blob in published.blobs] != [segment.blob for segment in plan.segments]:
             # Packed by another version of the software, or of its compressor: what was announced cannot be said again.
             raise PlanError("the stored model is not coded as its plan says")

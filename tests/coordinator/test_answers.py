@@ -4,80 +4,12 @@ from __future__ import annotations
 
 from itertools import combinations
 
-import numpy as np
 import pytest
-from builders import DEVICES, directory, plan
-from simulators.whole_shares import split_upload
+from simulators.frozen_round import FrozenRound
 
-from aggregator.summing import answer_freeze, check_share
 from coordinator.answers import open_answers, sum_vectors
-from edge_client.fresh_upload import new_upload
 from fedpruneshare.errors import InconsistentSharesError, PeerError, ProtocolError, SharingError
-from fedpruneshare.messages import Contribution, Freeze, Reveal, Segment, Sharing, digest, encode
-from fedpruneshare.plan import PlanView, check_plan
-from fedpruneshare.sharing.field import FIELDS
-from fedpruneshare.sharing.prg import Prg
-from fedpruneshare.words import SegmentWords, WordLayout
-
-SHAPES = ((40, 5), (30, 0), (21, 0))
-
-
-class Scene:
-    """A frozen round of seven devices at three rungs, and what each of n aggregators answers."""
-
-    def __init__(self, sharing: Sharing, tamper: object = None) -> None:
-        names = tuple(f"aggregator-{place}" for place in range(1, sharing.n + 1))
-        base = plan()
-        layout = WordLayout(base.coding, FIELDS[sharing.field])
-        segments = tuple(
-            Segment(w, v, layout.words(v, w), 0.1 * (place + 1), bytes(32), 100, bytes(32))
-            for place, (w, v) in enumerate(SHAPES)
-        )
-        whole = plan(sharing=sharing, segments=segments, points={name: x for x, name in enumerate(names, 1)})
-        services = directory().aggregators
-        parties = directory(aggregators={name: services.get(name, services["aggregator-1"]) for name in names})
-        self.view: PlanView = check_plan(whole, digest(encode(whole)), parties)
-        self.words, contributors = {}, []
-        self.held: dict[int, list[tuple[Contribution, bytes]]] = {x: [] for x in range(1, sharing.n + 1)}
-        for place, device in enumerate(DEVICES[:7]):
-            contribution = self._upload(device, place)
-            contributors.append(contribution)
-        opened = (0, 1)
-        self.freeze = Freeze(1, self.view.digest, names, tuple(contributors), opened)
-        self.answers = {
-            x: answer_freeze(self.view, x, opened, held, lambda _: Prg.AES_256_CTR) for x, held in self.held.items()
-        }
-
-    def _upload(self, device: str, place: int) -> Contribution:
-        rung, draw = (0, 1, 1, 2, 1, 0, 0)[place], np.random.default_rng(place)
-        words = np.concatenate([
-            self.view.layout.pack(
-                SegmentWords(place + 1, draw.integers(0, 65535, v, np.uint32), draw.integers(0, 15, w, np.uint32))
-            )
-            for w, v in SHAPES[: rung + 1]
-        ])  # fmt: skip
-        upload = new_upload(self.view, rung, place + 1, words, Prg.AES_256_CTR)
-        contribution = Contribution(device, upload.upload_id, rung)
-        self.words[contribution] = words
-        for x, share in split_upload(self.view, device, upload).items():
-            check_share(self.view, x, share)
-            self.held[x].append((contribution, share))
-        return contribution
-
-    def expected(self, segment: int, without: tuple[str, ...] = ()) -> list[int]:
-        start, size = sum(self.view.segment_words[:segment]), self.view.segment_words[segment]
-        rows = [
-            words[start : start + size].astype(np.uint64)
-            for c, words in self.words.items()
-            if c.rung >= segment and c.device_id not in without
-        ]
-        return np.sum(rows, axis=0).tolist()  # type: ignore[no-any-return]
-
-    def altered(self, x: int, place: int) -> bytes:
-        changed = bytearray(self.answers[x])
-        changed[place] ^= 1
-        return bytes(changed)
-
+from fedpruneshare.messages import Reveal, Sharing
 
 MODES = [
     Sharing(3, 2, 1),
@@ -92,7 +24,7 @@ MODES = [
 
 @pytest.mark.parametrize("sharing", MODES, ids=str)
 def test_every_subset_opens_the_plain_sum(sharing: Sharing) -> None:
-    scene = Scene(sharing)
+    scene = FrozenRound(sharing)
     for size in range(sharing.k, sharing.n + 1):
         for points in combinations(scene.answers, size):
             opened = open_answers(scene.view, scene.freeze, {x: scene.answers[x] for x in points})
@@ -106,14 +38,14 @@ def test_every_subset_opens_the_plain_sum(sharing: Sharing) -> None:
 
 @pytest.mark.parametrize("x", range(1, 6))
 def test_one_wrong_sum_of_five_is_named_and_left_out(x: int) -> None:
-    scene = Scene(Sharing(5, 3, 2))
+    scene = FrozenRound(Sharing(5, 3, 2))
     opened = open_answers(scene.view, scene.freeze, {**scene.answers, x: scene.altered(x, 9)})
     assert (opened.wrong_points, opened.is_verified) == ((x,), True)
     assert opened.words[0].tolist() == scene.expected(0)
 
 
 def test_one_wrong_sum_of_three_is_noticed_but_not_blamed_on_anyone() -> None:
-    scene = Scene(Sharing(3, 2, 1))
+    scene = FrozenRound(Sharing(3, 2, 1))
     with pytest.raises(InconsistentSharesError, match="disagree in 1 of"):
         open_answers(scene.view, scene.freeze, {**scene.answers, 2: scene.altered(2, 9)})
 
@@ -121,7 +53,7 @@ def test_one_wrong_sum_of_three_is_noticed_but_not_blamed_on_anyone() -> None:
 @pytest.mark.parametrize(("n", "k"), [(3, 2), (5, 3)])
 def test_one_wrong_answer_is_named_also_among_fragments(n: int, k: int) -> None:
     """Also where no more than k + 1 answered: each fragment shows by itself whether it is right."""
-    scene = Scene(Sharing(n, k, k - 1, reveal=Reveal.EACH))
+    scene = FrozenRound(Sharing(n, k, k - 1, reveal=Reveal.EACH))
     answers = {x: scene.answers[x] for x in range(1, k + 2)}
     opened = open_answers(scene.view, scene.freeze, {**answers, 2: scene.altered(2, -1)})
     assert opened.wrong_points == ()  # one fragment: the device may have made it so
@@ -133,21 +65,21 @@ def test_one_wrong_answer_is_named_also_among_fragments(n: int, k: int) -> None:
 
 
 def test_with_k_answers_a_wrong_fragment_costs_its_device() -> None:
-    scene = Scene(Sharing(3, 2, 1, reveal=Reveal.EACH))
+    scene = FrozenRound(Sharing(3, 2, 1, reveal=Reveal.EACH))
     opened = open_answers(scene.view, scene.freeze, {1: scene.answers[1], 3: scene.altered(3, -1)})
     assert opened.left_out_devices == ("device-06",)
     assert opened.words[0].tolist() == scene.expected(0, without=("device-06",))
 
 
 def test_too_few_updates_that_can_be_rebuilt_fail_the_round() -> None:
-    scene = Scene(Sharing(3, 2, 1, reveal=Reveal.EACH))
+    scene = FrozenRound(Sharing(3, 2, 1, reveal=Reveal.EACH))
     with pytest.raises(ProtocolError, match="0 updates could be rebuilt, expected min_devices = 3"):
         open_answers(scene.view, scene.freeze, {1: scene.answers[1], 3: bytes(len(scene.answers[3]))})
 
 
 @pytest.mark.parametrize("sharing", MODES, ids=str)
 def test_answers_that_are_none_are_refused(sharing: Sharing) -> None:
-    scene = Scene(sharing)
+    scene = FrozenRound(sharing)
     nonsense = {x: b"\xff" * len(answer) for x, answer in scene.answers.items()}
     with pytest.raises(PeerError):
         open_answers(scene.view, scene.freeze, nonsense)
