@@ -28,6 +28,7 @@ from aggregator.service import Aggregator
 from aggregator.settings import AggregatorFloors, AggregatorSettings
 from coordinator.evaluation import Evaluator
 from coordinator.opening import Opening, Round, open_and_apply
+from coordinator.planning import ModelState
 from coordinator.publishing import Publisher
 from coordinator.service import Coordinator
 from coordinator.settings import CodingSettings, CoordinatorSettings, PruningSettings, RoundSettings, SharingSettings
@@ -38,6 +39,7 @@ from edge_client.outbox import Upload
 from edge_client.receiving import decode_model, receive_model
 from edge_client.share_chunks import WholeShare
 from edge_client.uploading import Courier, Parcel
+from fedpruneshare import crash_points
 from fedpruneshare.bundle import Bundle, Manifest
 from fedpruneshare.link import Delivery, LinkLimits
 from fedpruneshare.link.memory import MemoryBroker, MemoryLink, Weather
@@ -47,6 +49,7 @@ from fedpruneshare.party import Party, PartySettings
 from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.sharing.digits import zero_point
 from fedpruneshare.sharing.prg import Prg
+from fedpruneshare.sparse.onnx_codec import build_model
 from fedpruneshare.topics import Role
 from fedpruneshare.words import SegmentWords
 
@@ -214,6 +217,16 @@ class Federation:
         self.opened.append((current, opening))
         return opening
 
+    @property
+    def bundle(self) -> bytes:
+        """Digest of the task bundle."""
+        return bench(self.folder / "coordinator").facts.bundle
+
+    def rendered(self, model: ModelState) -> bytes:
+        """`model.onnx` as it must be for a model."""
+        made = bench(self.folder / "coordinator")
+        return build_model(made.bundle.template, made.arrays(model))
+
     def outcomes(self) -> list[dict[str, Any]]:
         """The lines of the coordinator's rounds.jsonl."""
         lines = (self.folder / "coordinator" / "rounds.jsonl").read_text().splitlines()
@@ -235,27 +248,35 @@ class Federation:
 
     # ------------------------------------------------------------------ all of it
 
-    async def run(self, faults: bool = False, crash_before: str = "") -> int:
+    async def run(self, faults: bool = False, crash_before: str = "", crash_at: str = "") -> int:
         """Start everything, run all rounds, stop everything; the coordinator's exit code.
 
         `crash_before`: a decision (`dealer-check`, `freeze`) that the first coordinator commits and never sends;
-        a second one goes on from its store.
+        `crash_at`: a crash point that it does not get beyond. A second one goes on from its store.
         """
         for name in AGGREGATORS:
             await self.start_aggregator(name)
         devices = [asyncio.create_task(self.device(name, place % 3)) for place, name in enumerate(DEVICES)]
         nemesis = asyncio.create_task(self._nemesis()) if faults else None
         try:
-            if crash_before:
+            if crash_before or crash_at:
+                crash_points.observe(lambda point: self._crash_at(crash_at, point))
                 with pytest.raises(CrashError):
                     await self._coordinate(crash_before)
+                crash_points.observe(None)
             return await self._coordinate()
         finally:
+            crash_points.observe(None)
             for task in (*devices, *([nemesis] if nemesis else [])):
                 task.cancel()
             await asyncio.gather(*devices, *([nemesis] if nemesis else []), return_exceptions=True)
             for aggregator in self.aggregators.values():
                 await aggregator.stop()
+
+    @staticmethod
+    def _crash_at(wanted: str, point: str) -> None:
+        if point == wanted:
+            raise CrashError(point)
 
     async def _coordinate(self, crash_before: str = "") -> int:
         coordinator, send = self.coordinator(), Publisher.send
