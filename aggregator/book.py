@@ -245,7 +245,7 @@ class ShareBook:
     def check_freeze(self, freeze: Freeze, digest: bytes, earlier: Iterable[Summed] = ()) -> bool:
         """Whether this aggregator is to sum for an authentic Freeze; False if it names others only.
 
-        `earlier`: the sets of other rounds that this one must not differ from by a few devices (§8.4).
+        `earlier`: the sets of other rounds that this one must not differ from by a few devices (§4.4).
         Raises `ProtocolError` with the reason if it must not (docs/protocol.md §4.4, §8).
         """
         view = self._require()

@@ -124,7 +124,7 @@ def supports_of(view: PlanView) -> bytes:
 
 
 def check_differences(now: Summed, earlier: Iterable[Summed], floor: int) -> None:
-    """No two sums differ by so few devices that their difference shows them (docs/protocol.md §8.4).
+    """No two sums differ by so few devices that their difference shows them (docs/protocol.md §4.4).
 
     Each way none or at least `floor` devices: the rule within a round, across rounds. Segments of the same support are
     compared with each other; where the supports changed, any of one round may overlap any of the other.

@@ -149,6 +149,7 @@ class Aggregator:
         self._intake.begin_round(view, self._book.x)
         self._answers.begin_round(view)
         self._set_deadline(remaining_s)
+        self._expel_revoked()
         _log.info("round-open", round_id=plan.round_id, cohort=len(plan.cohort), deadline_s=remaining_s)
         if plan.sharing.reveal is not Reveal.SUM:
             _log.warning("updates-revealed", round_id=plan.round_id, reveal=plan.sharing.reveal)
