@@ -14,6 +14,7 @@ from edge_client.outbox import Upload
 from edge_client.share_chunks import Share
 from edge_client.uploading import CountSent, Courier, Parcel, Uplink, WatchLink, is_accepted
 from edge_client.waiting import cancel, lap
+from fedpruneshare.crash_points import reach
 from fedpruneshare.link import Link
 from fedpruneshare.link.retry import Backoff
 from fedpruneshare.messages import Missing, Receipt
@@ -102,6 +103,10 @@ class Dispatch:
             entry.reason = f"{receipt.verdict}: {receipt.detail}"
             return receipt
         entry.receipts += 1
+        if entry.receipts == 1:
+            reach("device.first-receipt")
+        if entry.receipts == len(sent.view.plan.points):
+            reach("device.last-receipt")
         entry.seconds["send"], _ = lap(started)
         if entry.receipts >= sent.view.plan.sharing.k:
             entry.status = "uploaded"

@@ -7,14 +7,18 @@ import os
 import numpy as np
 
 from edge_client.outbox import Upload
+from fedpruneshare.messages import Suite
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sharing.dispersal import KEY_BYTES
 from fedpruneshare.sharing.field import Words
 from fedpruneshare.sharing.prg import LEAN_BACKEND, Prg, Seed, fill_elements
 
 
-def new_upload(view: PlanView, rung: int, weight: int, words: Words, prg: Prg) -> Upload:
-    """Give words an upload id and sharing secrets, from the operating system's generator only."""
+def new_upload(view: PlanView, rung: int, weight: int, words: Words, prg: Prg, *, suite: Suite | None = None) -> Upload:
+    """Give words an upload id and sharing secrets, from the operating system's generator only.
+
+    `suite`: of the plan's, by default the first.
+    """
     is_each = view.is_each_revealed
     return Upload(
         plan=view.digest,
@@ -27,6 +31,7 @@ def new_upload(view: PlanView, rung: int, weight: int, words: Words, prg: Prg) -
         masks=_masks(view, prg),
         key=os.urandom(KEY_BYTES) if is_each and not view.is_plain else b"",
         words=words,
+        suite=suite or view.plan.suites[0],
     )
 
 

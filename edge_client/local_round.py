@@ -6,7 +6,7 @@ No I/O and no clock: `service.py` calls this in a worker thread.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edge_client.datasets import Dataset
+from edge_client.gate import batch_size
 from edge_client.pruning import mask_from_positions
 from edge_client.receiving import ReceivedModel
+from edge_client.settings import GateSettings
 from edge_client.tasks import Task, read_state, write_state
 from edge_client.torch_device import TorchDevice
 from edge_client.training import Masks, Pace, TrainingResult, TrainingSettings, fit
@@ -38,6 +40,7 @@ class Workplace:
     table: ParameterTable
     dataset: Dataset
     torch_device: TorchDevice = "cpu"
+    gate: GateSettings = field(default_factory=GateSettings)
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,9 @@ def train(
 
 def _settings(work: Workplace, view: PlanView, steps: int | None, pace: Pace) -> TrainingSettings:
     t = view.plan.training
+    size = batch_size(len(work.dataset), t, work.gate)
     return TrainingSettings(
-        t.local_epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay, work.task.optimiser, t.proximal_mu,
+        t.local_epochs, size, t.learning_rate, t.momentum, t.weight_decay, work.task.optimiser, t.proximal_mu,
         max_steps=steps, torch_device=work.torch_device, pace=pace,
     )  # fmt: skip
 

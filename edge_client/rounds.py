@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -18,17 +18,32 @@ from edge_client.dispatch import Dispatch
 from edge_client.settings import DeviceLimits
 from edge_client.waiting import cancel, until
 from fedpruneshare import __version__
+from fedpruneshare.crash_points import reach
+from fedpruneshare.directory import Directory
 from fedpruneshare.errors import FedPruneShareError, LinkError, PeerError, PlanError
-from fedpruneshare.link import Delivery, Handler, Link
+from fedpruneshare.link import BrokerAddress, Delivery, Handler, Link
 from fedpruneshare.link.retry import Backoff, publish_until_taken
 from fedpruneshare.messages import Decline, Heartbeat, Hello, Missing, Outcome, Receipt, RoundPlan
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView, check_plan
+from fedpruneshare.trust import watch_directory
 
 _log = structlog.get_logger()
 
+_NOT_CURRENT: Final = (
+    "no key of {!r} counts in directory version {}: it was revoked, replaced or has expired; this device takes no part "
+    "until it has a key that counts"
+)
 #: A link to the control broker, and one to each aggregator's.
 Links = tuple[Link, dict[str, Link]]
+
+
+def brokers_of(directory: Directory) -> dict[str, BrokerAddress]:
+    """Where the brokers of a federation's services listen."""
+    return {
+        directory.coordinator_id: directory.coordinator.address,
+        **{ident: service.address for ident, service in directory.aggregators.items()},
+    }
 
 
 class RoundWork(Protocol):
@@ -69,22 +84,26 @@ class Rounds:
         self.newest_round = 0
         self._current: PlanView | None = None
         self._is_closed = asyncio.Event()
+        self._brokers = brokers_of(party.directory)
+        self._has_moved = asyncio.Event()
+        self._resubscribing: set[asyncio.Task[None]] = set()
 
     async def listen(self) -> None:
         """Subscribe to all that a device reads outside its rounds; before the links connect."""
         topics = self._party.topics
         self._control.on_connect(self._on_connected)
+        self._party.on_change(self._on_directory)
+        await watch_directory(self._party, self._control)
         await self._control.subscribe(topics.name("outcome"), self._on_outcome)
         await self._control.subscribe(topics.name("round"), self._on_plan)
         for aggregator_id, link in self._uplinks.items():
             await link.subscribe(topics.name("ack", self._party.ident), self._ack_handler(aggregator_id))
 
     async def serve(self) -> None:
-        """One round at a time, until cancelled; a newer plan ends the round under way."""
+        """One round at a time; a newer plan ends the round under way. Until cancelled, or a broker has moved."""
         round_task: asyncio.Task[None] | None = None
         try:
-            while True:
-                announced = await self._plans.get()
+            while (announced := await self._next()) is not None:
                 if round_task is not None:
                     self._is_closed.set()
                     await round_task
@@ -97,8 +116,19 @@ class Rounds:
             if round_task is not None:
                 await cancel([round_task])
 
+    async def _next(self) -> _Announced | None:
+        """The next plan; None once the links lead to brokers that the directory does not name any more."""
+        moved = asyncio.create_task(self._has_moved.wait())
+        plan = asyncio.create_task(self._plans.get())
+        try:
+            await asyncio.wait({moved, plan}, return_when=asyncio.FIRST_COMPLETED)
+            return None if moved.done() else plan.result()
+        finally:
+            await cancel([moved, plan])
+
     async def close(self) -> None:
         """Close all links, then the ledger."""
+        await cancel(list(self._resubscribing))
         await asyncio.gather(self._control.close(), *(link.close() for link in self._uplinks.values()))
         self._ledger.close()
 
@@ -117,6 +147,8 @@ class Rounds:
             self.dispatch.clear()
         if isinstance(results[0], FedPruneShareError):
             await self._decline(view, str(results[0]))
+        elif isinstance(results[0], OSError):
+            await self._decline(view, f"this device's disk: {results[0].strerror}: {results[0].filename}")
         elif isinstance(results[0], Exception):
             _log.error("round-crashed", round_id=view.plan.round_id, exc_info=results[0])
             await self._decline(view, f"unexpected {type(results[0]).__name__} on the device")
@@ -179,13 +211,47 @@ class Rounds:
         try:
             if plan.round_id < self.newest_round:
                 raise PlanError(f"plan for round {plan.round_id}, expected a round after {self.newest_round}")
-            view = self._work.accept(check_plan(plan, opened.digest, self._party.directory))
+            self._check_directory(plan)
+            view = self._work.accept(check_plan(plan, opened.digest, self._party.directory, self._party.now()))
         except PeerError as error:
             _log.error("plan-refused", device=self._party.ident, round_id=plan.round_id, reason=str(error))
             return None
         remaining_s = plan.deadline_s if delivery.expiry_s is None else min(delivery.expiry_s, plan.deadline_s)
         ends_at = asyncio.get_running_loop().time() + remaining_s
+        reach("device.plan-verified")
         return _Announced(view, ends_at, len(delivery.payload))
+
+    def _check_directory(self, plan: RoundPlan) -> None:
+        """Raises `PlanError` where the directory in force is not the plan's, or has no place for this device."""
+        directory = self._party.directory
+        if not self._party.is_current():
+            raise PlanError(_NOT_CURRENT.format(self._party.ident, directory.version))
+        if plan.directory_version > directory.version:
+            raise PlanError(
+                f"plan for directory version {plan.directory_version}, version {directory.version} is in force here: "
+                "it waits for the newer one"
+            )
+
+    def _on_directory(self) -> None:
+        """Another directory or key is in force."""
+        if not self._party.is_current():
+            _log.error("not-taking-part", reason=_NOT_CURRENT.format(self._party.ident, self._party.directory.version))
+            self._is_closed.set()
+        if brokers_of(self._party.directory) != self._brokers:
+            _log.warning("brokers-moved", device=self._party.ident, directory=self._party.directory.version)
+            self._has_moved.set()
+        task = asyncio.get_running_loop().create_task(self._ask_for_plan())
+        self._resubscribing.add(task)
+        task.add_done_callback(self._resubscribing.discard)
+
+    async def _ask_for_plan(self) -> None:
+        """Have the retained plan again: it may have come too early for the directory that was in force."""
+        topic = self._party.topics.name("round")
+        try:
+            await self._control.unsubscribe(topic)
+            await self._control.subscribe(topic, self._on_plan)
+        except LinkError as error:  # the next connect subscribes
+            _log.info("plan-not-asked-for", device=self._party.ident, error=str(error))
 
     async def _on_outcome(self, delivery: Delivery) -> None:
         opened = self._party.take("outcome", delivery)

@@ -72,13 +72,13 @@ def main(settings: DeviceSettings, open_link: OpenLink = open_link) -> int:
     work = workplace(settings)
 
     async def run() -> int:
-        directory = party.directory
-        control = open_link(directory.coordinator.address, party.ident, settings.link)
-        uplinks: dict[str, Link] = {
-            ident: open_link(service.address, party.ident, settings.link)
-            for ident, service in directory.aggregators.items()
-        }
-        await Device(party, settings, work, (control, uplinks)).run()
-        return 0
+        while True:  # anew with other links, after a directory came into force whose brokers lie elsewhere
+            directory = party.directory
+            control = open_link(directory.coordinator.address, party.ident, settings.link)
+            uplinks: dict[str, Link] = {
+                ident: open_link(service.address, party.ident, settings.link)
+                for ident, service in directory.aggregators.items()
+            }
+            await Device(party, settings, work, (control, uplinks)).run()
 
     return serve(run, party)

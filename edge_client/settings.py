@@ -58,6 +58,7 @@ class DeviceLimits(_Table, frozen=True):
 
     `torch_device`: where training computes; `auto` is a CUDA device that works, else the processor.
     `prg`: keystream algorithm of its seed shares; `auto` takes the one its processor is quicker at.
+    `outbox_mib`: how large an upload may be that waits on disk for its receipts.
     `memory_mib` bounds the whole process, `temperature_c` the chip below what its board profile allows, and
     `battery_reserve_percent` stays in the battery. `deadline_safety` is the part of the remaining time left unused,
     `up_margin` the slack that going up a rung needs on every limit, so that noise does not move the device to and fro.
@@ -68,11 +69,27 @@ class DeviceLimits(_Table, frozen=True):
     torch_device: Literal["auto", "cpu", "cuda"] = "cpu"
     outstanding_chunks: Annotated[int, Meta(ge=1, le=16)] = 4
     prg: Literal["auto", "chacha20", "aes-256-ctr"] = "auto"
+    outbox_mib: Annotated[int, Meta(ge=1, le=4096)] = 64
     memory_mib: Annotated[int, Meta(ge=16)] | None = None
     temperature_c: Annotated[float, Meta(gt=0, le=150)] | None = None
     battery_reserve_percent: Annotated[float, Meta(ge=0, le=100)] = 20.0
     deadline_safety: Annotated[float, Meta(ge=0, le=0.9)] = 0.2
     up_margin: Annotated[float, Meta(ge=0, le=1)] = 0.25
+
+
+class GateSettings(_Table, frozen=True):
+    """The model gate: what a published model may be, and how fast it may change (`edge_client.gate`).
+
+    `growth`: the factor by which a tensor's root mean square may grow in a round. `dead_share`: of a layer's units, how
+    many may go dead at once. `scale_max` bounds the scales of norms, `value_max` every other value. `least_steps`: with
+    fewer local steps nothing is uploaded; where the plan asks for one step, the device halves its batches first.
+    """
+
+    growth: Annotated[float, Meta(gt=1, le=1e6)] = 10.0
+    dead_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    scale_max: Annotated[float, Meta(gt=0, le=1e9)] = 100.0
+    value_max: Annotated[float, Meta(gt=0, le=1e30)] = 1e6
+    least_steps: Annotated[int, Meta(ge=1, le=2)] = 2
 
 
 class DeviceSettings(_Table, frozen=True):
@@ -92,5 +109,6 @@ class DeviceSettings(_Table, frozen=True):
     root: str = "/"
     adaptive: bool = True
     limits: DeviceLimits = DeviceLimits()
+    gate: GateSettings = GateSettings()
     energy: EnergySettings = EnergySettings()
     link: LinkSettings = LinkSettings()

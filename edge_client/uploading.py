@@ -17,6 +17,7 @@ import structlog
 from edge_client.adaptation.watches import SMALL_BYTES
 from edge_client.outbox import Upload
 from edge_client.share_chunks import Share
+from fedpruneshare.crash_points import reach
 from fedpruneshare.errors import LinkError, MessageError
 from fedpruneshare.link import Link
 from fedpruneshare.link.chunks import Bitmap
@@ -137,6 +138,7 @@ class Courier:
                 payload = self._payload(chunk)
                 self.prepared_s += loop.time() - started
                 await self._publish(payload, lambda: self._begin(chunk, len(payload), count_sent))
+                reach("device.chunk-sent")
                 self._sent.add(chunk)
 
         self._sending = frozenset(chunks)
@@ -209,7 +211,7 @@ class Courier:
     def _payload(self, chunk: int) -> bytes:
         parcel, upload = self._parcel, self._parcel.upload
         position = (upload.upload_id, parcel.x, upload.rung, str(upload.prg), chunk, self._count)
-        parties, suite = (self._party.ident, parcel.aggregator_id), parcel.view.plan.suites[0]
+        parties, suite = (self._party.ident, parcel.aggregator_id), upload.suite
         context = share_context(self._party.directory.federation, upload.plan, parties, position)
         key = self._party.sealing_keys(Role.AGGREGATOR, parcel.aggregator_id)
         sealed = seal(key, parcel.share.chunk(chunk), context, suite)

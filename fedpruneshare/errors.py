@@ -66,6 +66,10 @@ class ModelFileError(PeerError):
     """An ONNX file or task bundle is malformed, too large, or not the expected one."""
 
 
+class GateError(PeerError):
+    """A published model that a device will not train on: its model gate names the reason."""
+
+
 class DataError(PeerError):
     """A data set is missing, damaged, or not the one it claims to be."""
 

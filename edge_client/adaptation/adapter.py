@@ -20,6 +20,7 @@ from edge_client.board.profiles import BoardProfile, find_board, load_board
 from edge_client.byte_ledger import RoundEntry
 from edge_client.density import DECLINED, Constraint, DensityDecision, DeviceState, Offer, RungCost, decide
 from edge_client.device import Health, measure
+from edge_client.gate import batch_size
 from edge_client.settings import DeviceSettings
 from edge_client.training import count_steps
 from fedpruneshare.plan import PlanView
@@ -144,13 +145,14 @@ class Adapter:
 
     def _offer(self, view: PlanView, examples: int, remaining_s: float) -> Offer:
         training = view.plan.training
-        steps = count_steps(examples, training.batch_size) * training.local_epochs
+        size = batch_size(examples, training, self._settings.gate)
+        steps = count_steps(examples, size) * training.local_epochs
         return Offer(
             rungs=tuple(_cost(view, rung) for rung in view.plan.rungs),
             steps=steps,
-            least_steps=max(1, math.ceil(training.least_work * steps)),
+            least_steps=max(min(steps, self._settings.gate.least_steps), math.ceil(training.least_work * steps)),
             remaining_s=remaining_s,
-            batch_size=training.batch_size,
+            batch_size=size,
             parameters=self._parameters,
             task=self._settings.task.name,
         )

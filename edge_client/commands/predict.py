@@ -88,9 +88,10 @@ def _somebody_elses() -> ContainedModel:
 
 
 def _transformed(settings: DeviceSettings, inputs: Floats) -> Floats:
-    from edge_client.inference.model_file import load_model
+    from edge_client.inference.slots import ModelSlots
 
-    if not load_model(Path(settings.store))[0].facts.is_transformed:
+    model = ModelSlots(Path(settings.store)).newest()
+    if model is None or not model.facts.is_transformed:
         return inputs
     from edge_client.tasks import load_task  # brings torch
 

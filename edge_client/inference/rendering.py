@@ -7,13 +7,16 @@ comes with the task's bundle. From then on models are put into it without either
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
-from edge_client.inference.model_file import StoredModel, load_model, save_model
+from edge_client.inference.health import check_health
+from edge_client.inference.model_file import StoredModel
+from edge_client.inference.slots import ModelSlots, Slot
 from edge_client.settings import DeviceSettings
 from fedpruneshare.bundle import Bundle
 from fedpruneshare.errors import ModelFileError, TaskError
@@ -27,10 +30,8 @@ _EXPORT_LIMIT_S: Final = 600
 
 
 def keep_model(folder: Path, model: StoredModel) -> None:
-    """Keep a model that came in, as `model.msgpack`; and as `model.onnx` where its graph is known already."""
-    source = save_model(folder, model)
-    if template_path(folder, model).is_file():
-        _render(folder, model, source)
+    """Keep a model that came in, until it is confirmed beside the one before. Raises `OSError`, `ModelFileError`."""
+    ModelSlots(folder).receive(model)
 
 
 def template_path(folder: Path, model: StoredModel) -> Path:
@@ -39,22 +40,60 @@ def template_path(folder: Path, model: StoredModel) -> Path:
 
 
 def refresh(settings: DeviceSettings) -> Path:
-    """Bring `model.onnx` up to the model this device holds; returns its path.
+    """Bring `model.onnx` up to the newest model this device holds that works; returns its path.
 
     Raises `ModelFileError` where it holds none, or a bundle does not fit; `TaskError` where no graph can be exported.
     """
     folder = Path(settings.store)
-    model, source = load_model(folder)
+    slots = ModelSlots(folder)
+    while (trial := slots.trial()) is not None:
+        model = _loaded(slots, trial)
+        if model is not None and not template_path(folder, model).is_file():
+            _make_template(settings, model, slots.folder_of(trial))
+        confirm_trial(folder)
+    confirmed = slots.confirmed()
+    if confirmed is None:
+        raise ModelFileError(
+            f"{folder} has no model that works, expected the one that a device keeps once it has received a round"
+        )
     path = folder / ONNX_FILE
-    if path.is_file() and _source_of(path) == source.hex():
-        return path
-    if not template_path(folder, model).is_file():
-        _make_template(settings, model)
-    _render(folder, model, source)
+    if not _is_of(path, confirmed):
+        model = slots.load(confirmed)
+        if not template_path(folder, model).is_file():
+            _make_template(settings, model, slots.folder_of(confirmed))
+        _write(path, _rendered(folder, model, confirmed))
     return path
 
 
-def _render(folder: Path, model: StoredModel, source: bytes) -> None:
+def confirm_trial(folder: Path) -> None:
+    """Where a model waits to be tried and its graph is known, see whether it works, and keep or drop it.
+
+    `model.onnx` is of the new one before it is confirmed, and never of one that does not work.
+    """
+    slots = ModelSlots(folder)
+    trial = slots.trial()
+    model = _loaded(slots, trial) if trial is not None else None
+    if trial is None or model is None or not template_path(folder, model).is_file() or not slots.begin_try(trial):
+        return
+    try:
+        graph = _rendered(folder, model, trial)
+        check_health(graph, model.facts.input_shape)
+    except ModelFileError as error:
+        slots.reject(trial, str(error))
+        return
+    _write(folder / ONNX_FILE, graph)
+    slots.confirm(trial)
+
+
+def _loaded(slots: ModelSlots, trial: Slot) -> StoredModel | None:
+    try:
+        return slots.load(trial)
+    except ModelFileError as error:
+        slots.reject(trial, str(error))
+        return None
+
+
+def _rendered(folder: Path, model: StoredModel, slot: Slot) -> bytes:
     facts = {
         "task": model.facts.task,
         "metric": model.facts.metric,
@@ -63,29 +102,42 @@ def _render(folder: Path, model: StoredModel, source: bytes) -> None:
         "rung": str(model.facts.rung),
         "width": f"{model.facts.width:g}",
         "density": f"{model.facts.density:g}",
-        "source": source.hex(),
+        "source": slot.digest,
     }
-    graph = template_path(folder, model).read_bytes()
-    data = write_model(graph, model.arrays(), facts)
-    with (folder / f"{ONNX_FILE}.lock").open("wb") as lock:  # a device and a `device predict` beside it
+    return write_model(template_path(folder, model).read_bytes(), model.arrays(), facts)
+
+
+def _write(path: Path, graph: bytes) -> None:
+    """Write `model.onnx`, and beside it what it must be."""
+    with path.with_name(f"{path.name}.lock").open("wb") as lock:  # a device and a `device predict` beside it
         fcntl.flock(lock, fcntl.LOCK_EX)
-        write_atomically(folder / ONNX_FILE, data)
+        write_atomically(path, graph)
+        write_atomically(_sum_of(path), hashlib.sha256(graph).hexdigest().encode())
 
 
-def _source_of(path: Path) -> str:
+def _is_of(path: Path, slot: Slot) -> bool:
+    """Whether `model.onnx` is what was written there for this model, every byte of it."""
     try:
-        return read_facts(path.read_bytes()).get("source", "")
-    except ModelFileError:
-        return ""  # not written by us: write it again
+        data = path.read_bytes()
+        return (
+            hashlib.sha256(data).hexdigest().encode() == _sum_of(path).read_bytes()
+            and read_facts(data).get("source") == slot.digest
+        )
+    except (OSError, ModelFileError):
+        return False  # not written by us, or damaged: write it again
 
 
-def _make_template(settings: DeviceSettings, model: StoredModel) -> None:
+def _sum_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _make_template(settings: DeviceSettings, model: StoredModel, slot: Path) -> None:
     path = template_path(Path(settings.store), model)
     for old in path.parent.glob(f"{_TEMPLATE}*.onnx"):
         if not old.name.startswith(f"{_TEMPLATE}{model.facts.bundle.hex()[:12]}-"):
             old.unlink()  # of a task as it was before
     if not settings.task.bundle or model.kept is not None:  # a narrower graph is not in a bundle
-        _export_in_a_child(settings, model)
+        _export_in_a_child(settings, model, slot)
         return
     bundle = Bundle.open(Path(settings.task.bundle))
     if bundle.digest != model.facts.bundle:
@@ -95,14 +147,14 @@ def _make_template(settings: DeviceSettings, model: StoredModel) -> None:
     write_atomically(path, bundle.template)
 
 
-def _export_in_a_child(settings: DeviceSettings, model: StoredModel) -> None:
-    """Run `template_export.py`, whose memory is gone with it."""
+def _export_in_a_child(settings: DeviceSettings, model: StoredModel, slot: Path) -> None:
+    """Run `template_export.py` for the model in a slot's folder; its memory is gone with it."""
     command = [sys.executable, "-m", "edge_client.inference.template_export"]
     paths = os.pathsep.join(path for path in sys.path if path)
     task = settings.task
     try:
         done = subprocess.run(
-            [*command, task.name, task.data_dir, settings.store],
+            [*command, task.name, task.data_dir, settings.store, str(slot)],
             env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
             capture_output=True, text=True, timeout=_EXPORT_LIMIT_S, check=False,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`python -m edge_client.inference.template_export TASK DATA_DIR STORE`: exports the graph of the model in STORE.
+"""`python -m edge_client.inference.template_export TASK DATA_DIR STORE SLOT`: exports the graph of the model in SLOT.
 
 A process of its own, started by `rendering.py`: torch and onnx are loaded here and nowhere else.
 """
@@ -19,10 +19,10 @@ from fedpruneshare.errors import FedPruneShareError, TaskError
 from fedpruneshare.storage import write_atomically
 
 
-def export(task_name: str, data_dir: str, folder: Path) -> None:
-    """Write the template of the stored model. Raises `TaskError` if the task builds another model."""
+def export(task_name: str, data_dir: str, folder: Path, slot: Path) -> None:
+    """Write the template of the model in a slot. Raises `TaskError` if the task builds another model."""
     torch.set_num_threads(1)
-    stored, _ = load_model(folder)
+    stored, _ = load_model(slot)
     model = load_task(task_name, Path(data_dir)).seeded_model(0)
     table = parameter_table(model)
     if table != stored.table:
@@ -36,6 +36,6 @@ def export(task_name: str, data_dir: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        export(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+        export(sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
     except FedPruneShareError as error:
         sys.exit(f"error: {error}")

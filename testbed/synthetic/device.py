@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_client.byte_ledger import ByteLedger
+from edge_client.checksum_seed import fill_checksums, receive_seed
+from edge_client.ciphers import own_ciphers
 from edge_client.dispatch import Consignment
 from edge_client.fresh_upload import new_upload
 from edge_client.receiving import receive_model
 from edge_client.rounds import Links, Rounds
 from edge_client.settings import DeviceSettings
 from edge_client.share_chunks import open_shares
-from edge_client.waiting import lap
+from edge_client.waiting import lap, until
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView
-from fedpruneshare.sharing.prg import LEAN_BACKEND, Prg, quickest_prg
 from testbed.synthetic.words import random_words
 
 
@@ -50,8 +51,7 @@ class SyntheticDevice:
         self._control, self._uplinks = links
         self._ledger = ByteLedger(Path(settings.store), is_durable=False)
         self._rounds = Rounds(party, settings.limits, links, self._ledger, self)
-        chosen = settings.limits.prg
-        self._prg = quickest_prg(time.perf_counter, LEAN_BACKEND) if chosen == "auto" else Prg(chosen)
+        self._ciphers = own_ciphers(settings.limits.prg)
 
     async def run(self) -> None:
         """Serve rounds until cancelled."""
@@ -85,9 +85,12 @@ class SyntheticDevice:
         entry.rung, entry.width, entry.constraint = rung, view.plan.segments[rung].width, "plan"
         await receive_model(self._party, self._control, view, rung)
         entry.seconds["receive"], started = lap(started)
+        seed = await receive_seed(self._party, self._control, view, until(ends_at) / 2)
         task = self._settings.task
         entry.weight, words = random_words(view, rung, task.seed, task.index)
+        fill_checksums(view, words, seed)
         entry.seconds["encode"], _ = lap(started)
-        upload = new_upload(view, rung, entry.weight, words, self._prg)
+        prg, suite = self._ciphers.prg, self._ciphers.suite(view.plan.suites)
+        upload = new_upload(view, rung, entry.weight, words, prg, suite=suite)
         shares = open_shares(view, self._party.ident, upload)
         await self._rounds.dispatch.deliver(Consignment(view, upload, shares, ends_at))

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from edge_client.outbox import Outbox, Upload
 from fedpruneshare.link import BrokerAddress, Delivery
 from fedpruneshare.party import LinkSettings
@@ -123,10 +121,7 @@ def outboxes(fleet: Fleet) -> dict[str, Upload] | None:
     uploads = {}
     for device in fleet.devices:
         folder = fleet.folder.store(device) / "outbox"
-        stored = folder / "upload.msgpack"
-        if not stored.exists():
-            return None
-        upload = Outbox(folder).get(msgspec.msgpack.decode(stored.read_bytes())[0])
+        upload = Outbox(folder).held() if folder.exists() else None
         if upload is None:
             return None
         uploads[device] = upload

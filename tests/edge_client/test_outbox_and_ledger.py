@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,10 @@ import pytest
 
 from edge_client.byte_ledger import ByteLedger
 from edge_client.outbox import Outbox, Upload
+from edge_client.progress import Progress
+from fedpruneshare.errors import PlanError, SettingsError
 from fedpruneshare.link import Traffic
+from fedpruneshare.messages import Suite
 from fedpruneshare.sharing.prg import Prg
 
 PLAN = b"p" * 32
@@ -38,13 +42,42 @@ def test_an_upload_is_found_again_by_its_plan_only(tmp_path: Path) -> None:
     assert made.seeds[1].hex() not in repr(made)
 
 
-@pytest.mark.parametrize("damage", [b"", b"\xff\xff", None])
+def flipped(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("place", [0, 40, 100, -5])
+def test_a_flipped_bit_anywhere_is_another_upload_never_this_one(tmp_path: Path, place: int) -> None:
+    """With another word or seed under the same id, aggregators would hold points of two polynomials."""
+    outbox = Outbox(tmp_path)
+    outbox.put(upload())
+    flipped(tmp_path / "upload.msgpack", place)
+    assert outbox.get(PLAN) is None and outbox.held() is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xff", bytes(4096), None])
 def test_a_damaged_upload_is_none(tmp_path: Path, damage: bytes | None) -> None:
     outbox = Outbox(tmp_path)
     outbox.put(upload())
     path = tmp_path / "upload.msgpack"
     path.write_bytes(path.read_bytes()[:-7] if damage is None else damage)
     assert outbox.get(PLAN) is None
+
+
+def test_an_upload_keeps_its_suite(tmp_path: Path) -> None:
+    Outbox(tmp_path).put(replace(upload(), suite=Suite.XWING_AES256))
+    found = Outbox(tmp_path).held()
+    assert found is not None and found.suite is Suite.XWING_AES256
+
+
+def test_an_upload_larger_than_the_outbox_may_be_is_refused_by_name(tmp_path: Path) -> None:
+    large = replace(upload(), words=np.zeros(1 << 18, dtype="<u4"))
+    with pytest.raises(SettingsError, match=r"upload of 1\.0 MiB, expected at most limits\.outbox_mib = 1"):
+        Outbox(tmp_path, limit_mib=1).put(large)
+    assert not (tmp_path / "upload.msgpack").exists()
+    Outbox(tmp_path, limit_mib=2).put(large)
 
 
 def test_a_finished_round_stays_finished(tmp_path: Path) -> None:
@@ -56,8 +89,55 @@ def test_a_finished_round_stays_finished(tmp_path: Path) -> None:
     assert Outbox(tmp_path).get(PLAN) is None
     outbox.finish(5)
     assert Outbox(tmp_path).last_round() == 7
-    (tmp_path / "done").write_bytes(b"seven")
-    assert Outbox(tmp_path).last_round() == 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"seven", b'00000000 {"round_id":9}\n', None])
+@pytest.mark.parametrize("copy", ["progress-1", "progress-2"])
+def test_one_damaged_copy_opens_no_old_round(tmp_path: Path, copy: str, damage: bytes | None) -> None:
+    Outbox(tmp_path).finish(7)
+    if damage is None:
+        flipped(tmp_path / copy, -4)
+    else:
+        (tmp_path / copy).write_bytes(damage)
+    assert Outbox(tmp_path).last_round() == 7
+    Outbox(tmp_path).finish(8)
+    (tmp_path / copy).unlink()
+    assert Outbox(tmp_path).last_round() == 8
+
+
+def test_with_both_copies_damaged_the_device_says_so(tmp_path: Path) -> None:
+    Outbox(tmp_path).finish(7)
+    flipped(tmp_path / "progress-1", 2)
+    flipped(tmp_path / "progress-2", 20)
+    with pytest.raises(SettingsError, match=r"progress-1 and .*progress-2: damaged, expected the rounds"):
+        Outbox(tmp_path)
+
+
+def test_what_was_reached_is_the_furthest_that_either_copy_knows(tmp_path: Path) -> None:
+    """As after a power cut between the two."""
+    progress = Progress(tmp_path)
+    progress.finish(4)
+    before = (tmp_path / "progress-2").read_bytes()
+    progress.finish(5)
+    (tmp_path / "progress-2").write_bytes(before)
+    assert Progress(tmp_path).reached.round_id == 5
+
+
+def test_the_version_of_models_never_falls_but_for_a_new_epoch(tmp_path: Path) -> None:
+    progress = Progress(tmp_path)
+    progress.take_model(0, 1)
+    progress.take_model(6, 9)
+    again = Progress(tmp_path)
+    with pytest.raises(PlanError, match="model version 5, expected 6 or later: it fell"):
+        again.check_model(5, 10)
+    with pytest.raises(PlanError, match="it fell"):
+        again.take_model(5, 10)
+    again.take_model(6, 10)  # the same model after a round that FAILED
+    assert not again.is_new_epoch(2**32)
+    again.take_model(0, 2**32 + 1)  # the root began afresh, after the plan key was lost
+    again.take_model(4, 2**32 + 2)
+    with pytest.raises(PlanError, match="it fell"):
+        Progress(tmp_path).check_model(3, 2**32 + 2)
 
 
 def lines(folder: Path) -> list[dict[str, object]]:

@@ -123,7 +123,7 @@ async def test_framing_is_the_same_for_every_chunk() -> None:
     payloads = await send(view, upload_of(view, 12_000, 8), 3, Wire())
     assert len(payloads) == 6
     assert all(len(payload) <= 4096 + 512 for payload in payloads)
-    assert sum(map(len, payloads)) <= view.share_bytes(0, 3) + 6 * 256
+    assert sum(map(len, payloads)) <= view.share_bytes(0, 3) + 6 * 264
 
 
 async def test_dispersed_it_is_n_kths_of_the_encoded_bytes() -> None:

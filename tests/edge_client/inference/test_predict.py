@@ -19,9 +19,9 @@ from torch import nn
 
 from edge_client.exporting import export_bundle
 from edge_client.inference import rendering, template_export
-from edge_client.inference.model_file import ModelFacts, StoredModel, save_model
+from edge_client.inference.model_file import ModelFacts, StoredModel
 from edge_client.inference.predicting import Predictor, predictions, read_inputs
-from edge_client.inference.rendering import keep_model, refresh, template_path
+from edge_client.inference.rendering import confirm_trial, keep_model, refresh, template_path
 from edge_client.settings import DeviceSettings, DeviceTask
 from edge_client.tasks import load_task, parameter_table, read_state, write_state
 from edge_client.width.groups import find_groups
@@ -67,7 +67,7 @@ class Place:
             groups = find_groups(self.model, self.table, torch.from_numpy(self.example.inputs[:2]))
             kept = nested_channels(rank_channels(np.abs(weights), self.table, groups), groups, [width])[0]
         self.stored = StoredModel(facts, self.table, weights, vectors, groups, kept)
-        save_model(self.folder, self.stored)
+        keep_model(self.folder, self.stored)
 
     def torch_outputs(self, inputs: np.ndarray) -> np.ndarray:
         model, stored = self.model, self.stored
@@ -145,7 +145,8 @@ def test_the_graph_is_exported_once_and_the_model_is_refreshed_each_round(
     np.testing.assert_allclose(found, wear.torch_outputs(inputs), rtol=1e-4, atol=1e-5)
     assert read_facts(path.read_bytes())["round_id"] == "2"
     wear.round(3)
-    keep_model(wear.folder, wear.stored)  # what the device does in a round, without being asked
+    assert read_facts(path.read_bytes())["round_id"] == "2"
+    confirm_trial(wear.folder)  # what the device does after a round, without being asked
     assert read_facts(path.read_bytes())["round_id"] == "3"
     path.write_bytes(b"damaged")
     assert read_facts(refresh(wear.settings).read_bytes())["round_id"] == "3"
@@ -155,8 +156,8 @@ def test_the_graph_is_exported_once_and_the_model_is_refreshed_each_round(
 def _export_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export in this process, which has torch already; the tests above start a child."""
 
-    def export(settings: DeviceSettings, model: StoredModel) -> None:
-        template_export.export(settings.task.name, settings.task.data_dir, Path(settings.store))
+    def export(settings: DeviceSettings, model: StoredModel, slot: Path) -> None:
+        template_export.export(settings.task.name, settings.task.data_dir, Path(settings.store), slot)
 
     monkeypatch.setattr(rendering, "_export_in_a_child", export)
 
@@ -230,7 +231,7 @@ def test_a_task_that_builds_another_model_is_named(tmp_path: Path) -> None:
     place = Place(tmp_path, WEAR)
     other = parameter_table(nn.Linear(4, 2))
     weights, vectors = np.zeros(other.weight_count, np.float32), np.zeros(other.vector_count, np.float32)
-    save_model(tmp_path, StoredModel(place.stored.facts, other, weights, vectors))
+    keep_model(tmp_path, StoredModel(place.stored.facts, other, weights, vectors))
     with pytest.raises(TaskError, match=r"cannot be exported: task .* builds a model of table .*, expected"):
         refresh(place.settings)
 

@@ -1,0 +1,71 @@
+"""The seed of a round's hidden checksum: taken from the coordinator, used, forgotten (docs/protocol.md §5.11)."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+
+import structlog
+
+from fedpruneshare.errors import PeerError, ProtocolError
+from fedpruneshare.link import Delivery, Link
+from fedpruneshare.messages import ChecksumSeed
+from fedpruneshare.party import Party
+from fedpruneshare.plan import PlanView
+from fedpruneshare.sealing import checksum_seed_context
+from fedpruneshare.sharing.checksum import commitment, fill_checksum
+from fedpruneshare.sharing.field import Words
+
+_log = structlog.get_logger()
+
+
+async def receive_seed(party: Party, link: Link, view: PlanView, patience_s: float) -> bytes:
+    """The seed that this device was sent for a plan, the one the plan commits to; b"" where the plan has no checksum.
+
+    Raises `ProtocolError` where none comes in `patience_s`, or one that the plan does not commit to: under a seed of
+    its own a device would show combinations of its words. `SealError` for one that does not open.
+    """
+    if not view.plan.checksum:
+        return b""
+    arrived: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def on_seed(delivery: Delivery) -> None:
+        opened = party.take("seed", delivery)
+        if opened is None or not isinstance(opened.message, ChecksumSeed) or arrived.done():
+            return
+        if opened.message.plan != view.digest:
+            return  # of another round
+        try:
+            arrived.set_result(_unsealed(party, view, opened.message))
+        except PeerError as error:
+            arrived.set_exception(error)
+
+    topic = party.topics.name("seed", party.ident)
+    await link.subscribe(topic, on_seed)
+    try:
+        async with asyncio.timeout(patience_s):
+            return await arrived
+    except TimeoutError:
+        raise ProtocolError(f"no checksum seed came in {patience_s:.1f} s, expected one on {topic}") from None
+    finally:
+        await link.unsubscribe(topic)
+
+
+def _unsealed(party: Party, view: PlanView, message: ChecksumSeed) -> bytes:
+    directory = party.directory
+    context = checksum_seed_context(directory.federation, view.digest, (directory.coordinator_id, party.ident))
+    seed = party.identity.unseal(message.sealed, context, message.suite, message.key)
+    if not hmac.compare_digest(commitment(seed), view.plan.checksum):
+        raise ProtocolError("the checksum seed is not the one that the plan commits to")
+    return seed
+
+
+def fill_checksums(view: PlanView, words: Words, seed: bytes) -> None:
+    """Write the checksum of each segment of an upload's words into its last words, in place; without a seed nothing."""
+    if not seed:
+        return
+    rows, start = view.plan.coding.tail_words, 0
+    for segment, count in enumerate(view.segment_words):
+        if start < words.size:
+            fill_checksum(words[start : start + count], seed, segment, rows, view.field)
+        start += count
