@@ -78,8 +78,9 @@ class Intake:
 
     def _admit(self, opened: Opened, upload: ShareUpload) -> None:
         book, device_id = self._desk.book, opened.sender
-        if upload.upload_id not in book.attempts_of(device_id):
-            self.flush()  # a new attempt may take the place of one that waits
+        known = book.attempts_of(device_id)
+        if known and upload.upload_id not in known:
+            self.flush()  # a further attempt may take the place of one that waits
         admitted = book.admit(device_id, upload)
         if isinstance(admitted, Refused):
             self._receipt(device_id, upload, admitted.verdict, admitted.detail)
