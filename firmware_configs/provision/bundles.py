@@ -53,11 +53,10 @@ def finish(pending: Mapping[str, str]) -> None:
             os.replace(part, place)
 
 
-def discard(folder: Path, pending: Iterable[str]) -> None:
-    """Delete bundles that were under way when their command was killed, and that the register knows nothing of."""
+def discard(folder: Path) -> None:
+    """Delete bundles that were under way when their command was killed. What is to stay has been moved before."""
     for left in folder.glob(f"*{_PART}"):
-        if str(left) not in pending:
-            _remove(left)
+        _remove(left)
 
 
 def write_folder(folder: Path, files: Files) -> None:

@@ -19,7 +19,7 @@ from firmware_configs.provision.cli_enrol import enrol
 from firmware_configs.provision.findings import FAILED
 from firmware_configs.provision.office import CURRENT, Office
 from firmware_configs.provision.parties import Wishes, renew, revoke, take_in
-from firmware_configs.provision.register import FederationSettings, Place, Profile, missing_services
+from firmware_configs.provision.register import DEFAULT_COHORT, FederationSettings, Place, Profile, missing_services
 from firmware_configs.provision.words import (
     announce,
     folder_argument,
@@ -46,7 +46,11 @@ provision.add_command(enrol)
 @click.option("--federation", required=True, help="Name of the federation: a-z, 0-9, -.")
 @click.option("--aggregators", required=True, help="Their brokers: a=host:port,b=host:port,…")
 @click.option("--coordinator", required=True, help="Its broker: host:port, or name=host:port.")
-@click.option("--profile", type=click.Choice([*Profile]), help="small 2 of 3, standard 3 of 5, careful 4 of 5.")
+@click.option(
+    "--profile",
+    type=click.Choice([one.value for one in Profile]),
+    help="small 2 of 3, standard 3 of 5, careful 4 of 5.",
+)
 @click.option("--threshold", type=int, help="How many aggregators open a sum, for other numbers than the profiles'.")
 @click.option("--min-devices", type=int, default=8, show_default=True, help="No sum of fewer devices is opened.")
 @click.option("--min-devices-segment", type=int, default=3, show_default=True, help="The same for a rung.")
@@ -73,10 +77,9 @@ def init(
         coordinator=place,
         coordinator_id=name,
         threshold=_threshold(profile, threshold, len(places)),
+        cohort=max(DEFAULT_COHORT, settings["min_devices"]),
         **settings,
     )
-    if whole.min_devices > whole.cohort:
-        raise SettingsError(f"--min-devices {whole.min_devices}, expected at most {whole.cohort}: edit federation.toml")
     passphrase = read_passphrase(passphrase_file, confirm=True)
     with Office.create(folder, whole, passphrase) as office:
         click.echo(f"federation {whole.federation} in {folder}, root key {office.register.root_key}")
@@ -136,10 +139,11 @@ def coordinator(*, folder: Path, passphrase_file: Path | None, **wishes: Any) ->
 
 def _services(folder: Path, names: Sequence[str], role: Role, passphrase_file: Path | None, wishes: Wishes) -> None:
     with _at_work(folder, passphrase_file) as office:
+        before = office.register.version
         for name in names or (office.settings.coordinator_id,):
             take_in(office, name, role, wishes)
             click.echo(f"{name}: {wishes.path(office, name)}")
-        announce(office, office.commit())
+        announce(office, office.commit(), before)
 
 
 @provision.command()
@@ -159,6 +163,7 @@ def device(
     chosen = names or [f"{prefix}{number:0{width}d}" for number in range(1, (count or 0) + 1)]
     wanted = Wishes(**wishes)
     with _at_work(folder, passphrase_file) as office:
+        before = office.register.version
         with click.progressbar(length=2 * len(chosen), label=f"{len(chosen)} devices", file=sys.stderr) as bar:
             for name in chosen:
                 take_in(office, name, Role.DEVICE, wanted)
@@ -167,7 +172,7 @@ def device(
         ids = {name: office.register.parties[name].key_ids()[0] for name in chosen}
         for name, key_id in ids.items():
             click.echo(f"{name}: {wanted.path(office, name)} (key {key_id})")
-        announce(office, directory)
+        announce(office, directory, before)
 
 
 # --------------------------------------------------------------------------- in the course of time
@@ -188,10 +193,12 @@ def renew_command(
         raise SettingsError("renew: expected either names or --all")
     wanted = Wishes(**wishes)
     with _at_work(folder, passphrase_file) as office:
+        before = office.register.version
         parties = office.register.parties
         for name in names or [name for name, record in parties.items() if not record.revoked_at]:
-            click.echo(f"{name}: {', '.join(renew(office, name, wanted, keys=keys))}")
-        announce(office, office.commit())
+            path, done = renew(office, name, wanted, keys=keys)
+            click.echo(f"{name}: {path}, {', '.join(done)}")
+        announce(office, office.commit(), before)
 
 
 @provision.command(name="revoke")
@@ -201,10 +208,11 @@ def renew_command(
 def revoke_command(*, folder: Path, names: Sequence[str], passphrase_file: Path | None) -> None:
     """Shut devices NAMES out: roster, keys, certificates, and a new directory."""
     with _at_work(folder, passphrase_file) as office:
+        before = office.register.version
         for name in names:
             revoke(office, name)
             click.echo(f"{name}: revoked, with keys {', '.join(office.register.parties[name].key_ids())}")
-        announce(office, office.commit())
+        announce(office, office.commit(), before)
 
 
 @provision.command()
@@ -215,6 +223,7 @@ def revoke_command(*, folder: Path, names: Sequence[str], passphrase_file: Path 
 def directory(*, folder: Path, passphrase_file: Path | None, new_epoch: bool, copy_to: Sequence[Path]) -> None:
     """Sign the directory anew, after federation.toml was edited or before it expires."""
     with _at_work(folder, passphrase_file) as office:
+        before = office.register.version
         if missing := missing_services(office.settings, office.register):
             raise SettingsError(f"no directory yet: {', '.join(missing)} without keys, expected a bundle for each")
         if new_epoch:
@@ -222,7 +231,7 @@ def directory(*, folder: Path, passphrase_file: Path | None, new_epoch: bool, co
         signed = office.commit(sign=True)
         for place in copy_to:
             write_atomically(place, (folder / CURRENT).read_bytes())
-        announce(office, signed)
+        announce(office, signed, before)
 
 
 @provision.command()

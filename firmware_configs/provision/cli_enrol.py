@@ -35,7 +35,13 @@ def enrol() -> None:
 @folder_argument
 @click.option("--federation", required=True, help="Name of the federation.")
 @click.option("--name", required=True, help="Name the operator gave out: a-z, 0-9, -.")
-@click.option("--role", type=click.Choice([*Role]), default=Role.DEVICE, show_default=True, help="What it will be.")
+@click.option(
+    "--role",
+    type=click.Choice([one.value for one in Role]),
+    default=Role.DEVICE.value,
+    show_default=True,
+    help="What it will be.",
+)
 @click.option("--keys", is_flag=True, help="Ask for new signing and sealing keys; the current ones vouch for them.")
 @click.option("--hybrid", is_flag=True, help="Hybrid keys, which a post-quantum federation wants.")
 @click.option("--replace", is_flag=True, help="Write over an earlier request.")
@@ -59,13 +65,14 @@ def accept_command(*, folder: Path, requests: Sequence[Path], passphrase_file: P
     wanted = Wishes(**wishes)
     with Office.open(folder) as office:
         office.unlock(read_passphrase(passphrase_file))
+        before = office.register.version
         for path in requests:
             try:
                 name, key_id = accept(office, path.read_bytes(), wanted)
             except OSError as error:
                 raise SettingsError(f"request {path}: {error.strerror}") from None
             click.echo(f"{name}: {wanted.path(office, name)} (key {key_id}: compare with what {name} printed)")
-        announce(office, office.commit())
+        announce(office, office.commit(), before)
 
 
 @enrol.command()

@@ -77,6 +77,7 @@ class Office:
         cls, folder: Path, settings: FederationSettings, passphrase: str, clock: Clock = utc_now
     ) -> Iterator[Office]:
         """A new federation with new root keys. Raises `SettingsError` where one was begun already."""
+        folder = folder.absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(folder):
             if (folder / REGISTER).exists():
@@ -101,6 +102,7 @@ class Office:
 
         Raises `SettingsError` if there is none, or another command is at work in it.
         """
+        folder = folder.absolute()
         if not (folder / REGISTER).exists():
             raise SettingsError(f"{folder} holds no federation, expected the folder of `provision init`")
         with _locked(folder):
@@ -232,7 +234,7 @@ class Office:
         """Complete what the register says is under way, delete what it does not know, bring copies up to date."""
         finish(self.register.pending)
         for folder in (BUNDLES, RENEWALS):
-            discard(self.folder / folder, self.register.pending)
+            discard(self.folder / folder)
         directory, signed = self._current()
         if directory is None:
             return

@@ -40,13 +40,13 @@ NAME_MARK: Final = "{name}"
 
 @dataclass(frozen=True)
 class Wishes:
-    """How bundles are made. `prefix`: where they will be installed, empty for the very place they are written to.
+    """How bundles are made. `install_prefix`: where they will lie, empty for the very place they are written to.
 
     `out`: folder they are written to, None for the office's own. `replace`: what is there already may go, keys, too.
     """
 
     out: Path | None = None
-    prefix: str = ""
+    install_prefix: str = ""
     as_tar: bool = False
     replace: bool = False
     broker_user: str = ""
@@ -58,8 +58,8 @@ class Wishes:
 
     def home(self, office: Office, name: str) -> str:
         """Where a party's files will lie on its own machine."""
-        if self.prefix:
-            return self.prefix.replace(NAME_MARK, name)
+        if self.install_prefix:
+            return self.install_prefix.replace(NAME_MARK, name)
         return str(self.path(office, name).with_name(name))
 
 
@@ -87,10 +87,9 @@ def take_in(office: Office, name: str, role: Role, wishes: Wishes) -> Record:
 def prepare(office: Office, name: str, role: Role, wishes: Wishes) -> None:
     """See that a name is free and belongs to the role; with `replace` revoke who had it. Raises `SettingsError`."""
     check_name(office, name, role)
-    path = wishes.path(office, name)
-    if path.exists() and not wishes.replace:
-        raise SettingsError(f"{path} exists, expected a free place (--replace makes new keys and revokes the old)")
-    known = office.register.parties.get(name)
+    path, known = wishes.path(office, name), office.register.parties.get(name)
+    if known is None and path.exists() and not wishes.replace:
+        raise SettingsError(f"{path} exists, expected a free place (--replace writes over it)")
     if known is None:
         return
     if not wishes.replace:
@@ -129,7 +128,7 @@ def issue_party(office: Office, name: str, role: Role, key: ec.EllipticCurvePubl
 def add_bundle(office: Office, name: str, wishes: Wishes, files: dict[str, bytes]) -> Bundle:
     """Have the bundle of a party written by the next commit: these files, settings, and the authority's certificate."""
     record, authority = office.register.parties[name], office.authority.certificate
-    text = settings_text(office.settings, name, record, office.register.root_key, bool(wishes.prefix))
+    text = settings_text(office.settings, name, record, office.register.root_key, bool(wishes.install_prefix))
     shared = {CA: authority, settings_name(record.role): text}
     if record.role is not Role.DEVICE:
         shared[BROKER_CA] = authority
@@ -172,10 +171,11 @@ def _a(role: Role) -> str:
 # --------------------------------------------------------------------------- renewal and rotation
 
 
-def renew(office: Office, name: str, wishes: Wishes, *, keys: bool = False) -> list[str]:
+def renew(office: Office, name: str, wishes: Wishes, *, keys: bool = False) -> tuple[Path, list[str]]:
     """New certificates for a party, in a bundle below `renewals/`; with `keys` new signing and sealing keys, too.
 
-    Where the private keys were made elsewhere, the new certificate is of the key that is there. Returns what was done.
+    Where the private keys were made elsewhere, the new certificate is of the key that is there. Returns where the
+    bundle will lie, and what was done.
     """
     record = office.register.party(name)
     if record.revoked_at:
@@ -195,7 +195,7 @@ def renew(office: Office, name: str, wishes: Wishes, *, keys: bool = False) -> l
         files, done = files | made, [*done, what]
     office.register = office.register.with_party(name, record)
     office.add(Bundle(path, files | {CA: office.authority.certificate}))
-    return done
+    return path, done
 
 
 def _certificates(office: Office, name: str, record: Record) -> tuple[dict[str, bytes], Record]:

@@ -28,6 +28,7 @@ from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES, Identifier
 from fedpruneshare.topics import Role
 
 DAY_S: Final = 86_400
+DEFAULT_COHORT: Final = 24
 HexSerial = Annotated[str, Meta(pattern="^[0-9a-f]{1,40}$")]
 HexDigest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Floor = Annotated[int, Meta(ge=LOWEST_FLOOR, le=MAX_DEVICES)]
@@ -88,7 +89,7 @@ class FederationSettings(_Table, frozen=True):
     task: Annotated[str, Meta(min_length=1, max_length=200)] = "hapt"
     task_parts: Annotated[int, Meta(ge=1, le=MAX_DEVICES)] = 10
     rounds: Annotated[int, Meta(ge=1)] = 20
-    cohort: Annotated[int, Meta(ge=LOWEST_FLOOR, le=MAX_DEVICES)] = 24
+    cohort: Annotated[int, Meta(ge=LOWEST_FLOOR, le=MAX_DEVICES)] = DEFAULT_COHORT
     post_quantum: bool = False
     certificate_days: Days = 90
     overlap_days: Days = 7

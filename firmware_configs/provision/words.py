@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +10,6 @@ import click
 
 from fedpruneshare.directory import Directory
 from fedpruneshare.errors import SettingsError
-from fedpruneshare.topics import Role
 from firmware_configs.provision.office import UPDATES, Office
 from firmware_configs.provision.register import missing_services
 from firmware_configs.provision.vault import refuse_open_file
@@ -32,9 +30,7 @@ def wishes_options(command: Command) -> Command:
     for option in reversed(
         (
             click.option("--out", type=_FILE, help="Folder to write to instead of the root's own."),
-            click.option(
-                "--install-prefix", "prefix", default="", help="Where the bundle will lie; {name} is the party's."
-            ),
+            click.option("--install-prefix", default="", help="Where the bundle will lie; {name} is the party's."),
             click.option("--tar", "as_tar", is_flag=True, help="A tar file instead of a folder."),
             click.option("--replace", is_flag=True, help="Make anew what is there; old keys are revoked."),
             click.option("--broker-user", default="", help="Whom the broker runs as, if not who starts it."),
@@ -55,15 +51,17 @@ def read_passphrase(path: Path | None, *, confirm: bool = False) -> str:
         raise SettingsError(f"passphrase file {path}: expected one line of text") from None
 
 
-def announce(office: Office, directory: Directory | None) -> None:
-    """Say which directory is in force, and what has to be carried where."""
+def announce(office: Office, directory: Directory | None, before: int) -> None:
+    """Say which directory is in force and, if it is newer than version `before`, what has to be carried where."""
     if directory is None:
         missing = ", ".join(missing_services(office.settings, office.register))
         click.echo(f"no directory yet: it will be signed once there are bundles for {missing}")
         return
+    if directory.version == before:
+        click.echo(f"directory version {before} stays in force")
+        return
     click.echo(f"directory version {directory.version}, SHA-256 {office.digest()}")
-    click.echo("carry to each host what is new, then have its broker and its service read it (kill -HUP):")
-    services = {directory.coordinator_id: Role.COORDINATOR, **dict.fromkeys(directory.aggregators, Role.AGGREGATOR)}
-    for name in services:
-        click.echo(f"  {office.folder / UPDATES / name}{os.sep} -> {office.register.parties[name].home}")
+    click.echo("copy to each host what is new, then kill -HUP its broker and its service:")
+    for name in (directory.coordinator_id, *directory.aggregators):
+        click.echo(f"  cp -r {office.folder / UPDATES / name}/. {office.register.parties[name].home}/")
     click.echo("devices that are connected get the directory from the coordinator")
