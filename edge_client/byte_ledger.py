@@ -9,16 +9,23 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
+
 from fedpruneshare.link import Link
+
+_log = structlog.get_logger()
 
 #: Cause of what arrives, by the channel in its topic (docs/protocol.md §2); everything else is `other`.
 _CAUSES: Final = {"round": "plan", "model": "model", "ack": "receipts"}
 _CHANNEL_LEVEL: Final = 3
+_MOST_UNWRITTEN: Final = 1000
 
 
 @dataclass
@@ -99,7 +106,8 @@ class ByteLedger:
     The unfinished entry stands in `ledger.partial` after every count, so that a killed process loses no byte: the
     next one appends it with status "killed", unless it was appended already (`ledger_bytes` in it says how long
     `ledger.jsonl` was before): killed while it ends an entry, it counts no byte twice. With `is_durable` false there is
-    no such file, and lines are not synced: for thousands of emulated devices on one disk.
+    no such file, and lines are not synced: for thousands of emulated devices on one disk. While the disk takes no
+    lines they wait in memory, the last thousand of them: a device does not end for want of figures.
     """
 
     def __init__(self, folder: Path, *, is_durable: bool = True) -> None:
@@ -109,6 +117,8 @@ class ByteLedger:
         self._links: tuple[Link, ...] = ()
         self._reported = LinkCounts()
         self._plan_waiting = 0
+        self._unwritten: deque[dict[str, Any]] = deque(maxlen=_MOST_UNWRITTEN)
+        self._is_failing = False
         self.entry = RoundEntry()
         self._recover()
 
@@ -196,15 +206,39 @@ class ByteLedger:
         line["down"]["plan"] += self._plan_waiting
         line["traffic"] = asdict(LinkCounts.of(self._links) - self._reported) if self._links else None
         line["ledger_bytes"] = self._size_bytes()
+        self._keep(lambda: self._write_partial(line))
+
+    def _write_partial(self, line: dict[str, Any]) -> None:
         written = self._partial.with_name(self._partial.name + ".part")
         written.write_text(json.dumps(line))
         written.replace(self._partial)
 
     def _append(self, line: dict[str, Any]) -> None:
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            if self._is_durable:
-                os.fsync(file.fileno())
+        self._unwritten.append(line)
+        self._keep(self._write_lines)
+
+    def _write_lines(self) -> None:
+        size_bytes = self._size_bytes()
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in self._unwritten))
+                file.flush()
+                if self._is_durable:
+                    os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):  # half a line must not stay
+                os.truncate(self._path, size_bytes)
+            raise
+        self._unwritten.clear()
         if self._is_durable:
             self._partial.unlink(missing_ok=True)
+
+    def _keep(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            if not self._is_failing:
+                _log.error("figures-not-kept", path=str(self._path), reason=str(error))
+            self._is_failing = True
+        else:
+            self._is_failing = False

@@ -86,6 +86,7 @@ class Rounds:
         self._is_closed = asyncio.Event()
         self._brokers = brokers_of(party.directory)
         self._has_moved = asyncio.Event()
+        self._is_over = False
         self._resubscribing: set[asyncio.Task[None]] = set()
 
     async def listen(self) -> None:
@@ -128,6 +129,7 @@ class Rounds:
 
     async def close(self) -> None:
         """Close all links, then the ledger."""
+        self._is_over = True
         await cancel(list(self._resubscribing))
         await asyncio.gather(self._control.close(), *(link.close() for link in self._uplinks.values()))
         self._ledger.close()
@@ -234,6 +236,8 @@ class Rounds:
 
     def _on_directory(self) -> None:
         """Another directory or key is in force."""
+        if self._is_over:
+            return
         if not self._party.is_current():
             _log.error("not-taking-part", reason=_NOT_CURRENT.format(self._party.ident, self._party.directory.version))
             self._is_closed.set()

@@ -31,7 +31,7 @@ CALIBRATION_FILE: Final = "calibration.toml"
 #: Most declines in a row before a device doubts what it has measured.
 _MOST_PATIENCE: Final = 64
 #: Envelope, seal and message around one chunk, in bytes (measured below it).
-_FRAMING_BYTES: Final = 256
+_FRAMING_BYTES: Final = 264
 
 
 class Adapter:
