@@ -31,6 +31,6 @@ def root(original: Root, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Root:
     """A root with no bundles yet."""
-    begun = make_root(tmp_path / "root")
+    begun = make_root(tmp_path / "empty")
     capsys.readouterr()
     return Root(begun.folder, capsys)
