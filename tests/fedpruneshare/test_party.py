@@ -21,7 +21,7 @@ from fedpruneshare.directory import (
 from fedpruneshare.errors import ProtocolError, SettingsError, SignatureError
 from fedpruneshare.keys import Identity
 from fedpruneshare.link import Delivery
-from fedpruneshare.messages import DirectoryChunk, Hello, digest
+from fedpruneshare.messages import Decline, DirectoryChunk, Hello, digest
 from fedpruneshare.party import Party, PartySettings
 from fedpruneshare.topics import Role
 from fedpruneshare.trust import DirectoryWatcher
@@ -161,6 +161,16 @@ def test_a_party_knows_that_it_was_revoked(settings: PartySettings) -> None:
     assert not party.is_current()
     with pytest.raises(SettingsError, match="does not hold the key"):
         Party.load(settings, Role.AGGREGATOR)
+
+
+def test_a_retained_message_on_a_channel_that_keeps_nothing_is_refused(settings: PartySettings) -> None:
+    """No broker can forbid its writer to leave one there, where it would meet every reader for ever."""
+    reader = Party.load(settings, Role.AGGREGATOR)
+    writer = Party(identity(DEVICES[0]), directory(), Role.DEVICE)
+    payload = writer.sign(Decline(1, bytes(32), "busy"))
+    topic = reader.topics.name("decline", DEVICES[0])
+    assert reader.take("decline", Delivery(topic, payload)) is not None
+    assert reader.take("decline", Delivery(topic, payload, retained=True)) is None
 
 
 def test_no_clock_is_before_the_directory() -> None:
