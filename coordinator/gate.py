@@ -12,30 +12,24 @@ from numpy.typing import NDArray
 from coordinator.averaging import SegmentSum
 from coordinator.settings import AveragingSettings
 from fedpruneshare.errors import ProtocolError
-from fedpruneshare.messages import Coding
 from fedpruneshare.metrics import METRICS
-from fedpruneshare.sharing.digits import zero_point
 
 
-def check_norms(
-    index: int, found: SegmentSum, clips: tuple[NDArray[np.float32], NDArray[np.float32]], coding: Coding
-) -> None:
-    """Raise `ProtocolError` if an opened sum is longer than clipped updates of those weights can make it.
+def check_bounds(index: int, found: SegmentSum, clips: tuple[NDArray[np.float32], NDArray[np.float32]]) -> None:
+    """Raise `ProtocolError` if an opened sum is larger somewhere than N clipped updates can make it.
 
-    `clips`: of each value and each vector element. A device of weight w may send at most the clip times w/max_weight,
-    and rounds by less than one step. So the Euclidean norm of the sum is at most (Σw/max_weight + N/Q) times that of
-    the clips.
+    `clips`: of each value and each vector element, as it was quantised, the weight folded in: no device may send more.
+    So neither the sum nor its norm exceeds N times that of the clips. Padding and powers of two as radix leave room for
+    more.
     """
-    for name, sums, own, bits in (
-        ("values", found.values, clips[0], coding.value_bits),
-        ("vector elements", found.vectors, clips[1], coding.vector_bits),
-    ):
-        devices = found.weight / coding.max_weight + found.contributors / zero_point(bits)
-        norm, most = float(np.linalg.norm(sums)), devices * float(np.linalg.norm(own.astype(np.float64)))
-        if not norm <= most * (1 + 1e-6):
+    for name, sums, own in (("values", found.values, clips[0]), ("vector elements", found.vectors, clips[1])):
+        over = ~(np.abs(sums) <= found.contributors * own.astype(np.float64) * (1 + 1e-6))
+        if over.any():
+            place, most = int(np.argmax(over)), found.contributors * own
             raise ProtocolError(
-                f"segment {index}: the sum of the {name} has norm {norm:.4g}, expected at most {most:.4g}: more than"
-                " clipped updates of these weights add up to"
+                f"segment {index}: {np.count_nonzero(over)} sums of the {name} are larger than"
+                f" {found.contributors} clipped updates add up to, at {place} {sums[place]:.4g},"
+                f" expected at most {most[place]:.4g}"
             )
 
 

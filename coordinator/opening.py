@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from coordinator.answers import Opened, open_answers
 from coordinator.averaging import SegmentSum, apply_update, server_step
-from coordinator.gate import check_norms, check_score
+from coordinator.gate import check_bounds, check_score
 from coordinator.ledger import RoundLedger
 from coordinator.plain_updates import open_plain
 from coordinator.planning import ModelState, PublishedModel
@@ -66,7 +66,7 @@ def open_and_apply(current: Round, bench: Workbench, settings: CoordinatorSettin
 
 
 def decode_sums(current: Round, bench: Workbench, opened: Opened) -> dict[int, SegmentSum]:
-    """Opened words -> Σw and folded sums by segment. Raises `ProtocolError` for sums too long for their clips."""
+    """Opened words -> Σw and folded sums by segment. Raises `ProtocolError` for sums beyond their clips."""
     view, coding = current.ledger.view, current.ledger.view.plan.coding
     counts = contributor_counts([c.rung for c in opened.contributors], view.rungs)
     if view.is_plain:
@@ -91,7 +91,7 @@ def decode_sums(current: Round, bench: Workbench, opened: Opened) -> dict[int, S
             values=_folded_sums(part.values, clips, coding.value_bits, count),
             vectors=_folded_sums(part.vectors, vector_clips, coding.vector_bits, count),
         )
-        check_norms(index, sums[index], (clips, vector_clips), coding)
+        check_bounds(index, sums[index], (clips, vector_clips))
     return sums
 
 

@@ -47,7 +47,6 @@ from fedpruneshare.link.retry import Backoff, publish_until_taken
 from fedpruneshare.messages import Hello, Missing, Receipt, RoundPlan
 from fedpruneshare.party import Party, PartySettings
 from fedpruneshare.plan import PlanView, check_plan
-from fedpruneshare.sharing.digits import zero_point
 from fedpruneshare.sharing.prg import Prg
 from fedpruneshare.sparse.onnx_codec import build_model
 from fedpruneshare.topics import Role
@@ -196,16 +195,12 @@ class Federation:
         drawn = self.rng.randrange(2**32)
         draw = np.random.default_rng(drawn if self.words_seed is None else [self.words_seed, int(device[-2:])])
         weight = int(draw.integers(1, 513))
-
-        def digits(count: int, bits: int) -> np.ndarray:
-            """Shifted integers as far from zero as one of this weight may send them."""
-            q = zero_point(bits)
-            most = -(-q * weight // view.plan.coding.max_weight)
-            return draw.integers(q - most, q + most + 1, count).astype(np.uint32)
-
-        coding = view.plan.coding
         segments = [
-            SegmentWords(weight, digits(s.vectors, coding.vector_bits), digits(s.weights, coding.value_bits))
+            SegmentWords(
+                weight,
+                draw.integers(0, 2**16 - 1, s.vectors, np.uint32),
+                draw.integers(0, 2**view.plan.coding.value_bits - 1, s.weights, np.uint32),
+            )
             for s in view.plan.segments[: rung + 1]
         ]
         return np.concatenate([view.layout.pack(segment) for segment in segments])
