@@ -1,0 +1,285 @@
+"""The preflight: what it says of files, dates and keys, and of real brokers as they ship."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from provisioned import Root, fill, make_root
+
+from fedpruneshare.topics import Role
+from firmware_configs.brokers.mosquitto import find_mosquitto
+from firmware_configs.provision import probing
+from firmware_configs.provision.authority import Authority
+from firmware_configs.provision.check import examine
+from firmware_configs.provision.findings import FAILED, OK, WARNING, Finding
+
+DAY_S = 86_400
+
+
+@pytest.fixture
+def folder(root: Root, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(root.bundle("pi-01"))
+    return root.bundle("pi-01")
+
+
+def looked_at(now: float | None = None) -> list[Finding]:
+    return examine(Path("device.toml"), is_offline=True, now=now)
+
+
+def failures(findings: list[Finding]) -> list[str]:
+    return [str(finding) for finding in findings if finding.state == FAILED]
+
+
+def test_a_bundle_as_it_was_made_is_fine(folder: Path) -> None:
+    findings = looked_at()
+    assert {finding.state for finding in findings} == {OK}
+    assert {finding.what for finding in findings} == {"settings", "keys", "directory", "certificate"}
+
+
+@pytest.mark.parametrize(
+    ("days", "state", "what"),
+    [
+        (-1, FAILED, "clock"),
+        (-20_000, FAILED, "clock"),
+        (80, WARNING, "certificate"),
+        (91, FAILED, "certificate"),
+        (3651, FAILED, "certificate"),
+    ],
+)
+def test_time_is_told_by_what_is_wrong_with_it(folder: Path, days: float, state: str, what: str) -> None:
+    found = [finding for finding in looked_at(time.time() + days * DAY_S) if finding.state != OK]
+    assert {(finding.state, finding.what) for finding in found} == {(state, what)}
+    if what == "clock":
+        assert all("this machine's clock says" in finding.found for finding in found)
+    assert all(finding.fix for finding in found)
+
+
+def test_a_directory_that_ends_is_told(root: Root, folder: Path) -> None:
+    place = root.folder / "federation.toml"
+    text = place.read_text()
+    place.write_text(text.replace("directory_days = 0", "directory_days = 20"))
+    assert place.read_text() != text
+    root.call("directory")
+    assert [one.state for one in looked_at() if one.what == "directory"] == [OK]
+    ends = [one for one in looked_at(time.time() + 10 * DAY_S) if one.what == "directory"]
+    assert [one.state for one in ends] == [OK, WARNING]
+    assert "ends at" in failures(looked_at(time.time() + 21 * DAY_S))[0]
+
+
+def no_settings(folder: Path) -> None:
+    (folder / "device.toml").unlink()
+
+
+def settings_without_party(folder: Path) -> None:
+    (folder / "device.toml").write_text("store = 'x'\n")
+
+
+def settings_no_toml(folder: Path) -> None:
+    (folder / "device.toml").write_text("[party\n")
+
+
+def open_key(folder: Path) -> None:
+    (folder / "key.json").chmod(0o644)
+
+
+def open_tls_key(folder: Path) -> None:
+    (folder / "tls.key").chmod(0o640)
+
+
+def other_root(folder: Path) -> None:
+    text = (folder / "device.toml").read_text().splitlines()
+    changed = [f'root_key = "{"0" * 64}"' if line.startswith("root_key") else line for line in text]
+    (folder / "device.toml").write_text("\n".join(changed))
+
+
+def damaged_directory(folder: Path) -> None:
+    data = (folder / "directory.json").read_bytes()
+    (folder / "directory.json").write_bytes(data.replace(b'"min_devices":8', b'"min_devices":3'))
+
+
+def other_keys(folder: Path) -> None:
+    stranger = json.loads((folder.parent / "pi-02" / "key.json").read_text()) | {"id": "pi-01"}
+    (folder / "key.json").write_text(json.dumps(stranger))
+
+
+def others_certificate(folder: Path) -> None:
+    shutil.copy(folder.parent / "pi-02" / "tls.pem", folder / "tls.pem")
+
+
+def others_key(folder: Path) -> None:
+    shutil.copy(folder.parent / "pi-02" / "tls.key", folder / "tls.key")
+
+
+def other_authority(folder: Path) -> None:
+    (folder / "tls.pem").write_bytes(Authority.create("lab").issue_client("pi-01", Role.DEVICE).certificate)
+
+
+def aggregators_certificate(folder: Path) -> None:
+    shutil.copy(folder.parent / "a" / "tls.pem", folder / "tls.pem")
+
+
+def no_certificate(folder: Path) -> None:
+    (folder / "tls.pem").unlink()
+
+
+def no_tls(folder: Path) -> None:
+    text = (folder / "device.toml").read_text()
+    (folder / "device.toml").write_text(text.partition("[link.tls]")[0])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what", "found"),
+    [
+        (no_settings, "settings", "No such file"),
+        (settings_without_party, "settings", "no [party]"),
+        (settings_no_toml, "settings", "expected TOML"),
+        (open_key, "keys", "open to others"),
+        (open_tls_key, "certificate", "open to others"),
+        (other_root, "directory", "is not signed by the root key"),
+        (damaged_directory, "directory", "is not signed by the root key"),
+        (other_keys, "directory", "does not hold the key"),
+        (others_certificate, "certificate", "CN=pi-02"),
+        (others_key, "certificate", "not of the key"),
+        (other_authority, "certificate", "authority"),
+        (aggregators_certificate, "certificate", "OU=aggregator"),
+        (no_certificate, "certificate", "tls.pem"),
+        (no_tls, "certificate", "no [link.tls]"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else None,
+)
+def test_what_is_wrong_is_one_line_and_exit_code_1(
+    root: Root, folder: Path, spoil: Callable[[Path], None], what: str, found: str
+) -> None:
+    spoil(folder)
+    (line,) = failures(looked_at())
+    assert line.startswith(f"FAILED  {what}: ")
+    assert found in line
+    assert "; " in line, "it says what to do"
+    assert line in root.run(["check", "--config", "device.toml", "--offline"], code=1).splitlines()
+
+
+def test_a_revoked_device_is_told(root: Root, folder: Path) -> None:
+    root.call("revoke", "pi-01")
+    shutil.copy(root.folder / "directory.json", folder / "directory.json")
+    assert "'pi-01' is revoked" in failures(looked_at())[0]
+
+
+# --------------------------------------------------------------------------- real brokers
+
+
+class Brokers:
+    """The four brokers of a provisioned federation, as rendered, in their bundles."""
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str) -> None:
+        program = find_mosquitto()
+        assert program is not None
+        home = self.root.bundle(name)
+        with (home / "broker.log").open("ab") as log:
+            command = [str(program), "-c", "broker/mosquitto.conf"]
+            self._running[name] = subprocess.Popen(command, cwd=home, stdout=log, stderr=log)
+        port = (home / "broker" / "mosquitto.conf").read_text().partition("listener ")[2].split()[0]
+        give_up_s = time.monotonic() + 10
+        while time.monotonic() < give_up_s:
+            with socket.socket() as trial:
+                if not trial.connect_ex(("127.0.0.1", int(port))):
+                    return
+        raise AssertionError((home / "broker.log").read_text())
+
+    def stop(self, name: str) -> None:
+        process = self._running.pop(name)
+        process.terminate()
+        process.wait(10)
+
+    def restart(self, name: str) -> None:
+        self.stop(name)
+        self.start(name)
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@pytest.fixture
+def brokers(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Brokers]:
+    monkeypatch.setattr(probing, "_CONNECT_S", 1.0)
+    monkeypatch.setattr(probing, "_ARRIVAL_S", 0.2)
+    made = fill(make_root(tmp_path / "root", ports=free_ports(4)), devices=2)
+    capsys.readouterr()
+    running = Brokers(Root(made.folder, capsys))
+    try:
+        for name in ("coordinator", "a", "b", "c"):
+            running.start(name)
+        yield running
+    finally:
+        for name in list(running._running):
+            running.stop(name)
+
+
+def check(root: Root, name: str, code: int) -> list[str]:
+    """`provision check` in a party's own folder."""
+    before = Path.cwd()
+    os.chdir(root.bundle(name))
+    try:
+        (settings,) = Path().glob("*.toml")
+        return root.run(["check", "--config", settings], code).splitlines()
+    finally:
+        os.chdir(before)
+
+
+@pytest.mark.mosquitto
+def test_brokers_are_tried_by_connections_and_messages(brokers: Brokers) -> None:
+    root = brokers.root
+    for name, count in (("pi-01", 4), ("a", 2), ("coordinator", 1)):
+        lines = check(root, name, 0)
+        assert sum("connected, mutual TLS" in line for line in lines) == count
+        assert sum("takes this party's own messages and refuses others'" in line for line in lines) == count
+
+    # An access list of before the device came: its own messages are refused.
+    place = root.bundle("a") / "broker" / "access.acl"
+    good = place.read_text()
+    place.write_text(good.partition("user CN=pi-01")[0])
+    brokers.restart("a")
+    assert any(line.startswith("FAILED  broker a: refuses this party's own up") for line in check(root, "pi-01", 1))
+
+    # An access list that lets everybody do everything.
+    place.write_text(good + "\nuser CN=pi-01,OU=device,O=lab\ntopic readwrite #\n")
+    brokers.restart("a")
+    lines = check(root, "pi-01", 1)
+    assert any(line.startswith("FAILED  broker a: takes what only others may write: ") for line in lines)
+
+    # A broker that is not there.
+    brokers.stop("b")
+    assert any(line.startswith("FAILED  broker b: ") for line in check(root, "pi-01", 1))
+
+
+@pytest.mark.mosquitto
+def test_a_revoked_device_does_not_get_in(brokers: Brokers, tmp_path: Path) -> None:
+    root = brokers.root
+    lost = tmp_path / "lost"
+    shutil.copytree(root.bundle("pi-02"), lost)
+    root.call("revoke", "pi-02")
+    for name in ("a", "coordinator"):
+        brokers.restart(name)
+    assert sum("connected" in line for line in check(root, "pi-01", 0)) == 4, "the others go on"
+    copied = root.bundle("pi-02")
+    shutil.rmtree(copied)
+    shutil.copytree(lost, copied)  # with the directory of before: the device itself knows nothing of it
+    lines = check(root, "pi-02", 1)
+    assert sum(line.startswith("FAILED  broker") and "revoked" in line for line in lines) == 2
