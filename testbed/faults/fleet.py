@@ -177,6 +177,7 @@ class FaultFleet(Fleet):
             self._devices = DeviceProcesses(self.folder.logs, command)
         self.history: History | None = None
         self.pids: dict[str, int] = {}
+        self._read, self._told = 0, list[dict[str, Any]]()
 
     def _prepare(self) -> None:
         self.folder.create()
@@ -280,8 +281,14 @@ class FaultFleet(Fleet):
 
     def story(self) -> list[dict[str, Any]]:
         """The events of the run so far, by time."""
-        lines = map(json.loads, self.history_path.read_text("utf-8").splitlines())
-        return sorted(lines, key=lambda event: float(event["at"]))
+        with self.history_path.open("rb") as file:
+            file.seek(self._read)
+            lines = file.read()
+        whole = lines.rpartition(b"\n")[0]
+        if whole:
+            self._read += len(whole) + 1
+            self._told = sorted([*self._told, *map(json.loads, whole.splitlines())], key=lambda e: float(e["at"]))
+        return self._told
 
 
 __all__ = ["GRACE_S", "FaultFleet", "ForkedServices", "ProxiedBroker"]

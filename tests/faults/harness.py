@@ -106,15 +106,17 @@ def kill_at(fleet: FaultFleet, victim: str, point: str, nth: int = 1) -> float:
     """One blow: the victim dies at the point and comes back. Seconds from its start until it is back in the rounds."""
     fleet.arm(victim, point, nth)
     fleet.await_death(victim)
-    place, started = len(fleet.story()), time.monotonic()
+    started = time.monotonic()
     fleet.revive(victim)
-    wait(fleet, lambda: _is_back(fleet, victim, place), f"{victim} to be back after {point}")
+    wait(fleet, lambda: _is_back(fleet, victim, started), f"{victim} to be back after {point}")
     return time.monotonic() - started
 
 
-def _is_back(fleet: FaultFleet, victim: str, place: int) -> bool:
+def _is_back(fleet: FaultFleet, victim: str, started: float) -> bool:
     """A coordinator has decided a round since, an aggregator has signed, a device has a receipt."""
-    for event in fleet.story()[place:]:
+    for event in reversed(fleet.story()):
+        if event["at"] < started:
+            break
         is_decision = event["event"] == "outcome" and victim == COORDINATOR
         is_signed = event["event"] in ("attendance", "sum-released") and event["aggregator"] == victim
         is_heard = event["event"] == "receipt" and event["device"] == victim

@@ -15,7 +15,7 @@ from faults.harness import await_rounds, decision, judge, newest_round, syntheti
 
 from testbed.faults.fleet import FaultFleet
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(170)]
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("quick_links"), pytest.mark.timeout(170)]
 
 QUICK = ("rounds.deadline_s=1.5", "rounds.grace_s=0.3", "rounds.sum_timeout_s=1.5")
 #: Phase -> the point at which the aggregator leaves; the first is before the plan of the next round.

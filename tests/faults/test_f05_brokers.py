@@ -16,7 +16,12 @@ from faults.harness import await_rounds, decision, judge, mosquitto_with, newest
 from testbed.faults.fleet import FaultFleet
 from testbed.federation import COORDINATOR
 
-pytestmark = [pytest.mark.faults, pytest.mark.mosquitto, pytest.mark.timeout(170)]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.usefixtures("quick_links"),
+    pytest.mark.mosquitto,
+    pytest.mark.timeout(170),
+]
 
 #: Phase -> who stands still, and where, while the brokers are away.
 PHASES = {

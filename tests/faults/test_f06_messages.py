@@ -50,10 +50,11 @@ def disturb(proxy: Proxy, rng: random.Random) -> str:
     return kind
 
 
+@pytest.mark.usefixtures("quick_links")
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
 def test_rounds_in_bad_weather(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
-    with synthetic_fleet(tmp_path / "run", seed=seed) as fleet:
+    with synthetic_fleet(tmp_path / "run", "rounds.grace_s=0.4", seed=seed) as fleet:
         fleet.start()
         await_rounds(fleet)
         while decided(fleet) < 51:

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 from faults.harness import await_rounds, decision, judge, mosquitto_with, newest_round, paused, synthetic_fleet
 
-import testbed.federation
 from fedpruneshare.link import BrokerAddress
 from fedpruneshare.party import LinkSettings
 from fedpruneshare.process import open_link
@@ -32,8 +31,6 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(170)]
 _GROWTH_MIB = 64.0
 #: Uploads of many chunks: 20,000 values are some forty of 1 KiB to each aggregator.
 MANY_CHUNKS = ("fleet.synthetic_values=20000", "coding.chunk_bytes=1024", "rounds.deadline_s=20")
-#: Links that miss their peer in seconds.
-IMPATIENT = LinkSettings(keepalive_s=5, publish_timeout_s=3.0, connect_timeout_s=3.0, reconnect_max_s=1.0)
 
 
 def rss_mib(pid: int) -> float:
@@ -125,9 +122,9 @@ def test_an_uplink_of_20_kilobytes_a_second(tmp_path: Path) -> None:
         judge(fleet)
 
 
+@pytest.mark.usefixtures("quick_links")
 @pytest.mark.parametrize("name", [CONTROL, "aggregator-1"])
-def test_half_open_connections(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(testbed.federation, "_LINK", IMPATIENT)
+def test_half_open_connections(tmp_path: Path, name: str) -> None:
     with synthetic_fleet(tmp_path / "run") as fleet:
         fleet.start()
         await_rounds(fleet)
