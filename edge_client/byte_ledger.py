@@ -124,10 +124,11 @@ class ByteLedger:
 
     def _recover(self) -> None:
         try:
-            line = json.loads(self._partial.read_bytes())
-        except (OSError, ValueError):
+            line = dict(json.loads(self._partial.read_bytes()))
+            size_bytes = float(line.pop("ledger_bytes", math.inf))
+        except (OSError, ValueError, TypeError, RecursionError):  # damaged: the figures of one round are lost
             return
-        if self._size_bytes() > line.pop("ledger_bytes", math.inf):
+        if self._size_bytes() > size_bytes:
             self._partial.unlink()
             return
         self._append({**line, "status": "killed"})

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -87,14 +87,14 @@ class Rounds:
         self._brokers = brokers_of(party.directory)
         self._has_moved = asyncio.Event()
         self._is_over = False
-        self._resubscribing: set[asyncio.Task[None]] = set()
+        self._asking: set[asyncio.Task[None]] = set()
+        self._is_watching = False
 
     async def listen(self) -> None:
         """Subscribe to all that a device reads outside its rounds; before the links connect."""
         topics = self._party.topics
         self._control.on_connect(self._on_connected)
         self._party.on_change(self._on_directory)
-        await watch_directory(self._party, self._control)
         await self._control.subscribe(topics.name("outcome"), self._on_outcome)
         await self._control.subscribe(topics.name("round"), self._on_plan)
         for aggregator_id, link in self._uplinks.items():
@@ -130,7 +130,7 @@ class Rounds:
     async def close(self) -> None:
         """Close all links, then the ledger."""
         self._is_over = True
-        await cancel(list(self._resubscribing))
+        await cancel(list(self._asking))
         await asyncio.gather(self._control.close(), *(link.close() for link in self._uplinks.values()))
         self._ledger.close()
 
@@ -206,14 +206,22 @@ class Rounds:
         """A plan worth serving: newer than any before (also before a restart), sound, and for this device."""
         opened = self._party.take("round", delivery)
         if opened is None or not isinstance(opened.message, RoundPlan):
+            if delivery.payload:  # perhaps signed by a key that only a newer directory has
+                self._soon(self._watch_directory())
             return None
         plan = opened.message
         if plan.round_id == self.newest_round:
             return None  # published again, or over for this device
+        if plan.directory_version > self._party.directory.version:
+            found, wanted = self._party.directory.version, plan.directory_version
+            _log.warning("plan-waits", round_id=plan.round_id, reason=f"directory {wanted}, in force is {found}")
+            self._soon(self._watch_directory())
+            return None
         try:
             if plan.round_id < self.newest_round:
                 raise PlanError(f"plan for round {plan.round_id}, expected a round after {self.newest_round}")
-            self._check_directory(plan)
+            if not self._party.is_current():
+                raise PlanError(_NOT_CURRENT.format(self._party.ident, self._party.directory.version))
             view = self._work.accept(check_plan(plan, opened.digest, self._party.directory, self._party.now()))
         except PeerError as error:
             _log.error("plan-refused", device=self._party.ident, round_id=plan.round_id, reason=str(error))
@@ -223,16 +231,7 @@ class Rounds:
         reach("device.plan-verified")
         return _Announced(view, ends_at, len(delivery.payload))
 
-    def _check_directory(self, plan: RoundPlan) -> None:
-        """Raises `PlanError` where the directory in force is not the plan's, or has no place for this device."""
-        directory = self._party.directory
-        if not self._party.is_current():
-            raise PlanError(_NOT_CURRENT.format(self._party.ident, directory.version))
-        if plan.directory_version > directory.version:
-            raise PlanError(
-                f"plan for directory version {plan.directory_version}, version {directory.version} is in force here: "
-                "it waits for the newer one"
-            )
+    # ------------------------------------------------------------------ another directory
 
     def _on_directory(self) -> None:
         """Another directory or key is in force."""
@@ -244,18 +243,36 @@ class Rounds:
         if brokers_of(self._party.directory) != self._brokers:
             _log.warning("brokers-moved", device=self._party.ident, directory=self._party.directory.version)
             self._has_moved.set()
-        task = asyncio.get_running_loop().create_task(self._ask_for_plan())
-        self._resubscribing.add(task)
-        task.add_done_callback(self._resubscribing.discard)
+        self._soon(self._ask_for_plan())
+
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run beside the handlers, which must not wait for the broker."""
+        task = asyncio.get_running_loop().create_task(self._unless_cut(work))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _unless_cut(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except LinkError as error:  # the next connect subscribes
+            _log.info("not-asked-for", device=self._party.ident, error=str(error))
+
+    async def _watch_directory(self) -> None:
+        """Read the directory that is published. Only when a plan needs it: it may be larger than a model."""
+        if not self._is_watching:
+            self._is_watching = True
+            await watch_directory(self._party, self._control)
 
     async def _ask_for_plan(self) -> None:
         """Have the retained plan again: it may have come too early for the directory that was in force."""
+        if self._is_watching:
+            self._is_watching = False
+            await self._control.unsubscribe(self._party.topics.every("directory"))
         topic = self._party.topics.name("round")
-        try:
-            await self._control.unsubscribe(topic)
-            await self._control.subscribe(topic, self._on_plan)
-        except LinkError as error:  # the next connect subscribes
-            _log.info("plan-not-asked-for", device=self._party.ident, error=str(error))
+        await self._control.unsubscribe(topic)
+        await self._control.subscribe(topic, self._on_plan)
+
+    # ------------------------------------------------------------------ what arrives in a round
 
     async def _on_outcome(self, delivery: Delivery) -> None:
         opened = self._party.take("outcome", delivery)

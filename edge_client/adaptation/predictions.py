@@ -120,7 +120,7 @@ class PredictionLog:
             return dict(msgspec.json.decode(self._path.read_bytes(), type=_File).corrections)
         except FileNotFoundError:
             return {}
-        except (OSError, msgspec.DecodeError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
             _log.warning("corrections-forgotten", path=str(self._path), reason=str(error))
             return {}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_client.datasets import DAMAGE
 from fedpruneshare.errors import DataError, ModelFileError
 from fedpruneshare.metrics import METRICS
 from fedpruneshare.sparse.local_model import LocalModel, ModelRunner
@@ -130,7 +130,7 @@ def read_inputs(path: Path, shape: tuple[int | None, ...]) -> Floats:
         array = readers[path.suffix.lower()](path)
     except OSError as error:
         raise DataError(f"input {path}: {error.strerror or error}, expected a file that can be read") from None
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except DAMAGE as error:
         raise DataError(f"input {path} does not read: {_first_line(error)}") from None
     if array.dtype.kind not in "fiub":
         raise DataError(f"input {path} holds {array.dtype}, expected real numbers")

@@ -79,13 +79,15 @@ class Host:
     async def _run(self, name: str, path: Path) -> None:
         settings = load_settings(path, DeviceSettings)
         identity = Identity.load(Path(settings.party.key_file))
-        party = Party(identity, self._directory(settings), Role.DEVICE)
-        directory = party.directory
-        control = open_link(directory.coordinator.address, name, settings.link)
-        uplinks: dict[str, Link] = {
-            ident: open_link(service.address, name, settings.link) for ident, service in directory.aggregators.items()
-        }
-        await SyntheticDevice(party, settings, (control, uplinks), self._shared).run()
+        party = Party(identity, self._directory(settings), Role.DEVICE, settings.party)
+        while True:  # anew with other links, after a directory came into force whose brokers lie elsewhere
+            directory = party.directory
+            control = open_link(directory.coordinator.address, name, settings.link)
+            uplinks: dict[str, Link] = {
+                ident: open_link(service.address, name, settings.link)
+                for ident, service in directory.aggregators.items()
+            }
+            await SyntheticDevice(party, settings, (control, uplinks), self._shared).run()
 
     def _directory(self, settings: DeviceSettings) -> Directory:
         """Read and verified once a host: a copy for each of thousands of devices would fill the memory."""
