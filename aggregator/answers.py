@@ -17,13 +17,13 @@ from aggregator.desk import Desk
 from aggregator.post import Letter
 from aggregator.quorum import Quorum
 from aggregator.rules import Summed, summed, supports_of
-from aggregator.store import FrozenSet
+from aggregator.store import SumGiven
 from aggregator.summing import answer_freeze, reply_to_check
 from fedpruneshare.crash_points import reach
 from fedpruneshare.errors import ProtocolError, SignatureError
 from fedpruneshare.link import Delivery
 from fedpruneshare.link.chunks import cut
-from fedpruneshare.messages import Acceptance, CheckReply, DealerCheck, Freeze, SumShare, decode
+from fedpruneshare.messages import Acceptance, CheckReply, DealerCheck, Freeze, SumShare, decode, encode
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sealing import Opened, PublicKeys, Suite, seal, sum_context
 from fedpruneshare.topics import Role
@@ -115,10 +115,8 @@ class Answers:
             self._desk.post.refuse("sum", freeze.round_id, opened.digest, str(error))
             return
         if book.frozen is None:
-            view = self._desk.view
-            seen = FrozenSet(freeze.round_id, view.plan.model_version, supports_of(view), opened.body)
             reach("aggregator.freeze-persisted.before")
-            self._desk.store.freeze(freeze.round_id, opened.body, opened.digest, seen)
+            self._desk.store.freeze(freeze.round_id, opened.body, opened.digest)
             book.freeze(opened.digest)
             reach("aggregator.freeze-persisted.after")
             _log.info("frozen", round_id=freeze.round_id, contributors=len(freeze.contributors), is_ours=is_ours)
@@ -127,10 +125,10 @@ class Answers:
     def _earlier(self) -> list[Summed]:
         """The sets that this round's must not differ from by a few devices."""
         plan, found = self._desk.view.plan, []
-        for seen in self._desk.store.frozen_sets(plan.model_version, self._differencing_rounds):
-            freeze = decode("freeze", seen.freeze)
+        for given in self._desk.store.sums_given(plan.round_id, plan.model_version, self._differencing_rounds):
+            freeze = decode("freeze", given.freeze)
             assert isinstance(freeze, Freeze)
-            found.append(summed(seen.round_id, seen.supports, freeze))
+            found.append(summed(given.round_id, given.supports, freeze))
         return found
 
     # ------------------------------------------------------------------ acceptance
@@ -214,6 +212,10 @@ class Answers:
             self._desk.store.burn(freeze.round_id, answer)
             reach("aggregator.sum-persisted.after")
         if self._is_accepted(freeze_digest):
+            view = self._desk.view
+            self._desk.store.note_sum(
+                SumGiven(freeze.round_id, view.plan.model_version, supports_of(view), encode(freeze))
+            )
             self._send_sum(freeze, freeze_digest, answer)
 
     def _send_sum(self, freeze: Freeze, freeze_digest: bytes, answer: bytes) -> None:

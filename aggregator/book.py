@@ -255,6 +255,8 @@ class ShareBook:
             if digest != self.frozen:
                 raise ProtocolError(f"second freeze for round {freeze.round_id}: the first one stands")
             return self._id in freeze.aggregators
+        if self._id in freeze.aggregators and not self.has_attended:
+            raise ProtocolError("freeze before this aggregator has said what it holds, expected its attendance first")
         check_parties(freeze, view, self._uploads, self._id)
         check_floors(freeze, view, self._floors)
         if not view.is_each_revealed:

@@ -102,7 +102,7 @@ class Aggregator:
 
     def _resume_round(self, stored: StoredRound, view: PlanView) -> None:
         self._book.open_round(view)
-        attended = stored.attendance is not None
+        attended = stored.attendance is not None or stored.freeze is not None  # nothing is admitted to a frozen round
         attempts, declined = self._store.attempts(stored.round_id), self._store.declined(stored.round_id)
         self._book.resume(attempts, declined, Committed(attended, stored.check_digest, stored.freeze_digest))
         self._intake.begin_round(view, self._book.x)

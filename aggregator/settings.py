@@ -11,8 +11,12 @@ from fedpruneshare.floors import LOWEST_FLOOR
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES
 from fedpruneshare.party import LinkSettings, PartySettings
 
-#: Rounds whose frozen sets are kept for the rule on differences (docs/protocol.md §4.4).
+#: Sums whose contributors are kept for the rule on differences (docs/protocol.md §4.4).
 KEPT_SETS: Final = 64
+#: For so many rounds a sum is compared with those of the same model: where a device of a failed round has gone for
+#: good, no set of a small federation would ever be allowed again. Who claims a newer model evades this in any case, and
+#: is met by `differencing_rounds`.
+RETRIES: Final = 8
 Floor = Annotated[int, Meta(ge=LOWEST_FLOOR, le=MAX_DEVICES)]
 
 
@@ -23,7 +27,7 @@ class AggregatorFloors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `allow_reveal_each`: whether a plan may have every single update shown to the coordinator; `allow_plain`: also to
     this aggregator, which is then the only one (docs/protocol.md §5.10). `freeze_quorum`: the fewest aggregators that
     must have accepted a Freeze before a sum leaves, 0 for none. `differencing_rounds`: sums of so many last rounds may
-    differ by no few devices, whatever their models; those of one model never may (§4.4).
+    differ by no few devices, whatever their models; those of one model may not in any case (§4.4).
     """
 
     min_devices: Floor = LOWEST_FLOOR

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from aggregator.settings import KEPT_SETS
+from aggregator.settings import KEPT_SETS, RETRIES
 from aggregator.uploads import Attempt
 from fedpruneshare.crash_points import reach
 from fedpruneshare.errors import StoreError
@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS rounds (
 CREATE TABLE IF NOT EXISTS accepted_by (
     round_id INTEGER NOT NULL REFERENCES rounds ON DELETE CASCADE, of BLOB NOT NULL, aggregator_id TEXT NOT NULL,
     PRIMARY KEY (round_id, of, aggregator_id));
-CREATE TABLE IF NOT EXISTS frozen_sets (
+CREATE TABLE IF NOT EXISTS sums_given (
     round_id INTEGER PRIMARY KEY, model_version INTEGER NOT NULL, supports BLOB NOT NULL, freeze BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS uploads (
     round_id INTEGER NOT NULL REFERENCES rounds ON DELETE CASCADE, device_id TEXT NOT NULL, upload_id BLOB NOT NULL,
@@ -79,8 +79,8 @@ class NewChunk:
 
 
 @dataclass(frozen=True)
-class FrozenSet:
-    """Whom a Freeze of an earlier round named. `supports`: the plan's support digests, joined; `freeze`: its body."""
+class SumGiven:
+    """Whom a sum that was sent is of. `supports`: the plan's support digests, joined; `freeze`: its Freeze's body."""
 
     round_id: int
     model_version: int
@@ -100,6 +100,7 @@ class ShareStore:
         self._db = open_database(self._path, _SCHEMA)
         self._limit = limit_bytes
         self._held = self._count_held()
+        self._given = 0
 
     def _count_held(self) -> int:
         return int(self._db.execute("SELECT COALESCE(SUM(LENGTH(data)), 0) FROM chunks").fetchone()[0])
@@ -230,34 +231,40 @@ class ShareStore:
         with self._transaction() as db:
             db.execute("UPDATE rounds SET checked = ? WHERE round_id = ? AND checked IS NULL", (digest, round_id))
 
-    def freeze(self, round_id: int, freeze: bytes, digest: bytes, seen: FrozenSet | None = None) -> None:
-        """Commit the one Freeze of a round, before anything is answered; with it the set it names, for later rounds."""
+    def freeze(self, round_id: int, freeze: bytes, digest: bytes) -> None:
+        """Commit the one Freeze of a round, before anything is answered."""
         with self._transaction() as db:
             db.execute(
                 "UPDATE rounds SET freeze = ?, freeze_digest = ? WHERE round_id = ? AND freeze IS NULL",
                 (freeze, digest, round_id),
             )
-            if seen is not None:
-                db.execute(
-                    "INSERT OR IGNORE INTO frozen_sets VALUES (?, ?, ?, ?)",
-                    (seen.round_id, seen.model_version, seen.supports, seen.freeze),
-                )
-                db.execute(
-                    "DELETE FROM frozen_sets WHERE round_id NOT IN"
-                    " (SELECT round_id FROM frozen_sets ORDER BY round_id DESC LIMIT ?)",
-                    (KEPT_SETS,),
-                )
 
-    def frozen_sets(self, model_version: int, last: int) -> list[FrozenSet]:
-        """The sets of the Freezes accepted for a version of the model, and those of the `last` rounds."""
+    def note_sum(self, given: SumGiven) -> None:
+        """Commit whom a sum is of, before it is sent for the first time: later ones are compared with it (§4.4)."""
+        if self._given == given.round_id:
+            return
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO sums_given VALUES (?, ?, ?, ?)",
+                (given.round_id, given.model_version, given.supports, given.freeze),
+            )
+            db.execute(
+                "DELETE FROM sums_given WHERE round_id NOT IN"
+                " (SELECT round_id FROM sums_given ORDER BY round_id DESC LIMIT ?)",
+                (KEPT_SETS,),
+            )
+        self._given = given.round_id
+
+    def sums_given(self, round_id: int, model_version: int, last: int) -> list[SumGiven]:
+        """The sums sent in the rounds just before this one on the same model, and the `last` ones on any."""
         with disk_errors(self._path):
             rows = self._db.execute(
-                "SELECT round_id, model_version, supports, freeze FROM frozen_sets"
-                " WHERE model_version = ? OR round_id IN"
-                " (SELECT round_id FROM frozen_sets ORDER BY round_id DESC LIMIT ?) ORDER BY round_id",
-                (model_version, last),
+                "SELECT round_id, model_version, supports, freeze FROM sums_given WHERE round_id < ?"
+                " AND (model_version = ? AND round_id >= ? OR round_id IN"
+                " (SELECT round_id FROM sums_given ORDER BY round_id DESC LIMIT ?)) ORDER BY round_id",
+                (round_id, model_version, round_id - RETRIES, last),
             ).fetchall()
-        return [FrozenSet(*row) for row in rows]
+        return [SumGiven(*row) for row in rows]
 
     def note_acceptance(self, round_id: int, of: bytes, aggregator_id: str) -> None:
         """Commit that an aggregator has accepted a Freeze or DealerCheck."""

@@ -564,6 +564,39 @@ def test_a_retry_on_the_same_model_may_not_differ_by_few_devices(
     assert bool(reasons(lab)) == is_refused
 
 
+def test_a_sum_that_never_left_binds_nobody_and_a_device_that_is_gone_not_for_ever(tmp_path: Path) -> None:
+    async def scene(lab: Lab) -> None:
+        await lab.start(FIRST, AGGREGATORS[1])
+        await sum_of(lab, view(1, freeze_quorum=3), 10)  # the third is not there
+        await sum_of(lab, view(2), 9)
+        await sum_of(lab, view(10), 8)
+        assert len(reasons(lab)) == 1
+        await sum_of(lab, view(11), 8)
+
+    assert {m.round_id for m in play(tmp_path, scene).heard(SumShare)} == {2, 11}
+
+
+def test_nothing_is_admitted_to_a_frozen_round_after_a_restart(tmp_path: Path) -> None:
+    async def scene(lab: Lab) -> None:
+        await lab.start()
+        current = view(1)
+        await lab.open(current)
+        sent = await lab.upload_all(current, DEVICES[:8])
+        await lab.say("freeze", lab.freeze(current, sent, AGGREGATORS))
+        await lab.quiet()
+        assert not summing(lab)
+        await lab.say("freeze", lab.freeze(current, sent, AGGREGATORS[1:]))
+        await lab.quiet()
+        await lab.restart(FIRST)
+        await lab.upload_all(current, DEVICES[8:])
+        assert {lab.verdicts(device)[-1] for device in DEVICES[8:]} == {"late"}
+        await asyncio.sleep(current.plan.deadline_s)
+        assert not lab.heard(Attendance, FIRST)
+
+    lab = play(tmp_path, scene)
+    assert reasons(lab) == {"freeze before this aggregator has said what it holds, expected its attendance first"}
+
+
 def test_by_its_own_setting_an_aggregator_looks_at_the_last_rounds_whatever_their_model(tmp_path: Path) -> None:
     async def scene(lab: Lab) -> None:
         await lab.start(FIRST, floors=AggregatorFloors(differencing_rounds=1))
