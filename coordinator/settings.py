@@ -77,7 +77,7 @@ class SharingSettings(_Table, frozen=True):
     field: Literal["F31", "F61"] = "F31"
     dealer_checks: Annotated[int, Meta(ge=0, le=4)] = 0
     reveal: Literal["sum", "each", "plain"] = "sum"
-    checksum: bool = False
+    checksum: bool = True
     suite: Literal["auto", "hybrid"] = "auto"
     freeze_quorum: Annotated[int, Meta(ge=0, le=MAX_AGGREGATORS)] = 0
 

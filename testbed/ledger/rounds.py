@@ -37,6 +37,7 @@ class CoordinatorRound(msgspec.Struct, frozen=True):
     contributors: int = 0
     aggregators: tuple[str, ...] = ()
     verified: bool = False
+    verified_by: str = ""
     density: float | None = None
     rungs: tuple[int, ...] = ()
     segments_open: tuple[int, ...] = ()
@@ -198,6 +199,7 @@ class RunRound(msgspec.Struct, frozen=True):
     wire_down: int | None = None
     started_at: float = 0.0
     events: tuple[str, ...] = ()
+    verified_by: str = ""
 
 
 #: Fields of a round that are as the coordinator says.

@@ -178,10 +178,12 @@ def rounds_of_means(count: int) -> list[dict[int, SegmentSum]]:
 @pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam"])
 def test_server_optimisers_are_their_formulas(name: str) -> None:
     """Against the textbook, coordinate by coordinate, over three rounds."""
-    w = world() support = supports(w["weights"], 1, (20, 50, 100)) settings = AveragingSettings(name,
-    server_learning_rate=0.5, beta_1=0.8, beta_2=0.9, tau=0.01)  # type: ignore[arg-type] moments, m, v = None,
-    dict[tuple[int, int], float](), dict[tuple[int, int], float]() trained = np.concatenate([np.full(p.size, p.role is
-    Role.VECTOR) for p in TABLE.vectors()]) for opened in rounds_of_means(3):
+    w = world()
+    support = supports(w["weights"], 1, (20, 50, 100))
+    settings = AveragingSettings(name, server_learning_rate=0.5, beta_1=0.8, beta_2=0.9, tau=0.01)  # type: ignore[arg-type]
+    moments, m, v = None, dict[tuple[int, int], float](), dict[tuple[int, int], float]()
+    trained = np.concatenate([np.full(p.size, p.role is Role.VECTOR) for p in TABLE.vectors()])
+    for opened in rounds_of_means(3):
         stepped, moments = server_step(opened, support, TABLE, MAX_WEIGHT, moments, settings)
         assert stepped.keys() == opened.keys()
         for index, segment in opened.items():

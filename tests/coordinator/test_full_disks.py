@@ -120,7 +120,7 @@ def test_a_journal_line_cut_by_a_full_disk_is_written_anew(tmp_path: Path) -> No
         path.write_text('{"round": 1, "pha')
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with patch.object(store_module, "open", cut, create=True), pytest.raises(StoreError, match="rounds.jsonl"):
+    with patch.object(store_module, "open", cut, create=True), pytest.raises(StoreError, match="No space left"):
         store.write_journal()
     store.finish(2, {"round": 2, "phase": "FAILED"}, None)
     store.write_journal()

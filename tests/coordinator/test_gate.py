@@ -42,7 +42,7 @@ def test_more_than_clipped_updates_add_up_to_is_refused() -> None:
     check_bounds(1, most, (CLIPS, SMALL))
     too_large = most.values.copy()
     too_large[[7, 9]] += 0.1 / 7
-    with pytest.raises(ProtocolError, match="segment 1: 2 sums of the values are larger than 4 .*, at 7 0.4143"):
+    with pytest.raises(ProtocolError, match=r"segment 1: 2 sums of the values are larger than 4 .*, at 7 0.4143"):
         check_bounds(1, SegmentSum(most.weight, 4, too_large, most.vectors), (CLIPS, SMALL))
     for vectors in (-most.vectors * 1.01, np.full(20, np.nan)):
         with pytest.raises(ProtocolError, match="vector elements"):

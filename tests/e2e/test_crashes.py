@@ -113,9 +113,9 @@ def test_one_aggregator_of_three_killed_in_a_round(tmp_path: Path, kind: str, wi
         rounds = fleet.rounds()
         assert phases(fleet) == applied(5)
         assert [line.contributors for line in rounds] == [8, 8, 8, 8, 8]
-        assert [line.verified for line in rounds[:2]] == [False, False]
+        assert [line.verified_by for line in rounds[:2]] == ["checksum", "checksum"]
         assert rounds[0].aggregators == ("aggregator-1", "aggregator-3")
-        assert rounds[4].verified
+        assert rounds[4].verified_by == "consistency+checksum"
 
 
 # --------------------------------------------------------------------------- devices
