@@ -38,6 +38,13 @@ class Habits:
     prg: Prg
 
 
+class _Ledger(ByteLedger):
+    """Counts, and writes nothing."""
+
+    def _append(self, line: dict[str, Any]) -> None:
+        pass
+
+
 class SimDevice:
     """One device. `world` is told what it does, and says whether it declines."""
 
@@ -45,7 +52,7 @@ class SimDevice:
         self._party, self._habits, self._links, self._world = party, habits, links, world
         self._outbox = Outbox(folder / "outbox")
         limits = DeviceLimits(rung_max=habits.rung_max)
-        self._ledger = ByteLedger(folder, is_durable=False)
+        self._ledger = _Ledger(folder, is_durable=False)
         self._rounds = Rounds(party, limits, links, self._ledger, self)
         self._rounds.newest_round = self._outbox.last_round()
 

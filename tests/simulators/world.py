@@ -12,9 +12,10 @@ import os
 import random
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +39,7 @@ from fedpruneshare import crash_points
 from fedpruneshare.directory import DeviceEntry, Directory, PartyKeys, Service, party_keys, sign_directory
 from fedpruneshare.errors import LinkError, SealError
 from fedpruneshare.keys import Identity
+from fedpruneshare.link import inbox
 from fedpruneshare.messages import Attendance, Freeze, Receipt, RoundPlan, SumShare, decode, digest, encode
 from fedpruneshare.party import Party, PartySettings, _newest_directory
 from fedpruneshare.sealing import Envelope, sum_context
@@ -144,6 +146,7 @@ class World:
         self.armed: dict[str, str] = {}
         self.cut_at: list[tuple[str, str]] = []
         self.full: set[str] = set()
+        self.ends: list[Callable[[], None]] = []
         self.declining: dict[str, int] = {}
         self.told = Told()
         self.revoked: set[str] = set()
@@ -374,7 +377,7 @@ class World:
         place, setup = self.setup.device_names.index(name), self.setup
         party = self.party(name, Role.DEVICE)
         links = self.link("control", name), {other: self.link(other, name) for other in setup.aggregators}
-        train_s = random.Random(f"{setup.seed} {name}").uniform(0.0, 4.0)
+        train_s = random.Random(f"{setup.seed} {name}").uniform(0.0, 3.0)
         habits = Habits(place, setup.devices, int(place % 3 > 0), train_s, list(Prg)[place % 2])
         await SimDevice(party, self.folder / name, habits, links, self).run()
 
@@ -447,6 +450,7 @@ class World:
             ):  # fmt: skip
                 enter(patch.object(kind, method, wrapper))
             enter(replaced(decode_sums, decoding))
+            enter(replaced(inbox.matches, _matches))
             enter(patch.object(Identity, "load", self._load_identity))
             enter(patch.object(os, "urandom", self.rng.randbytes))
             enter(patch.object(random, "Random", self._random))
@@ -515,3 +519,4 @@ class World:
 
 
 _Random = random.Random
+_matches = lru_cache(maxsize=100_000)(inbox.matches)
