@@ -204,5 +204,5 @@ def parse_directory(data: bytes, root_key: str, what: str = "directory") -> Dire
         raise SignatureError(f"{what} is not signed by the root key {root_key[:16]}…")
     try:
         return msgspec.json.decode(body, type=Directory)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"{what}: {error}") from None

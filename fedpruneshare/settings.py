@@ -25,6 +25,7 @@ from fedpruneshare.settings_words import accepts, describe, found, sole_member
 T = TypeVar("T")
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
+_MAX_FILE_BYTES: Final = 1 << 20
 _LISTS: Final = (inspect.ListType, inspect.VarTupleType, inspect.SetType, inspect.FrozenSetType)
 
 
@@ -74,15 +75,20 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return "settings", _plain(dict(source))
     path = Path(source)
     try:
-        text = path.read_text("utf-8")
+        with path.open("rb") as file:
+            text = file.read(_MAX_FILE_BYTES + 1).decode("utf-8")
     except OSError as error:
         raise SettingsError(f"settings file {path}: {error.strerror}, expected a readable TOML file") from None
     except UnicodeDecodeError as error:
         raise SettingsError(f"settings file {path}: byte {error.start} is not UTF-8, expected a TOML file") from None
+    if len(text) > _MAX_FILE_BYTES:
+        raise SettingsError(f"settings file {path} is larger than {_MAX_FILE_BYTES} bytes, expected a TOML file")
     try:
         return str(path), tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise _error(str(path), [_syntax_fault(text, str(error))]) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+        raise SettingsError(f"settings file {path}: {error}, expected a plain TOML file") from None
 
 
 def _syntax_fault(text: str, message: str) -> Fault:

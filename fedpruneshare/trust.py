@@ -6,6 +6,8 @@ well put the file in place and send SIGHUP.
 
 from __future__ import annotations
 
+from typing import Final
+
 import structlog
 
 from fedpruneshare.directory import MAX_DIRECTORY_BYTES
@@ -17,41 +19,44 @@ from fedpruneshare.party import Party
 _log = structlog.get_logger()
 
 
+#: Directories of which chunks are kept at a time: one that never becomes whole keeps out no other.
+_MOST_BEGUN: Final = 2
+
+
 class DirectoryWatcher:
-    """Joins the chunks of a newer directory and has the party adopt it. One version is joined at a time, the newest."""
+    """Joins the chunks of a newer directory and has the party adopt it."""
 
     def __init__(self, party: Party) -> None:
         self._party = party
-        self._name: tuple[int, bytes, int] | None = None
-        self._chunks: dict[int, bytes] = {}
+        self._begun: dict[tuple[int, bytes, int], dict[int, bytes]] = {}
 
     async def on_chunk(self, delivery: Delivery) -> None:
         """Take one delivery of the channel `directory`; what is wrong with it is logged."""
         opened = self._party.take("directory", delivery)
         if opened is None or not isinstance(opened.message, DirectoryChunk):
             return
+        part = opened.message
         try:
-            self._add(opened.message)
+            self._add(part)
         except FedPruneShareError as error:
-            self._name, self._chunks = None, {}
-            _log.error("directory-refused", version=opened.message.version, reason=str(error))
+            self._begun.pop((part.version, part.digest, part.chunks), None)
+            _log.error("directory-refused", version=part.version, reason=str(error))
 
     def _add(self, part: DirectoryChunk) -> None:
         if part.version <= self._party.directory.version:
             return  # the one in force, or one that was overtaken
-        name = part.version, part.digest, part.chunks
-        if name != self._name:
-            if self._name is not None and part.version < self._name[0]:
-                return
-            self._name, self._chunks = name, {}
         if part.chunk >= part.chunks:
             raise MessageError(f"directory chunk {part.chunk} of {part.chunks}")
-        self._chunks[part.chunk] = part.data
-        if sum(map(len, self._chunks.values())) > MAX_DIRECTORY_BYTES:
+        name = part.version, part.digest, part.chunks
+        chunks = self._begun.setdefault(name, {})
+        if len(self._begun) > _MOST_BEGUN:
+            del self._begun[next(iter(self._begun))]
+        chunks[part.chunk] = part.data
+        if sum(map(len, chunks.values())) > MAX_DIRECTORY_BYTES:
             raise MessageError(f"directory of more than {MAX_DIRECTORY_BYTES} bytes")
-        if len(self._chunks) == part.chunks:
-            data = b"".join(self._chunks[index] for index in range(part.chunks))
-            self._name, self._chunks = None, {}
+        if len(chunks) == part.chunks:
+            data = b"".join(chunks[index] for index in range(part.chunks))
+            del self._begun[name]
             if digest(data) != part.digest:
                 raise MessageError("a directory that does not match its digest")
             self._party.adopt(data)

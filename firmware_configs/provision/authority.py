@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
@@ -239,7 +239,7 @@ def read_request(request: bytes) -> tuple[str, Role, str, ec.EllipticCurvePublic
         unit = str(made.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)[0].value)
         federation = str(made.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
         role, is_signed = Role(unit), made.is_signature_valid
-    except (ValueError, IndexError, InvalidSignature):
+    except (ValueError, IndexError, InvalidSignature, UnsupportedAlgorithm):
         raise SettingsError("the certificate request does not read, expected what `enrol request` writes") from None
     if not is_signed or not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise SettingsError("the certificate request is not signed by a P-256 key of its own")
