@@ -79,6 +79,11 @@ class Decider:
 
     # ------------------------------------------------------------------ freeze
 
+    def frozen_in_vain(self) -> tuple[Freeze, ...]:
+        """What was frozen on the model of this round before, and may have been summed."""
+        found = [decode("freeze", body) for body in self._store.frozen_in_vain()]
+        return tuple(freeze for freeze in found if isinstance(freeze, Freeze))
+
     def frozen_before(self, begun: OpenRound) -> Freeze | None:
         """The Freeze of this round, if it was committed before a restart."""
         if begun.freeze is None:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from coordinator.differences import candidates, is_far_enough, sets_of
 from fedpruneshare.errors import ProtocolError
 from fedpruneshare.floors import lone_rungs, open_segments
 from fedpruneshare.link.chunks import Joiner
@@ -66,6 +67,8 @@ class RoundLedger:
         self.lone_devices: tuple[str, ...] = ()
         self.revoked: frozenset[str] = frozenset()
         """Devices whose keys were revoked since the plan was made: nothing of theirs is summed."""
+        self.earlier: tuple[Freeze, ...] = ()
+        """Freezes of rounds that failed on the same model, newest first: this one must not differ by a few devices."""
 
     # ------------------------------------------------------------------ attendance
 
@@ -149,7 +152,8 @@ class RoundLedger:
     def choose_freeze(self) -> Freeze | Failure:
         """The contributor set: most devices, then most aggregators (docs/protocol.md §4.4).
 
-        Devices and aggregators that failed the dealer check are left out.
+        Devices and aggregators that failed the dealer check are left out, and devices by which the sum would tell too
+        much beside one of an earlier round.
         """
         plan = self.view.plan
         best, contributors = self._choose_set(plan.sharing.k)
@@ -157,16 +161,30 @@ class RoundLedger:
             refusals, found = _listed(self._plan_refusals), f"attendance of {len(self._attendances)} aggregators"
             name = "k" if self._least == plan.sharing.k else "freeze_quorum"
             return Failure(f"{found}, expected at least {name} = {self._least}{refusals}")
+        floor = plan.min_devices_segment
+        past = [sets_of(freeze.contributors, freeze.segments) for freeze in self.earlier]
+        choices = [self._without_lone(part) for part in candidates(contributors, self.earlier, floor)]
+        allowed = [c for c in choices if c[1] and is_far_enough(sets_of(*c), past, floor)]
+        if not allowed:
+            if choices[0][1]:
+                return Failure(
+                    f"{len(contributors)} devices uploaded to k aggregators, but every set of them differs by fewer than {floor}"
+                    " devices from one that was frozen on the same model"
+                )
+            return Failure(
+                f"{len(choices[0][0])} devices uploaded to k aggregators, expected min_devices = {plan.min_devices}"
+            )
+        chosen, segments = max(allowed, key=lambda choice: len(choice[0]))
+        self.lone_devices = tuple(c.device_id for c in contributors if c not in chosen)
+        return Freeze(plan.round_id, self.view.digest, best, chosen, segments)
+
+    def _without_lone(self, contributors: tuple[Contribution, ...]) -> tuple[tuple[Contribution, ...], tuple[int, ...]]:
+        """The contributors but for those alone on their rung, and the segments that these open."""
+        plan = self.view.plan
         floors = (plan.min_devices, plan.min_devices_segment)
         lone = lone_rungs([c.rung for c in contributors], self.view.segment_words, *floors)
-        self.lone_devices = tuple(c.device_id for c in contributors if c.rung in lone)
-        contributors = tuple(c for c in contributors if c.rung not in lone)
-        segments = open_segments([c.rung for c in contributors], self.view.rungs, *floors)
-        if not segments:
-            return Failure(
-                f"{len(contributors)} devices uploaded to k aggregators, expected min_devices = {plan.min_devices}"
-            )
-        return Freeze(plan.round_id, self.view.digest, best, contributors, segments)
+        kept = tuple(c for c in contributors if c.rung not in lone)
+        return kept, open_segments([c.rung for c in kept], self.view.rungs, *floors)
 
     def _choose_set(self, at_least: int) -> tuple[tuple[str, ...], tuple[Contribution, ...]]:
         """At least so many aggregators, and the uploads that all of them hold."""

@@ -24,6 +24,7 @@ from coordinator.planning import AvailableDevices, ModelState
 from fedpruneshare.crash_points import reach
 from fedpruneshare.directory import ROUNDS_PER_EPOCH
 from fedpruneshare.errors import SettingsError, StoreError
+from fedpruneshare.messages import RoundPhase
 from fedpruneshare.storage import damaged, disk_errors, open_database, write_atomically
 
 _SCHEMA = """
@@ -164,6 +165,21 @@ class RoundStore:
             )
             if model is not None:
                 self._insert_model(model)
+
+    def frozen_in_vain(self) -> list[bytes]:
+        """Bodies of the Freezes of rounds that failed since the last one was applied, newest first."""
+        found = []
+        rows = self._rows(
+            "SELECT freeze, json_extract(outcome, '$.phase') FROM rounds WHERE outcome IS NOT NULL"
+            " ORDER BY round_id DESC LIMIT ?",
+            _KEPT_PLANS,
+        )
+        for freeze, phase in rows:
+            if phase == RoundPhase.APPLIED:
+                break
+            if freeze is not None:
+                found.append(freeze)
+        return found
 
     def _stamp(self, round_id: int) -> None:
         columns = self._db.execute(f"SELECT {_ROUND} FROM rounds WHERE round_id = ?", (round_id,)).fetchone()

@@ -16,6 +16,7 @@ from fedpruneshare.errors import PeerError, ProtocolError, SharingError
 from fedpruneshare.floors import open_segments
 from fedpruneshare.messages import (
     SEAL_BYTES,
+    Acceptance,
     Attendance,
     CheckReply,
     Contribution,
@@ -361,3 +362,80 @@ def test_a_device_alone_on_its_rung_does_not_keep_the_others_segments_closed() -
     assert freeze.segments == (0, 1, 2)
     assert ledger.lone_devices == (DEVICES[9],)
     assert [c.device_id for c in freeze.contributors] == list(DEVICES[:9])
+
+
+# --------------------------------------------------------------------------- after rounds that failed
+
+
+def frozen_before(*rungs: int) -> Freeze:
+    """A Freeze of an earlier round on the same model, of the first devices at these rungs."""
+    contributors = [contribution(device, 9, rung) for device, rung in zip(DEVICES, rungs, strict=False) if rung >= 0]
+    segments = open_segments([c.rung for c in contributors], 3, 3, 3)
+    return Freeze(1, bytes(32), AGGREGATORS, tuple(contributors), segments)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        ((0,) * 4, (0,) * 5, 4),  # one newcomer waits
+        ((0,) * 4, (0,) * 6, 4),
+        ((0,) * 4, (0,) * 7, 7),  # three may join
+        ((0,) * 7, (-1, *(0,) * 6), 4),  # one is missing: two more stay away with it
+        ((0,) * 7, (-1, -1, -1, *(0,) * 4), 4),
+        ((0,) * 7, (-1, -1, -1, *(0,) * 7), 7),  # three went, three came
+        ((0, 0, 0, 1, 1, 1), (0, 0, 0, 1, 1, 1), 6),
+        ((0, 0, 0, 1, 1, 1), (0, 0, 0, 1, 1, 1, 1), 6),
+        ((0,) * 4, (-1, *(0,) * 4), None),  # one is missing of four: no three of them may be summed
+    ],
+)
+def test_no_sum_differs_by_a_few_devices_from_one_that_a_failed_round_may_have_shown(
+    before: tuple[int, ...], now: tuple[int, ...], expected: int | None
+) -> None:
+    ledger = RoundLedger(VIEW)
+    earlier = frozen_before(*before)
+    ledger.earlier = (earlier,)
+    uploads = [contribution(device, 1, rung) for device, rung in zip(DEVICES, now, strict=False) if rung >= 0]
+    for name in AGGREGATORS:
+        ledger.attend(name, attendance(*uploads))
+    found = ledger.choose_freeze()
+    if expected is None:
+        assert isinstance(found, Failure)
+        assert "differs by fewer than 3 devices from one that was frozen on the same model" in found.reason
+        return
+    assert isinstance(found, Freeze)
+    assert len(found.contributors) == expected
+    for segment in found.segments:
+        mine = {c.device_id for c in found.contributors if c.rung >= segment}
+        for other in earlier.segments:
+            theirs = {c.device_id for c in earlier.contributors if c.rung >= other}
+            assert {len(mine - theirs), len(theirs - mine)}.isdisjoint({1, 2})
+
+
+def test_devices_revoked_since_the_plan_are_not_summed() -> None:
+    ledger = RoundLedger(VIEW)
+    ledger.revoked = frozenset(DEVICES[:2])
+    for name in AGGREGATORS:
+        ledger.attend(name, attendance(*(contribution(device) for device in DEVICES)))
+    found = ledger.choose_freeze()
+    assert isinstance(found, Freeze)
+    assert [c.device_id for c in found.contributors] == list(DEVICES[2:])
+
+
+def test_a_round_with_a_quorum_needs_as_many_attendances() -> None:
+    needed = view(freeze_quorum=3)
+    for count, is_enough in ((2, False), (3, True)):
+        ledger = RoundLedger(needed)
+        for name in AGGREGATORS[:count]:
+            uploads = tuple(contribution(device) for device in DEVICES)
+            ledger.attend(name, Attendance(1, needed.digest, uploads, ()))
+        assert ledger.is_quorum_settled() is is_enough
+        found = ledger.choose_freeze()
+        if not is_enough:
+            assert found == Failure("attendance of 2 aggregators, expected at least freeze_quorum = 3")
+            continue
+        assert isinstance(found, Freeze)
+        ledger.freeze(found, digest(encode(found)))
+        ledger.accept("aggregator-1", Acceptance(1, digest(encode(found))))
+        ledger.accept("stranger", Acceptance(1, digest(encode(found))))
+        ledger.accept("aggregator-2", Acceptance(1, bytes(32)))
+        assert ledger.why_not_opened().endswith("accepted by 1 aggregators, freeze_quorum = 3")
