@@ -1,0 +1,189 @@
+"""F08: a disk of 2 MB that is full, then has room again: under each store, the outboxes and the brokers.
+
+Nobody ends, nothing is half written, nothing receipted is lost; once there is room everybody takes part again by
+himself, and every database is whole. Mounting takes root: without it these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from faults.harness import await_rounds, judge, real_fleet, synthetic_fleet, wait
+
+from testbed.faults.fleet import FaultFleet
+from testbed.federation import COORDINATOR
+from testbed.ledger.rounds import CoordinatorRound
+
+QUICK = ("rounds.deadline_s=3", "rounds.grace_s=0.5", "rounds.sum_timeout_s=3")
+
+
+def _why_not() -> str:
+    """Why a tmpfs cannot be mounted here; empty if it can."""
+    if os.geteuid() != 0:
+        return "mounting a small disk takes root"
+    probe = Path("/tmp") / f"fps-mount-probe-{os.getpid()}"
+    probe.mkdir()
+    try:
+        found = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(probe)], capture_output=True, text=True, check=False
+        )
+        if found.returncode:
+            return f"mount: {found.stderr.strip()}"
+        subprocess.run(["umount", str(probe)], check=True)
+        return ""
+    except OSError as error:
+        return str(error)
+    finally:
+        probe.rmdir()
+
+
+_REASON = _why_not()
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.usefixtures("quick_links"),
+    pytest.mark.timeout(170),
+    pytest.mark.skipif(bool(_REASON), reason=_REASON),
+]
+
+
+@contextmanager
+def small_disks(*folders: Path) -> Iterator[None]:
+    """A disk of 2 MB at each folder, for as long as the block lasts."""
+    mounted: list[Path] = []
+    try:
+        for folder in folders:
+            options = f"size=2m,mode={folder.stat().st_mode & 0o777:o}"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
+            mounted.append(folder)
+        yield
+    finally:
+        for folder in mounted:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path) -> None:
+    """Leave no byte of a disk free."""
+    with (folder / "filler").open("ab", buffering=0) as file:
+        for size in (65_536, 4096, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue
+
+
+def give_room(folder: Path) -> None:
+    (folder / "filler").unlink()
+
+
+def is_whole(database: Path) -> bool:
+    """Whether SQLite finds nothing wrong."""
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        return connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def last_round(fleet: FaultFleet) -> CoordinatorRound:
+    return fleet.rounds()[-1]
+
+
+def await_everybody(fleet: FaultFleet) -> None:
+    """Wait for a round that was begun just now or later and has all devices and all sums."""
+    begun = time.time()
+
+    def found() -> bool:
+        line = last_round(fleet)
+        is_full = line.contributors == len(fleet.devices) and len(line.aggregators) == len(fleet.aggregators)
+        return line.started_at >= begun and line.phase == "APPLIED" and is_full
+
+    wait(fleet, found, "a round with everybody")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_full_aggregators(tmp_path: Path, count: int) -> None:
+    """One of three is not missed; with fewer than k left, rounds are FAILED until there is room."""
+    with synthetic_fleet(tmp_path / "run", *QUICK) as fleet:
+        stores = [fleet.folder.store(ident) for ident in fleet.aggregators[:count]]
+        with small_disks(*stores):
+            fleet.start()
+            await_rounds(fleet, 2)
+            for store in stores:
+                fleet.note("fault", what=f"disk of {store.name} full")
+                fill(store)
+            await_rounds(fleet, 3)
+            line = last_round(fleet)
+            assert line.phase == ("APPLIED" if count == 1 else "FAILED"), line
+            assert line.reason or count == 1
+            for store in stores:
+                give_room(store)
+            await_everybody(fleet)
+            judge(fleet)
+            assert all(is_whole(store / "shares.sqlite") for store in stores)
+            fleet.stop()
+
+
+def test_a_full_coordinator(tmp_path: Path) -> None:
+    with synthetic_fleet(tmp_path / "run", *QUICK) as fleet:
+        store = fleet.folder.store(COORDINATOR)
+        with small_disks(store):
+            fleet.start()
+            for _ in range(3):
+                await_rounds(fleet, 2)
+                fleet.note("fault", what="disk of the coordinator full")
+                fill(store)
+                time.sleep(1.5)  # the fault itself: it may not be able to write down what it does
+                give_room(store)
+                await_everybody(fleet)
+            judge(fleet)
+            assert is_whole(store / "rounds.sqlite")
+            fleet.stop()
+
+
+@pytest.mark.parametrize("folder", ["store", "outbox"])
+def test_a_full_device(tmp_path: Path, folder: str) -> None:
+    """It declines, or is silent, and is counted again as soon as there is room."""
+    with real_fleet(tmp_path / "run", *QUICK) as fleet:
+        store = fleet.folder.store("device-03")
+        disk = store if folder == "store" else store / "outbox"
+        disk.mkdir(exist_ok=True)
+        with small_disks(disk):
+            fleet.start()
+            await_rounds(fleet, 2)
+            fleet.note("fault", what=f"disk of the {folder} of device-03 full")
+            fill(disk)
+            await_rounds(fleet, 3)
+            line = last_round(fleet)
+            assert (line.phase, line.contributors) == ("APPLIED", len(fleet.devices) - 1), line
+            give_room(disk)
+            await_everybody(fleet)
+            judge(fleet)
+            fleet.stop()
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("names", [("control",), ("aggregator-2",), ("aggregator-1", "aggregator-2", "aggregator-3")])
+def test_full_brokers(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """What a broker cannot write down is sent again by those who need it."""
+    fleet = synthetic_fleet(tmp_path / "run", *QUICK, 'brokers.kind="mosquitto"', "brokers.tls=true")
+    fleet.folder.create()
+    disks = [fleet.folder.state / f"broker-{name}" for name in names]
+    for disk in disks:
+        disk.mkdir()
+    with small_disks(*disks), fleet:
+        fleet.start()
+        await_rounds(fleet, 2)
+        for disk in disks:
+            fleet.note("fault", what=f"disk of {disk.name} full")
+            fill(disk)
+        await_rounds(fleet, 3)
+        assert last_round(fleet).phase == "APPLIED"
+        for disk in disks:
+            give_room(disk)
+        await_everybody(fleet)
+        judge(fleet)
