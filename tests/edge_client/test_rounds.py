@@ -1,0 +1,155 @@
+"""A device around its rounds: which plans it serves, what it says, and what another directory does to it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+
+import builders
+import msgspec
+import pytest
+from simulators.lone_device import DEVICE, lone_device
+from structlog.testing import capture_logs
+
+from fedpruneshare.directory import DeviceEntry, Service, party_keys
+from fedpruneshare.errors import GateError
+from fedpruneshare.sealing import Identity
+
+
+async def test_rounds_are_served_in_order_and_once(tmp_path: Path) -> None:
+    async with lone_device(tmp_path) as device:
+        for round_id in (1, 1, 3, 2, 3, 4):
+            await device.publish_plan(builders.plan(round_id))
+            await device.settle()
+        await device.until(lambda: device.work.finished == [1, 3, 4], "rounds 1, 3 and 4")
+        assert device.work.taken == [1, 3, 4]
+
+
+async def test_a_newer_plan_and_the_close_end_a_round(tmp_path: Path) -> None:
+    async with lone_device(tmp_path) as device:
+        device.work.is_long = True
+        await device.publish_plan(builders.plan(1))
+        await device.until(lambda: device.work.taken == [1], "round 1")
+        await device.publish_plan(builders.plan(2))
+        await device.until(lambda: device.work.taken == [1, 2], "round 2")
+        assert device.work.finished == [1]
+        await device.close_round(2)
+        await device.until(lambda: device.work.finished == [1, 2], "the end of round 2")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (GateError("model gate: too large"), "model gate: too large"),
+        (OSError(errno.ENOSPC, "No space left on device", "outbox/upload.msgpack"),
+         "this device's disk: No space left on device: outbox/upload.msgpack"),
+        (ZeroDivisionError("secret"), "unexpected ZeroDivisionError on the device"),
+    ],
+)  # fmt: skip
+async def test_what_goes_wrong_is_declined_with_its_reason_and_the_next_round_served(
+    tmp_path: Path, error: Exception, reason: str
+) -> None:
+    async with lone_device(tmp_path) as device:
+        device.work.error = error
+        await device.publish_plan(builders.plan(1))
+        await device.until(lambda: device.declines, "a decline")
+        assert [(one.round_id, one.reason) for one in device.declines] == [(1, reason)]
+        device.work.error = None
+        await device.publish_plan(builders.plan(2))
+        await device.until(lambda: device.work.finished == [1, 2], "round 2")
+        assert len(device.declines) == 1
+
+
+# --------------------------------------------------------------------------- another directory
+
+
+async def test_a_plan_for_a_newer_directory_waits_for_it(tmp_path: Path) -> None:
+    async with lone_device(tmp_path) as device:
+        with capture_logs() as logs:
+            await device.publish_plan(builders.plan(1, directory_version=2))
+            await device.until(lambda: any(line["event"] == "plan-waits" for line in logs), "a plan that waits")
+        assert device.work.taken == []
+        await device.publish_directory(builders.directory(version=2))
+        await device.until(lambda: device.work.finished == [1], "the round of the newer directory")
+        assert device.party.directory.version == 2
+        kept = device.folder / "directory-in-force-device.json"
+        assert b'"version":2' in kept.read_bytes()
+
+
+async def test_a_directory_of_another_root_serves_no_plan(tmp_path: Path) -> None:
+    async with lone_device(tmp_path) as device:
+        await device.publish_plan(builders.plan(1, directory_version=2))
+        with capture_logs() as logs:
+            await device.publish_directory(builders.directory(version=2), Identity.generate("root"))
+            await device.until(lambda: any(line["event"] == "directory-refused" for line in logs), "a refusal")
+        await device.settle()
+        assert device.work.taken == [] and device.party.directory.version == 1
+
+
+async def test_the_directory_is_read_only_when_a_plan_needs_it(tmp_path: Path) -> None:
+    """It may be larger than a model, and comes again with every connection."""
+    async with lone_device(tmp_path) as device:
+        await device.publish_directory(builders.directory(version=2))
+        await device.publish_plan(builders.plan(1))
+        await device.until(lambda: device.work.finished == [1], "round 1")
+        assert device.links[0].traffic.received_bytes < 2 * len(device.coordinator.sign(builders.plan(1)))
+        await device.publish_plan(builders.plan(2, directory_version=2))
+        await device.until(lambda: device.work.finished == [1, 2], "round 2")
+        before = device.links[0].traffic.received_bytes
+        await device.publish_directory(builders.directory(version=3))
+        await device.settle()
+        assert device.links[0].traffic.received_bytes == before
+
+
+async def test_an_own_key_that_was_rotated_signs_from_the_directory_on_that_lists_it(tmp_path: Path) -> None:
+    async with lone_device(tmp_path) as device:
+        old = device.party.identity.public()[0]
+        rotated = device.party.identity.rotated()
+        rotated.save(device.folder / "device.key")
+        new = rotated.public()[0]
+        assert device.party.reload()
+        assert old.key_id in device.party.sign(builders.plan(1))[:64]
+        both = DeviceEntry((party_keys(new), party_keys(old)))
+        newer = builders.directory(version=2, devices={**builders.directory().devices, DEVICE: both})
+        await device.publish_plan(builders.plan(1, directory_version=2))
+        await device.publish_directory(newer)
+        await device.until(lambda: device.work.finished == [1], "round 1")
+        assert new.key_id in device.party.sign(builders.plan(1))[:64]
+
+
+async def test_a_revoked_device_says_so_and_takes_no_part(tmp_path: Path) -> None:
+    async with lone_device(tmp_path) as device:
+        device.work.is_long = True
+        await device.publish_plan(builders.plan(1))
+        await device.until(lambda: device.work.taken == [1], "round 1")
+        key = device.party.identity.public()[0].key_id.hex()
+        revoked = builders.directory(version=2, revoked={key: DEVICE})
+        with capture_logs() as logs:
+            device.party.adopt(_signed(device.root, revoked))
+            await device.until(lambda: device.work.finished == [1], "the end of the round under way")
+            await device.publish_plan(builders.plan(2, directory_version=2))
+            await device.until(lambda: [line for line in logs if line["event"] == "plan-refused"], "a refused plan")
+        said = [line["reason"] for line in logs if line["event"] in ("not-taking-part", "plan-refused")]
+        assert all(f"no key of '{DEVICE}' counts in directory version 2: it was revoked" in reason for reason in said)
+        assert device.work.taken == [1]
+        device.work.is_long = False
+        device.party.adopt(_signed(device.root, builders.directory(version=3)))
+        await device.until(lambda: device.work.finished == [1, 2], "the round after it was let in again")
+
+
+async def test_a_broker_that_moved_ends_the_serving_so_that_links_are_made_anew(tmp_path: Path) -> None:
+    async with lone_device(tmp_path) as device:
+        moved = {**builders.directory().aggregators}
+        moved["aggregator-2"] = msgspec.structs.replace(moved["aggregator-2"], port=1999)
+        assert isinstance(moved["aggregator-2"], Service)
+        serving = asyncio.create_task(device.rounds.serve())
+        device.party.adopt(_signed(device.root, builders.directory(version=2, aggregators=moved)))
+        await asyncio.wait_for(serving, 5)
+
+
+def _signed(root: Identity, directory: object) -> bytes:
+    from fedpruneshare.directory import Directory, sign_directory
+
+    assert isinstance(directory, Directory)
+    return sign_directory(directory, root)
