@@ -135,5 +135,5 @@ def test_times_beyond_all_clocks_are_refused_as_they_are_read(field: str) -> Non
 def test_an_expired_plan_is_refused_by_the_rule_that_all_roles_share() -> None:
     plan = builders.plan(expires_at=NOW)
     check_plan(plan, digest(encode(plan)), builders.directory(**LASTS), NOW - 1)
-    with pytest.raises(PlanError, match="plan expired at .* UTC, and this machine's clock says .* UTC"):
+    with pytest.raises(PlanError, match=r"plan expired at .* UTC, and this machine's clock says .* UTC"):
         check_plan(plan, digest(encode(plan)), builders.directory(**LASTS), NOW)
