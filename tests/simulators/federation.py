@@ -83,6 +83,11 @@ class Federation:
     floors: AggregatorFloors = field(default_factory=AggregatorFloors)
     tamper: Callable[[str, dict[int, bytes]], dict[int, bytes]] = lambda device, shares: shares
     """What a device really sends: its name and the honest shares -> the shares."""
+    spoil: Callable[[str, PlanView, np.ndarray], np.ndarray] = lambda device, view, words: words
+    """The words a device really shares: its name, the plan and the honest words, with their checksums -> words."""
+    absent: tuple[str, ...] = ()
+    """Aggregators that never start."""
+    deadline_s: float = 12.0
     words_seed: int | None = None
     """Draw the same words for a device whatever else happens."""
     opened: list[tuple[Round, Opening]] = field(default_factory=list)
@@ -124,8 +129,13 @@ class Federation:
             bundle="",
             store="",
             rounds=RoundSettings(
-                count=self.rounds, cohort=10, deadline_s=12.0, grace_s=0.5, sum_timeout_s=12.0, wait_for_devices_s=10.0
-            ),
+                count=self.rounds,
+                cohort=10,
+                deadline_s=self.deadline_s,
+                grace_s=0.5,
+                sum_timeout_s=12.0,
+                wait_for_devices_s=10.0,
+            ),  # fmt: skip
             pruning=PruningSettings(rungs=(0.25, 0.5, 1.0), dense_rounds=0, final_round=2),
             sharing=self.sharing,
             coding=self.coding,
@@ -176,6 +186,7 @@ class Federation:
         assert sum(p.size for p in received.positions) == sum(s.weights for s in view.plan.segments[: rung + 1])
         words, upload_id = self._words(view, rung, party.ident), os.urandom(16)
         fill_checksums(view, words, await receive_seed(party, control, view, 30.0))
+        words = self.spoil(party.ident, view, words)
         self.uploaded[party.ident, upload_id] = words
         upload = self._upload(view, upload_id, rung, words)
         shares = self.tamper(party.ident, split_upload(view, party.ident, upload))
@@ -250,7 +261,8 @@ class Federation:
         `crash_at`: a crash point that it does not get beyond. A second one goes on from its store.
         """
         for name in AGGREGATORS:
-            await self.start_aggregator(name)
+            if name not in self.absent:
+                await self.start_aggregator(name)
         devices = [asyncio.create_task(self.device(name, place % 3)) for place, name in enumerate(DEVICES)]
         nemesis = asyncio.create_task(self._nemesis()) if faults else None
         try:
