@@ -179,6 +179,10 @@ class FaultFleet(Fleet):
         self.pids: dict[str, int] = {}
         self._read, self._told = 0, list[dict[str, Any]]()
 
+    def __enter__(self) -> FaultFleet:
+        super().__enter__()
+        return self
+
     def _prepare(self) -> None:
         self.folder.create()
         self.orders.mkdir(mode=0o700, exist_ok=True)
