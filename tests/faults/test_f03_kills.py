@@ -10,16 +10,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from faults.harness import await_rounds, judge, kill_rounds, phases, real_fleet, synthetic_fleet
+from faults.harness import RECOVERY_S, await_rounds, judge, kill_at, kill_rounds, phases, real_fleet, synthetic_fleet
 
 from fedpruneshare.crash_points import POINTS
 from testbed.federation import COORDINATOR
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("quick_links"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.usefixtures("quick_links"), pytest.mark.timeout(240)]
 #: Rounds that fail must be rare: a role that is back at once costs no round.
 _MOST_FAILED = 0.1
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_an_aggregator_is_killed_at_every_point(tmp_path: Path, seed: int) -> None:
     with synthetic_fleet(tmp_path / "run", "rounds.grace_s=0.5", seed=seed) as fleet:
@@ -31,6 +32,7 @@ def test_an_aggregator_is_killed_at_every_point(tmp_path: Path, seed: int) -> No
         assert phases(fleet).count("FAILED") <= _MOST_FAILED * len(kills)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_the_coordinator_is_killed_at_every_point(tmp_path: Path, seed: int) -> None:
     with synthetic_fleet(tmp_path / "run", seed=seed) as fleet:
@@ -42,6 +44,7 @@ def test_the_coordinator_is_killed_at_every_point(tmp_path: Path, seed: int) -> 
         assert phases(fleet).count("FAILED") <= _MOST_FAILED * len(kills)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_a_device_is_killed_at_every_point(tmp_path: Path, seed: int) -> None:
     with real_fleet(tmp_path / "run", seed=seed) as fleet:
@@ -51,3 +54,25 @@ def test_a_device_is_killed_at_every_point(tmp_path: Path, seed: int) -> None:
         await_rounds(fleet)
         judge(fleet)
         assert phases(fleet).count("FAILED") <= _MOST_FAILED * len(kills)
+
+
+#: One point of each kind: what `make test` has time for.
+SLICE = (
+    ("aggregator", "aggregator.chunks-committed.after"),
+    ("aggregator", "aggregator.freeze-persisted.after"),
+    ("coordinator", "coordinator.freeze-persisted.before"),
+    ("coordinator", "coordinator.model-written.after"),
+)
+
+
+@pytest.mark.e2e
+def test_a_slice_of_the_kills(tmp_path: Path) -> None:
+    with synthetic_fleet(tmp_path / "run", "rounds.grace_s=0.5") as fleet:
+        fleet.start()
+        await_rounds(fleet)
+        for role, point in SLICE:
+            victim = COORDINATOR if role == "coordinator" else "aggregator-2"
+            assert kill_at(fleet, victim, point) < RECOVERY_S
+        await_rounds(fleet)
+        judge(fleet)
+        assert set(phases(fleet)) == {"APPLIED"}

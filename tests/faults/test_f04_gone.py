@@ -15,7 +15,7 @@ from faults.harness import await_rounds, decision, judge, newest_round, syntheti
 
 from testbed.faults.fleet import FaultFleet
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("quick_links"), pytest.mark.timeout(170)]
+pytestmark = [pytest.mark.usefixtures("quick_links"), pytest.mark.timeout(170)]
 
 QUICK = ("rounds.deadline_s=1.5", "rounds.grace_s=0.3", "rounds.sum_timeout_s=1.5")
 #: Phase -> the point at which the aggregator leaves; the first is before the plan of the next round.
@@ -45,6 +45,7 @@ def heal(fleet: FaultFleet, victims: list[str], how: signal.Signals) -> None:
         (fleet.revive if how is signal.SIGKILL else fleet.resume)(victim)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 @pytest.mark.parametrize(("k", "n"), [(2, 3), (3, 5)], ids=["2 of 3", "3 of 5"])
 def test_rounds_without_aggregators(tmp_path: Path, k: int, n: int, how: signal.Signals) -> None:
@@ -65,6 +66,20 @@ def test_rounds_without_aggregators(tmp_path: Path, k: int, n: int, how: signal.
                     assert set(line.aggregators) <= set(fleet.aggregators)
                 heal(fleet, victims, how)
                 settle(fleet)
+        judge(fleet)
+
+
+@pytest.mark.e2e
+def test_a_slice_of_the_rounds_without_aggregators(tmp_path: Path) -> None:
+    with synthetic_fleet(tmp_path / "run", *QUICK) as fleet:
+        fleet.start()
+        await_rounds(fleet)
+        for gone, phase in ((1, "APPLIED"), (2, "FAILED")):
+            victims = list(fleet.aggregators[:gone])
+            line = decision(fleet, strike(fleet, victims, "freeze", signal.SIGKILL))
+            assert (line.phase, bool(line.reason)) == (phase, phase == "FAILED")
+            heal(fleet, victims, signal.SIGKILL)
+            settle(fleet)
         judge(fleet)
 
 
