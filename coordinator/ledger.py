@@ -168,8 +168,8 @@ class RoundLedger:
         if not allowed:
             if choices[0][1]:
                 return Failure(
-                    f"{len(contributors)} devices uploaded to k aggregators, but every set of them differs by fewer than {floor}"
-                    " devices from one that was frozen on the same model"
+                    f"{len(contributors)} devices uploaded to k aggregators, but every set of them differs by fewer"
+                    f" than {floor} devices from one that was frozen on the same model"
                 )
             return Failure(
                 f"{len(choices[0][0])} devices uploaded to k aggregators, expected min_devices = {plan.min_devices}"

@@ -39,6 +39,7 @@ from fedpruneshare.topics import Role
 _log = structlog.get_logger()
 #: A device that missed so many rounds in a row is not drawn again until it is heard of.
 _MISSED_LIMIT = 2
+_ANY_NUMBER = 2**31
 #: Between two looks whether there is room on the disk again.
 _FULL_DISK_PAUSES = Backoff(random.Random(), first_s=0.5, cap_s=5.0)
 
@@ -188,11 +189,13 @@ class Coordinator:
         rounds, is_first = self._settings.rounds, not self._store.outcomes()
         enough = len(self._party.directory.devices) if is_first else rounds.min_devices
         size, limit_s = self._store.fleet_size, rounds.wait_for_devices_s  # counted first: thousands say hello
-        await self._desk.wait_until(lambda: size(_MISSED_LIMIT) >= enough <= len(self._fleet().limits), limit_s)
+        await self._desk.wait_until(lambda: size(_ANY_NUMBER) >= enough <= len(self._fleet().limits), limit_s)
 
     def _fleet(self) -> AvailableDevices:
         """The devices that may be drawn: heard of, not revoked, and able to open the seed they will be sent."""
         known, directory = self._store.fleet(_MISSED_LIMIT), self._party.directory
+        if len(known.limits) < self._settings.rounds.min_devices:
+            known = self._store.fleet(_ANY_NUMBER)  # nobody says hello again only because others could not be heard
         limits = {d: limit for d, limit in known.limits.items() if not directory.is_revoked(Role.DEVICE, d)}
         if self._settings.sharing.has_checksum and suites(self._settings.sharing, directory)[0].is_hybrid:
             limits = {d: limit for d, limit in limits.items() if directory.devices[d].keys[0].hybrid}
@@ -269,7 +272,8 @@ class Coordinator:
         plan = ledger.view.plan
         ledger.phase = phase
         outcome = outcome_line(plan.round_id, phase, seconds, round_facts(ledger, reason, opening))
-        self._store.note_round(plan.cohort, ledger.heard_of())
+        if len(ledger.attended) >= plan.sharing.k:  # else it was not for the devices that nobody heard of them
+            self._store.note_round(plan.cohort, ledger.heard_of())
         self._store.finish(plan.round_id, outcome, opening.model if opening else None)
         self._desk.close()
         _log.info("round-closed", **{key: outcome[key] for key in ("round", "phase", "reason", "accuracy")})

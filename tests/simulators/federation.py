@@ -88,6 +88,7 @@ class Federation:
     absent: tuple[str, ...] = ()
     """Aggregators that never start."""
     deadline_s: float = 12.0
+    max_failed: int = 0
     words_seed: int | None = None
     """Draw the same words for a device whatever else happens."""
     opened: list[tuple[Round, Opening]] = field(default_factory=list)
@@ -135,7 +136,8 @@ class Federation:
                 grace_s=0.5,
                 sum_timeout_s=12.0,
                 wait_for_devices_s=10.0,
-            ),  # fmt: skip
+                max_failed=self.max_failed,
+            ),
             pruning=PruningSettings(rungs=(0.25, 0.5, 1.0), dense_rounds=0, final_round=2),
             sharing=self.sharing,
             coding=self.coding,
