@@ -33,7 +33,7 @@ from fedpruneshare.settings_words import describe, sole_member
 from firmware_configs.brokers import LOOPBACK
 from testbed.boards.settings import BoardEmulation, board_faults
 from testbed.engines import SYNTHETIC_TASK, EngineName
-from testbed.engines.ray_settings import RaySettings, ray_faults
+from testbed.engines.ray_settings import RAY, RaySettings, ray_faults
 from testbed.events.settings import Churn, FleetEvent, event_faults
 from testbed.links.settings import LinkEmulation, link_faults
 
@@ -170,8 +170,7 @@ class Scenario(_Table, frozen=True):
         yield from word_faults(self.sharing, self.coding, self.rounds.cohort)
         yield from _group_faults(self)
         yield from _single_place_faults(self)
-        if self.brokers.tls and self.brokers.kind != "mosquitto":
-            yield Fault("brokers.tls", "true", "false", 'the embedded broker speaks no TLS: brokers.kind = "mosquitto"')
+        yield from _tls_faults(self)
         yield from link_faults(self.links, [group.link for group in self.fleet.groups], self.fleet.engine)
         yield from board_faults(self)
         yield from ray_faults(self)
@@ -228,6 +227,13 @@ def _count_faults(scenario: Scenario) -> Iterator[Fault]:
     if scenario.sharing.dealer_checks and k == n > 1:
         expected = f"0 with sharing.threshold = aggregators.count = {n}"
         yield Fault("sharing.dealer_checks", str(scenario.sharing.dealer_checks), expected, "k shares always agree")
+
+
+def _tls_faults(scenario: Scenario) -> Iterator[Fault]:
+    if scenario.brokers.tls and scenario.brokers.kind != "mosquitto":
+        yield Fault("brokers.tls", "true", "false", 'the embedded broker speaks no TLS: brokers.kind = "mosquitto"')
+    if scenario.brokers.tls and scenario.fleet.engine == RAY:
+        yield Fault("brokers.tls", "true", f"false with fleet.engine = {RAY!r}", "certificates stay on this machine")
 
 
 def _group_faults(scenario: Scenario) -> Iterator[Fault]:

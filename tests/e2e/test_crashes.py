@@ -97,7 +97,9 @@ def uploads_back(fleet: Fleet) -> int:
     ],
 )
 def test_one_aggregator_of_three_killed_in_a_round(tmp_path: Path, kind: str, with_broker: bool) -> None:
-    with small_fleet(tmp_path / "run", "rounds.count=5", "rounds.deadline_s=60", f"brokers.kind={kind!r}") as fleet:
+    as_shipped = ["brokers.tls=true"] if kind == "mosquitto" else []
+    sets = ("rounds.count=5", "rounds.deadline_s=60", f"brokers.kind={kind!r}", *as_shipped)
+    with small_fleet(tmp_path / "run", *sets) as fleet:
         with held(fleet) as pids:
             fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-2", 1) >= 4, 60, "uploads of round 1")
             fleet.kill_aggregator("aggregator-2")

@@ -164,6 +164,19 @@ def test_ten_mistakes_are_ten_messages(tmp_path: Path) -> None:
     assert "found 4, expected at most aggregators.count = 3" in faults["sharing.threshold"]
 
 
+@pytest.mark.parametrize(
+    ("sets", "hint"),
+    [
+        ((), "the embedded broker speaks no TLS"),
+        (('brokers.kind="mosquitto"', 'fleet.engine="ray"'), "certificates stay on this machine"),
+    ],
+)
+def test_tls_where_it_cannot_be_is_a_mistake(sets: tuple[str, ...], hint: str) -> None:
+    with pytest.raises(SettingsError, match=r"brokers\.tls: found true, expected false.*" + hint):
+        load_scenario("demo", [*sets, "brokers.tls=true"])
+    load_scenario("demo", ['brokers.kind="mosquitto"', "brokers.tls=true"])
+
+
 def test_the_command_line_lists_them_and_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(TEN_MISTAKES)
