@@ -150,7 +150,6 @@ class Intake:
         batch, self._batch, self._batch_bytes = self._batch, [], 0
         view = self._desk.view
         try:
-            reach("aggregator.chunks-committed.before")
             self._desk.store.add_chunks(view.plan.round_id, batch)
         except (StoreError, StoreDamagedError) as error:
             self._give_back(batch, view.plan.round_id, error)

@@ -195,6 +195,7 @@ class ShareStore:
             )
             db.executemany("DELETE FROM declines WHERE round_id = ? AND device_id = ?", [key[:2] for key in keys])
             reach("aggregator.rows-written")
+            reach("aggregator.chunks-committed.before")
         self._held += sum(len(new.data) for new in chunks)
 
     def share(self, round_id: int, device_id: str, upload_id: bytes) -> bytes:

@@ -21,6 +21,7 @@ from aggregator.settings import AggregatorFloors
 from aggregator.store import ShareStore
 from fedpruneshare import keys as key_module
 from fedpruneshare import sealing
+from fedpruneshare.crash_points import POINTS, observe
 from fedpruneshare.directory import DeviceEntry, Service, party_keys
 from fedpruneshare.errors import StoreDamagedError
 from fedpruneshare.messages import (
@@ -172,6 +173,30 @@ def test_a_model_that_falls_back_is_refused_after_a_restart_too(tmp_path: Path) 
         await lab.open(view(2, model_version=3))
 
     assert reasons(play(tmp_path, scene)) == {"plan with version 3 of the model, expected 4 or later"}
+
+
+def test_a_round_passes_every_crash_point_in_order(tmp_path: Path) -> None:
+    reached: list[str] = []
+
+    async def scene(lab: Lab) -> None:
+        await lab.start(FIRST)
+        current = view(1)
+        await lab.open(current)
+        sent = await lab.upload_all(current)
+        await lab.say("freeze", lab.freeze(current, sent))
+        await lab.quiet()
+        await lab.end(current)
+
+    observe(reached.append)
+    try:
+        play(tmp_path, scene)
+    finally:
+        observe(None)
+    assert list(dict.fromkeys(point for point in reached if point != "aggregator.receipted")) == [
+        point for point in POINTS["aggregator"] if point != "aggregator.receipted"
+    ]
+    assert reached.count("aggregator.receipted") == 10
+    assert reached.index("aggregator.receipted") > reached.index("aggregator.chunks-committed.after")
 
 
 # --------------------------------------------------------------------------- a full disk, a damaged store

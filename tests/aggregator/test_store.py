@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from aggregator.store import NewChunk, ShareStore
+from aggregator.settings import KEPT_SETS
+from aggregator.store import NewChunk, ShareStore, SumGiven
 from aggregator.uploads import Attempt
-from fedpruneshare.errors import SettingsError
+from fedpruneshare.errors import SettingsError, StoreError
 from fedpruneshare.messages import Contribution
 
 
@@ -58,6 +60,7 @@ def test_a_sum_takes_the_shares_with_it(store: ShareStore, tmp_path: Path) -> No
     canary = b"a share that must be gone for good"
     store.add_chunks(1, [new_chunk(0, canary)])
     store.burn(1, b"sum")
+    assert all(canary not in path.read_bytes() for path in tmp_path.iterdir())  # nor in the log, while it goes on
     assert store.attempts(1) == []
     latest = store.latest()
     assert latest is not None
@@ -105,3 +108,78 @@ def test_files_are_private_and_damage_is_named(tmp_path: Path) -> None:
     (tmp_path / "b" / "shares.sqlite").write_bytes(b"no database at all" * 100)
     with pytest.raises(SettingsError, match=r"shares\.sqlite"):
         ShareStore(tmp_path / "b", 10)
+
+
+# --------------------------------------------------------------------------- a disk that is full, and what is kept
+
+
+def grow_no_more(store: ShareStore) -> None:
+    """As on a full disk."""
+    store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def test_what_does_not_fit_onto_the_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    store = ShareStore(tmp_path, 1 << 20)
+    store.open_round(1, b"plan", 50.0)
+    grow_no_more(store)
+    with pytest.raises(StoreError, match="disk is full"):
+        store.add_chunks(1, [new_chunk(chunk, bytes(9000)) for chunk in range(3)])
+    with pytest.raises(StoreError):
+        store.burn(1, bytes(100_000))
+    assert store.attempts(1) == []
+    latest = store.latest()
+    assert latest is not None
+    assert latest.answer is None
+    store._db.execute("PRAGMA max_page_count = 1000000")
+    store.add_chunks(1, [new_chunk(chunk, bytes(9000)) for chunk in range(3)])
+    assert store.attempts(1)[0].is_complete
+    store.close()
+    ShareStore(tmp_path, 1 << 20).close()
+
+
+def test_shares_are_taken_while_the_disk_could_delete_them_again(tmp_path: Path) -> None:
+    store = ShareStore(tmp_path, 1 << 40)
+    store.open_round(1, b"plan", 50.0)
+    disk = os.statvfs(tmp_path)
+    free = disk.f_bavail * disk.f_frsize
+    assert store.has_room_for(free // 4)
+    assert not store.has_room_for(free // 2)
+
+
+def test_the_last_sums_are_kept_for_comparison_and_no_more(tmp_path: Path) -> None:
+    store = ShareStore(tmp_path, 1000)
+    for number in range(1, KEPT_SETS + 4):
+        store.note_sum(SumGiven(number, number // 20, b"", b"freeze"))
+        store.note_sum(SumGiven(number, 99, b"", b"again"))  # the first one stands
+    newest = KEPT_SETS + 3
+    assert [given.round_id for given in store.sums_given(newest + 1, newest // 20, 0)] == [
+        60,
+        61,
+        62,
+        63,
+        64,
+        65,
+        66,
+        67,
+    ]
+    assert len(store.sums_given(newest + 1, 0, 1000)) == KEPT_SETS
+    assert [given.round_id for given in store.sums_given(newest + 1, 77, 2)] == [newest - 1, newest]
+    assert store.sums_given(newest + 1, 99, 0) == []
+    assert store.sums_given(5, 0, 0)[-1].round_id == 4
+
+
+def test_the_folder_stays_small_over_many_rounds(tmp_path: Path) -> None:
+    store = ShareStore(tmp_path, 1 << 24)
+    sizes = []
+    for number in range(1, 40):
+        store.open_round(number, bytes(20_000), 50.0)
+        store.attend(number, bytes(20_000))
+        store.add_chunks(number, [new_chunk(chunk, bytes(60_000)) for chunk in range(3)])
+        store.freeze(number, bytes(20_000), bytes(32))
+        store.note_sum(SumGiven(number, number, b"", bytes(100)))
+        store.burn(number, bytes(60_000))
+        store.close_round(number)
+        sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
+    assert max(sizes[15:]) <= 1.2 * max(sizes[:15])
