@@ -15,6 +15,7 @@ from fedpruneshare.link import BrokerAddress
 from fedpruneshare.link.tls import TlsSettings
 
 WAIT_S = 10.0
+MQTTv311 = paho.MQTTv311
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,20 @@ def hostile_context(tls: TlsSettings | None, ca_file: str) -> ssl.SSLContext:
 class Client:
     """One connection. Calls return once the broker has answered, or say that it closed."""
 
-    def __init__(self, address: BrokerAddress, context: ssl.SSLContext | None, will: Will | None = None) -> None:
+    def __init__(
+        self,
+        address: BrokerAddress,
+        context: ssl.SSLContext | None,
+        will: Will | None = None,
+        protocol: int = paho.MQTTv5,
+    ) -> None:
         self.got: list[Got] = []
         self.login = ""
         self.is_lost = False
         self._answers: dict[int, int] = {}
         self._news = threading.Condition()
         self._client = client = paho.Client(
-            paho.CallbackAPIVersion.VERSION2, "chosen-by-the-client", protocol=paho.MQTTv5, reconnect_on_failure=False
+            paho.CallbackAPIVersion.VERSION2, "chosen-by-the-client", protocol=protocol, reconnect_on_failure=False
         )
         if context is not None:
             client.tls_set_context(context)

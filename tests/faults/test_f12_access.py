@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from faults.access import EVERYBODY, MEMBERS, Crowd, Party, Place, site
-from faults.mqtt_client import Client, Got, Will, hostile_context
+from faults.mqtt_client import Client, Got, MQTTv311, Will, hostile_context
 
 from fedpruneshare.topics import CHANNELS
 from fedpruneshare.topics import Broker as Kind
@@ -131,3 +131,17 @@ def test_retained_will_is_refused_where_nothing_is_retained(crowd: Crowd) -> Non
     client = Client(crowd.at.broker.address, context, Will(place.topic, b"will", retained=True))
     assert (client.login == "Success") is (crowd.at.kind is Kind.CONTROL)
     client.close()
+
+
+def test_older_mqtt_is_bound_by_the_same_list(crowd: Crowd) -> None:
+    """Mosquitto 2.0 cannot refuse MQTT 3.1.1; to it, it says success and does nothing."""
+    device, foreign = MEMBERS[0], next(place for place in crowd.places if not place.may_write(MEMBERS[0]))
+    own = next(place for place in crowd.places if place.may_write(device))
+    context = hostile_context(crowd.at.certificate(device), str(crowd.at.certificates.ca_file))
+    old = Client(crowd.at.broker.address, context, protocol=MQTTv311)
+    for place in (foreign, own):
+        old.publish(place.topic, b"old " + place.topic.encode())
+    arrived = crowd.arrivals()
+    assert b"old " + foreign.topic.encode() not in arrived
+    assert arrived[b"old " + own.topic.encode()] == crowd.readers(own)
+    old.close()
