@@ -187,9 +187,13 @@ class Coordinator:
     async def _await_devices(self) -> None:
         """Before the first round for the whole roster, or the quickest would be the cohort; later for the floor."""
         rounds, is_first = self._settings.rounds, not self._store.outcomes()
-        enough = len(self._party.directory.devices) if is_first else rounds.min_devices
+        enough = self._roster_size() if is_first else rounds.min_devices
         size, limit_s = self._store.fleet_size, rounds.wait_for_devices_s  # counted first: thousands say hello
         await self._desk.wait_until(lambda: size(_ANY_NUMBER) >= enough <= len(self._fleet().limits), limit_s)
+
+    def _roster_size(self) -> int:
+        directory = self._party.directory
+        return sum(not directory.is_revoked(Role.DEVICE, device) for device in directory.devices)
 
     def _fleet(self) -> AvailableDevices:
         """The devices that may be drawn: heard of, not revoked, and able to open the seed they will be sent."""

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from unittest.mock import patch
 
-from builders import AGGREGATORS
+import pytest
+from builders import AGGREGATORS, DEVICES, directory, identity, view
+from msgspec.structs import replace
 from simulators.federation import Federation
 
+from coordinator.evaluation import Evaluation
+from coordinator.ledger import RoundLedger
 from coordinator.service import remaining_s
+from coordinator.settings import AveragingSettings, SharingSettings
+from coordinator.store import RoundStore
+from coordinator.workbench import Workbench
+from fedpruneshare.errors import SettingsError
 from fedpruneshare.link.memory import Weather
 
 
@@ -38,3 +47,66 @@ async def test_devices_that_nobody_could_hear_are_asked_again(tmp_path: Path) ->
     phases = [(line["phase"], line["contributors"]) for line in federation.outcomes()]
     assert phases[:2] == [("FAILED", 0)] * 2
     assert ("APPLIED", 10) in phases[2:]
+
+
+@pytest.mark.parametrize("checks", [0, 1])
+async def test_with_a_quorum_sums_come_once_enough_have_accepted_the_freeze(tmp_path: Path, checks: int) -> None:
+    sharing = SharingSettings(freeze_quorum=3, dealer_checks=checks)
+    federation = Federation(tmp_path, 10, Weather(), rounds=1, sharing=sharing)
+    assert await federation.run(crash_at="coordinator.freeze-sent") == 0
+    (line,) = federation.outcomes()
+    assert (line["phase"], line["contributors"], line["verified_by"]) == ("APPLIED", 10, "consistency+checksum")
+    federation.check_sums()
+
+
+async def test_without_enough_aggregators_for_a_quorum_nothing_is_summed(tmp_path: Path) -> None:
+    federation = Federation(
+        tmp_path, 11, Weather(), rounds=1, sharing=SharingSettings(freeze_quorum=3), absent=AGGREGATORS[:1],
+        deadline_s=2.0,
+    )  # fmt: skip
+    assert await federation.run() == 1
+    (line,) = federation.outcomes()
+    assert line["reason"] == "attendance of 2 aggregators, expected at least freeze_quorum = 3"
+
+
+async def test_whom_a_new_directory_revokes_is_left_out_of_the_open_round(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, 12, Weather())
+    coordinator = federation.coordinator()
+    coordinator._desk.open(RoundLedger(view()))
+    gone = identity("device-04").public()[0].key_id.hex()
+    coordinator._party.on_change(coordinator._on_directory)
+    coordinator._party._put_in_force(directory(version=2, revoked={gone: "device-04"}))
+    assert coordinator._desk.round.revoked == {"device-04"}
+    coordinator._store.greet(dict.fromkeys(DEVICES, 0))
+    assert sorted(coordinator._fleet().limits) == [device for device in DEVICES if device != "device-04"]
+    assert coordinator._roster_size() == 9
+    await coordinator.stop()
+
+
+async def test_a_coordinator_whose_own_key_was_revoked_stops_and_says_so(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, 13, Weather(), rounds=1)
+    gone = identity("coordinator").public()[0].key_id.hex()
+    federation.directory = directory(revoked={gone: "coordinator"})
+    with pytest.raises(SettingsError, match="no key of 'coordinator' is in force any more"):
+        await federation.run()
+
+
+async def test_a_model_that_scores_too_much_worse_is_not_taken(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, 14, Weather(), rounds=2, max_failed=1)
+    coordinator = federation.coordinator()
+    settings = replace(coordinator._settings, averaging=AveragingSettings(max_accuracy_drop=0.05))
+    await coordinator.stop()
+    scores = iter([Evaluation(0.9, 0.1), Evaluation(0.5, 0.9)])
+    with (
+        patch.object(Federation, "settings", lambda _: settings),
+        patch.object(Workbench, "score", lambda *_: next(scores)),
+    ):
+        assert await federation.run() == 0
+    first, second = federation.outcomes()
+    assert (first["phase"], second["phase"]) == ("APPLIED", "FAILED")
+    assert "the new model's accuracy is 50.0 % after 90.0 %" in second["reason"]
+    store = RoundStore(tmp_path / "coordinator", federation.bundle)
+    state = store.model()
+    assert state is not None
+    assert state.applied == 1
+    assert (tmp_path / "coordinator" / "model.onnx").read_bytes() == federation.rendered(state)

@@ -123,9 +123,9 @@ class Federation:
         await self.aggregators[name].stop()
         await self.start_aggregator(name)
 
-    def coordinator(self) -> Coordinator:
-        """A coordinator on its store."""
-        settings = CoordinatorSettings(
+    def settings(self) -> CoordinatorSettings:
+        """Those of the coordinator."""
+        return CoordinatorSettings(
             party=NOBODY,
             bundle="",
             store="",
@@ -142,8 +142,13 @@ class Federation:
             sharing=self.sharing,
             coding=self.coding,
         )
+
+    def coordinator(self) -> Coordinator:
+        """A coordinator on its store."""
         party = self.party("coordinator", Role.COORDINATOR)
-        return Coordinator(party, settings, self.link("control", "coordinator"), bench(self.folder / "coordinator"))
+        return Coordinator(
+            party, self.settings(), self.link("control", "coordinator"), bench(self.folder / "coordinator")
+        )
 
     # ------------------------------------------------------------------ a device
 
