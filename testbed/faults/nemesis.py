@@ -4,7 +4,7 @@
 
 The same seed and length give the same blows at the same times; each is logged (`nemesis.jsonl`, and in the history).
 What the processes make of it also depends on the machine, so a run that fails is repeated with its seed, not replayed
-step by step.
+step by step. Disks are filled only where a store lies on a disk of its own (`testbed.faults.disks`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from testbed.faults.disks import fill, give_room
 from testbed.faults.fleet import FaultFleet
 from testbed.faults.proxy import Proxy
 from testbed.federation import COORDINATOR
@@ -106,11 +107,20 @@ def _throttle(proxy: Proxy) -> None:
     proxy.rate = 30_000.0
 
 
+def _fill_disk(fleet: FaultFleet, name: str) -> None:
+    fill(fleet.folder.store(name))
+
+
+def _empty_disk(fleet: FaultFleet, name: str) -> None:
+    give_room(fleet.folder.store(name))
+
+
 _HEAL: Final[Step] = _on_proxy(Proxy.heal)
 #: Kind -> (whom it hits, what is done, what undoes it).
 KINDS: Final[dict[str, tuple[str, Step, Step]]] = {
     "kill aggregator": ("aggregators", _kill, FaultFleet.revive),
     "stop aggregator": ("aggregators", _stop, FaultFleet.resume),
+    "fill disk": ("aggregators", _fill_disk, _empty_disk),
     "kill coordinator": ("coordinator", _kill, FaultFleet.revive),
     "stop coordinator": ("coordinator", _stop, FaultFleet.resume),
     "kill device": ("devices", _kill, FaultFleet.revive),

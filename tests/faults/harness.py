@@ -133,6 +133,7 @@ def kill_rounds(fleet: FaultFleet, parties: Sequence[str], points: Sequence[str]
     for point, victim, nth in order:
         recoveries.append(kill_at(fleet, victim, point, nth))
         assert recoveries[-1] < RECOVERY_S, f"{victim} took {recoveries[-1]:.1f} s to recover from a kill at {point}"
+    print(f"{len(recoveries)} kills, slowest recovery {max(recoveries):.2f} s")
     return recoveries
 
 

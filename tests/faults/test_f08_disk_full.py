@@ -6,17 +6,14 @@ himself, and every database is whole. Mounting takes root: without it these test
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from faults.harness import await_rounds, judge, real_fleet, synthetic_fleet, wait
 
+from testbed.faults.disks import fill, give_room, small_disks, why_no_disks
 from testbed.faults.fleet import FaultFleet
 from testbed.federation import COORDINATOR
 from testbed.ledger.rounds import CoordinatorRound
@@ -24,63 +21,13 @@ from testbed.ledger.rounds import CoordinatorRound
 QUICK = ("rounds.deadline_s=3", "rounds.grace_s=0.5", "rounds.sum_timeout_s=3")
 
 
-def _why_not() -> str:
-    """Why a tmpfs cannot be mounted here; empty if it can."""
-    if os.geteuid() != 0:
-        return "mounting a small disk takes root"
-    probe = Path("/tmp") / f"fps-mount-probe-{os.getpid()}"
-    probe.mkdir()
-    try:
-        found = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(probe)], capture_output=True, text=True, check=False
-        )
-        if found.returncode:
-            return f"mount: {found.stderr.strip()}"
-        subprocess.run(["umount", str(probe)], check=True)
-        return ""
-    except OSError as error:
-        return str(error)
-    finally:
-        probe.rmdir()
-
-
-_REASON = _why_not()
+_REASON = why_no_disks()
 pytestmark = [
     pytest.mark.faults,
     pytest.mark.usefixtures("quick_links"),
     pytest.mark.timeout(170),
     pytest.mark.skipif(bool(_REASON), reason=_REASON),
 ]
-
-
-@contextmanager
-def small_disks(*folders: Path) -> Iterator[None]:
-    """A disk of 2 MB at each folder, for as long as the block lasts."""
-    mounted: list[Path] = []
-    try:
-        for folder in folders:
-            options = f"size=2m,mode={folder.stat().st_mode & 0o777:o}"
-            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
-            mounted.append(folder)
-        yield
-    finally:
-        for folder in mounted:
-            subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path) -> None:
-    """Leave no byte of a disk free."""
-    with (folder / "filler").open("ab", buffering=0) as file:
-        for size in (65_536, 4096, 1):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError:
-                continue
-
-
-def give_room(folder: Path) -> None:
-    (folder / "filler").unlink()
 
 
 def is_whole(database: Path) -> bool:

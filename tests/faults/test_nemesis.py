@@ -11,6 +11,7 @@ import psutil
 import pytest
 from faults.harness import await_rounds, judge, phases, synthetic_fleet
 
+from testbed.faults.disks import small_disks, why_no_disks
 from testbed.faults.fleet import FaultFleet
 from testbed.faults.nemesis import KINDS, OVERRIDES, Nemesis, Targets, draw, targets_of
 
@@ -35,11 +36,14 @@ def test_blows_follow_from_the_seed() -> None:
 
 def torment(fleet: FaultFleet, seconds: float, every_s: tuple[float, float]) -> None:
     """Let the nemesis of the fleet's seed at it, then check what is left."""
-    fleet.start()
-    await_rounds(fleet)
-    Nemesis(fleet, draw(fleet.seed, seconds, every_s, targets_of(fleet))).run()
-    await_rounds(fleet, 3, 60.0)
-    judge(fleet)
+    stores = [fleet.folder.store(ident) for ident in fleet.aggregators]
+    with small_disks(*stores if not why_no_disks() else (), mib=16):
+        fleet.start()
+        await_rounds(fleet)
+        Nemesis(fleet, draw(fleet.seed, seconds, every_s, targets_of(fleet))).run()
+        await_rounds(fleet, 3, 60.0)
+        judge(fleet)
+        fleet.stop()
     ended = phases(fleet)
     assert ended.count("APPLIED") >= _LEAST_APPLIED * len(ended) - 1, (fleet.seed, ended.count("APPLIED"), len(ended))
 
