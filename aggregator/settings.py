@@ -7,16 +7,15 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from fedpruneshare.floors import LOWEST_FLOOR
+from fedpruneshare.floors import LOWEST_FLOOR, RETRY_ROUNDS
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES
 from fedpruneshare.party import LinkSettings, PartySettings
 
 #: Sums whose contributors are kept for the rule on differences (docs/protocol.md §4.4).
 KEPT_SETS: Final = 64
-#: For so many rounds a sum is compared with those of the same model: where a device of a failed round has gone for
-#: good, no set of a small federation would ever be allowed again. Who claims a newer model evades this in any case, and
-#: is met by `differencing_rounds`.
-RETRIES: Final = 8
+#: For so many rounds a sum is compared with those of the same model. Who claims a newer model evades this in any case,
+#: and is met by `differencing_rounds`.
+RETRIES: Final = RETRY_ROUNDS
 Floor = Annotated[int, Meta(ge=LOWEST_FLOOR, le=MAX_DEVICES)]
 
 

@@ -19,6 +19,7 @@ from coordinator.settings import RoundSettings
 from coordinator.store import OpenRound, RoundStore
 from fedpruneshare.crash_points import reach
 from fedpruneshare.errors import SharingError
+from fedpruneshare.floors import RETRY_ROUNDS
 from fedpruneshare.messages import DealerCheck, Freeze, decode, digest, encode
 from fedpruneshare.sharing.dealer_check import Judgement
 
@@ -79,9 +80,9 @@ class Decider:
 
     # ------------------------------------------------------------------ freeze
 
-    def frozen_in_vain(self) -> tuple[Freeze, ...]:
-        """What was frozen on the model of this round before, and may have been summed."""
-        found = [decode("freeze", body) for body in self._store.frozen_in_vain()]
+    def frozen_in_vain(self, round_id: int) -> tuple[Freeze, ...]:
+        """What was frozen on the model of this round just before it, and may have been summed."""
+        found = [decode("freeze", body) for body in self._store.frozen_in_vain(round_id - RETRY_ROUNDS)]
         return tuple(freeze for freeze in found if isinstance(freeze, Freeze))
 
     def frozen_before(self, begun: OpenRound) -> Freeze | None:

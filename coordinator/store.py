@@ -166,13 +166,13 @@ class RoundStore:
             if model is not None:
                 self._insert_model(model)
 
-    def frozen_in_vain(self) -> list[bytes]:
-        """Bodies of the Freezes of rounds that failed since the last one was applied, newest first."""
+    def frozen_in_vain(self, since: int) -> list[bytes]:
+        """Bodies of the Freezes of rounds from `since` on that failed after the last applied one, newest first."""
         found = []
         rows = self._rows(
-            "SELECT freeze, json_extract(outcome, '$.phase') FROM rounds WHERE outcome IS NOT NULL"
-            " ORDER BY round_id DESC LIMIT ?",
-            _KEPT_PLANS,
+            "SELECT freeze, json_extract(outcome, '$.phase') FROM rounds WHERE outcome IS NOT NULL AND round_id >= ?"
+            " ORDER BY round_id DESC",
+            since,
         )
         for freeze, phase in rows:
             if phase == RoundPhase.APPLIED:

@@ -14,6 +14,9 @@ from typing import Final
 
 #: No setting may go below this (docs/protocol.md §8.1).
 LOWEST_FLOOR: Final = 3
+#: A sum is compared with those of so many rounds before it on the same model (docs/protocol.md §4.4): where a device of
+#: a failed round has gone for good, no set of a small federation would ever be allowed again.
+RETRY_ROUNDS: Final = 8
 #: Contributors to each device that may be left out for being alone on its rung.
 _PER_LEFT_OUT: Final = 10
 

@@ -140,3 +140,14 @@ def test_only_so_many_models_are_kept_and_the_file_is_private(tmp_path: Path) ->
         store.save_first_model(model(applied))
     assert store._db.execute("SELECT COUNT(*) FROM models").fetchone() == (3,)
     assert (tmp_path / "rounds.sqlite").stat().st_mode & 0o077 == 0
+
+
+def test_freezes_of_failed_rounds_count_until_one_is_applied_or_they_are_long_ago(tmp_path: Path) -> None:
+    store = RoundStore(tmp_path, BUNDLE)
+    for number, phase in enumerate(("FAILED", "APPLIED", "FAILED", "FAILED", "FAILED"), 1):
+        store.begin(number, b"plan", 0.0)
+        if number != 4:
+            store.freeze(number, bytes([number]))
+        store.finish(number, {"round": number, "phase": phase}, None)
+    assert store.frozen_in_vain(1) == [b"\5", b"\3"]
+    assert store.frozen_in_vain(5) == [b"\5"]
