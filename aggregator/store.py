@@ -2,7 +2,8 @@
 
 Plan, chunks, declines, attendance, Freeze and sum of the open round, in SQLite. Every method that returns has
 committed; one that raises `StoreError` has changed nothing, and may be called again. Shares are deleted in the
-transaction that stores their sum.
+transaction that stores their sum. What is read back is checked against its digest: a flipped bit in a share would
+make a wrong sum.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from aggregator.uploads import Attempt
 from fedpruneshare.crash_points import reach
 from fedpruneshare.errors import StoreError
 from fedpruneshare.messages import Contribution
-from fedpruneshare.storage import disk_errors, open_database
+from fedpruneshare.storage import damaged, disk_errors, open_database, row_digest
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS rounds (
     round_id INTEGER PRIMARY KEY, plan BLOB NOT NULL, deadline_at REAL NOT NULL,
-    attendance BLOB, checked BLOB, freeze BLOB, freeze_digest BLOB, sum BLOB, closed INTEGER NOT NULL DEFAULT 0);
+    attendance BLOB, checked BLOB, freeze BLOB, freeze_digest BLOB, sum BLOB, closed INTEGER NOT NULL DEFAULT 0,
+    digest BLOB);
 CREATE TABLE IF NOT EXISTS accepted_by (
     round_id INTEGER NOT NULL REFERENCES rounds ON DELETE CASCADE, of BLOB NOT NULL, aggregator_id TEXT NOT NULL,
     PRIMARY KEY (round_id, of, aggregator_id));
@@ -33,11 +35,11 @@ CREATE TABLE IF NOT EXISTS sums_given (
     round_id INTEGER PRIMARY KEY, model_version INTEGER NOT NULL, supports BLOB NOT NULL, freeze BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS uploads (
     round_id INTEGER NOT NULL REFERENCES rounds ON DELETE CASCADE, device_id TEXT NOT NULL, upload_id BLOB NOT NULL,
-    rung INTEGER NOT NULL, prg TEXT NOT NULL, chunks INTEGER NOT NULL,
+    rung INTEGER NOT NULL, prg TEXT NOT NULL, chunks INTEGER NOT NULL, digest BLOB NOT NULL,
     PRIMARY KEY (round_id, device_id, upload_id));
 CREATE TABLE IF NOT EXISTS chunks (
     round_id INTEGER NOT NULL, device_id TEXT NOT NULL, upload_id BLOB NOT NULL, chunk INTEGER NOT NULL,
-    signer BLOB NOT NULL, data BLOB NOT NULL, PRIMARY KEY (round_id, device_id, upload_id, chunk),
+    signer BLOB NOT NULL, data BLOB NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (round_id, device_id, upload_id, chunk),
     FOREIGN KEY (round_id, device_id, upload_id) REFERENCES uploads ON DELETE CASCADE);
 CREATE TABLE IF NOT EXISTS declines (
     round_id INTEGER NOT NULL REFERENCES rounds ON DELETE CASCADE, device_id TEXT NOT NULL,
@@ -45,6 +47,7 @@ CREATE TABLE IF NOT EXISTS declines (
 """
 #: Closed rounds whose plan and Freeze are kept, so that a late repeat still gets the one true answer.
 _KEPT_ROUNDS: Final = 8
+_ROUND: Final = "round_id, plan, deadline_at, attendance, checked, freeze, freeze_digest, sum, closed"
 #: What a disk has to have free beyond what the shares take: tables, log, and whatever else is written there.
 _RESERVE_BYTES: Final = 256 * 1024
 
@@ -128,13 +131,19 @@ class ShareStore:
     def latest(self) -> StoredRound | None:
         """The newest round, if any."""
         with disk_errors(self._path):
-            row = self._db.execute(
-                "SELECT round_id, plan, deadline_at, attendance, checked, freeze, freeze_digest, sum, closed"
-                " FROM rounds ORDER BY round_id DESC LIMIT 1"
-            ).fetchone()
+            row = self._db.execute(f"SELECT {_ROUND}, digest FROM rounds ORDER BY round_id DESC LIMIT 1").fetchone()
         if row is None:
             return None
-        return StoredRound(*row)
+        *columns, digest = row
+        if row_digest(columns) != digest:
+            raise damaged(self._path, f"round {columns[0]} is not as it was written")
+        return StoredRound(*columns)
+
+    def _stamp(self, round_id: int) -> None:
+        """Within a transaction: the digest of a round that was changed."""
+        row = self._db.execute(f"SELECT {_ROUND} FROM rounds WHERE round_id = ?", (round_id,)).fetchone()
+        if row is not None:
+            self._db.execute("UPDATE rounds SET digest = ? WHERE round_id = ?", (row_digest(row), round_id))
 
     def open_round(self, round_id: int, plan: bytes, deadline_at: float) -> None:
         """Begin a round: the shares of earlier ones are dropped. `deadline_at` is wall time, a restart's hint only."""
@@ -143,21 +152,26 @@ class ShareStore:
             db.execute("DELETE FROM declines")
             db.execute("DELETE FROM accepted_by")
             db.execute("DELETE FROM rounds WHERE round_id <= ?", (round_id - _KEPT_ROUNDS,))
-            db.execute("UPDATE rounds SET sum = NULL")
+            db.execute("UPDATE rounds SET sum = NULL")  # their digests are not needed any more: only the newest is read
             db.execute(
                 "INSERT INTO rounds (round_id, plan, deadline_at) VALUES (?, ?, ?)", (round_id, plan, deadline_at)
             )
+            self._stamp(round_id)
         self._held = 0
 
     def attempts(self, round_id: int) -> list[Attempt]:
         """All attempts of a round with the chunks they have."""
-        rows = self._db.execute(
-            "SELECT device_id, upload_id, rung, prg, chunks FROM uploads WHERE round_id = ? ORDER BY rowid", (round_id,)
-        ).fetchall()
-        attempts = {(row[0], row[1]): Attempt(*row) for row in rows}
-        stored = self._db.execute(
-            "SELECT device_id, upload_id, chunk, signer FROM chunks WHERE round_id = ?", (round_id,)
-        )
+        with disk_errors(self._path):
+            rows = self._db.execute(
+                "SELECT device_id, upload_id, rung, prg, chunks, digest FROM uploads WHERE round_id = ? ORDER BY rowid",
+                (round_id,),
+            ).fetchall()
+            stored = self._db.execute(
+                "SELECT device_id, upload_id, chunk, signer FROM chunks WHERE round_id = ?", (round_id,)
+            ).fetchall()
+        attempts = {(row[0], row[1]): Attempt(*row[:-1]) for row in rows}
+        if any(row_digest(row[:-1]) != row[-1] for row in rows) or any(row[:2] not in attempts for row in stored):
+            raise damaged(self._path, f"an upload of round {round_id} is not as it was written")
         for device_id, upload_id, chunk, signer in stored:
             attempts[device_id, upload_id].stored.add(chunk)
             attempts[device_id, upload_id].signers.add(signer)
@@ -186,12 +200,12 @@ class ShareStore:
             facts = [(new.attempt.rung, new.attempt.prg, new.attempt.chunks) for new in chunks]
             rows = [(new.chunk, new.signer, new.data) for new in chunks]
             db.executemany(
-                "INSERT OR IGNORE INTO uploads VALUES (?, ?, ?, ?, ?, ?)",
-                [key + fact for key, fact in zip(keys, facts, strict=True)],
+                "INSERT OR IGNORE INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [key + fact + (row_digest(key[1:] + fact),) for key, fact in zip(keys, facts, strict=True)],
             )
             db.executemany(
-                "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?, ?)",
-                [key + row for key, row in zip(keys, rows, strict=True)],
+                "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [key + row + (row_digest(key + row),) for key, row in zip(keys, rows, strict=True)],
             )
             db.executemany("DELETE FROM declines WHERE round_id = ? AND device_id = ?", [key[:2] for key in keys])
             reach("aggregator.rows-written")
@@ -199,13 +213,16 @@ class ShareStore:
         self._held += sum(len(new.data) for new in chunks)
 
     def share(self, round_id: int, device_id: str, upload_id: bytes) -> bytes:
-        """The whole share of a complete upload."""
+        """The whole share of a complete upload. Raises `StoreDamagedError` where it is not what was stored."""
         with disk_errors(self._path):
             rows = self._db.execute(
-                "SELECT data FROM chunks WHERE round_id = ? AND device_id = ? AND upload_id = ? ORDER BY chunk",
+                "SELECT round_id, device_id, upload_id, chunk, signer, data, digest FROM chunks"
+                " WHERE round_id = ? AND device_id = ? AND upload_id = ? ORDER BY chunk",
                 (round_id, device_id, upload_id),
-            )
-            return b"".join(row[0] for row in rows)
+            ).fetchall()
+        if any(row_digest(row[:-1]) != row[-1] for row in rows):
+            raise damaged(self._path, f"the share of {device_id!r} in round {round_id} is not as it was written")
+        return b"".join(row[-2] for row in rows)
 
     def keep_uploads(self, round_id: int, device_id: str, upload_ids: list[bytes]) -> None:
         """Drop a device's uploads that the book no longer knows."""
@@ -226,11 +243,13 @@ class ShareStore:
         """Commit the attendance."""
         with self._transaction() as db:
             db.execute("UPDATE rounds SET attendance = ? WHERE round_id = ?", (attendance, round_id))
+            self._stamp(round_id)
 
     def note_check(self, round_id: int, digest: bytes) -> None:
         """Commit the one DealerCheck of a round, before it is answered."""
         with self._transaction() as db:
             db.execute("UPDATE rounds SET checked = ? WHERE round_id = ? AND checked IS NULL", (digest, round_id))
+            self._stamp(round_id)
 
     def freeze(self, round_id: int, freeze: bytes, digest: bytes) -> None:
         """Commit the one Freeze of a round, before anything is answered."""
@@ -239,6 +258,7 @@ class ShareStore:
                 "UPDATE rounds SET freeze = ?, freeze_digest = ? WHERE round_id = ? AND freeze IS NULL",
                 (freeze, digest, round_id),
             )
+            self._stamp(round_id)
 
     def note_sum(self, given: SumGiven) -> None:
         """Commit whom a sum is of, before it is sent for the first time: later ones are compared with it (§4.4)."""
@@ -296,6 +316,7 @@ class ShareStore:
         """Commit the answer to the Freeze and delete every share, in one transaction."""
         with self._transaction() as db:
             db.execute("UPDATE rounds SET sum = ? WHERE round_id = ?", (answer, round_id))
+            self._stamp(round_id)
             db.execute("DELETE FROM uploads WHERE round_id = ?", (round_id,))
         self._held = self._count_held()
         self._trim_log()
@@ -304,6 +325,7 @@ class ShareStore:
         """Commit that a round is over: shares, declines and the sum go."""
         with self._transaction() as db:
             db.execute("UPDATE rounds SET sum = NULL, closed = 1 WHERE round_id = ?", (round_id,))
+            self._stamp(round_id)
             db.execute("DELETE FROM uploads WHERE round_id = ?", (round_id,))
             db.execute("DELETE FROM declines WHERE round_id = ?", (round_id,))
         self._held = self._count_held()

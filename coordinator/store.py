@@ -8,9 +8,8 @@ in a model would otherwise become everybody's.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from fedpruneshare.crash_points import reach
 from fedpruneshare.directory import ROUNDS_PER_EPOCH
 from fedpruneshare.errors import SettingsError, StoreError
 from fedpruneshare.messages import RoundPhase
-from fedpruneshare.storage import damaged, disk_errors, open_database, write_atomically
+from fedpruneshare.storage import damaged, disk_errors, open_database, row_digest, write_atomically
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (one INTEGER PRIMARY KEY CHECK (one = 1), bundle BLOB NOT NULL);
@@ -109,7 +108,7 @@ class RoundStore:
         if not rows:
             return None
         *columns, digest = rows[0]
-        if _digest(columns) != digest:
+        if row_digest(columns) != digest:
             raise damaged(self._path, f"round {columns[0]} is not as it was written")
         return OpenRound(*columns)
 
@@ -183,7 +182,7 @@ class RoundStore:
 
     def _stamp(self, round_id: int) -> None:
         columns = self._db.execute(f"SELECT {_ROUND} FROM rounds WHERE round_id = ?", (round_id,)).fetchone()
-        self._db.execute("UPDATE rounds SET digest = ? WHERE round_id = ?", (_digest(columns), round_id))
+        self._db.execute("UPDATE rounds SET digest = ? WHERE round_id = ?", (row_digest(columns), round_id))
 
     def outcomes(self) -> list[dict[str, Any]]:
         """Outcomes of all finished rounds in order."""
@@ -226,7 +225,7 @@ class RoundStore:
         rungs = None if model.last_rungs is None else model.last_rungs.tobytes()
         channels = msgspec.msgpack.encode(model.last_channels)
         row = (model.applied, coded, vectors, clips, *(moments or [None, None]), rungs, channels)
-        self._db.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, _digest(row)))
+        self._db.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, row_digest(row)))
         self._db.execute("DELETE FROM models WHERE applied <= ?", (model.applied - _KEPT_MODELS,))
 
     def model(self) -> ModelState | None:
@@ -235,7 +234,7 @@ class RoundStore:
         if not rows:
             return None
         *row, digest = rows[0]
-        if _digest(row) != digest:
+        if row_digest(row) != digest:
             raise damaged(self._path, f"the model of {row[0]} applied rounds is not as it was written")
         weight_clips, vector_clips = (tuple(clips) for clips in json.loads(row[3]))
         coded = np.frombuffer(row[1], dtype="<u2").astype(np.uint16)
@@ -301,8 +300,3 @@ class RoundStore:
     def close(self) -> None:
         """Close the database."""
         self._db.close()
-
-
-def _digest(columns: Sequence[Any]) -> bytes:
-    """SHA-256 over what a row holds."""
-    return hashlib.sha256(msgspec.msgpack.encode(list(columns))).digest()

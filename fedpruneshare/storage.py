@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from fedpruneshare.errors import SettingsError, StoreDamagedError, StoreError
 
@@ -78,6 +81,11 @@ def damaged(path: Path, what: str) -> StoreDamagedError:
         f"store {path} is damaged: {what}; expected a whole database. Look for a failing disk, then move the file away:"
         " the service starts anew, without what it held (an older copy in its place would undo what was decided since)"
     )
+
+
+def row_digest(columns: Sequence[object]) -> bytes:
+    """SHA-256 over what a row holds: SQLite itself does not notice a flipped bit in a value."""
+    return hashlib.sha256(msgspec.msgpack.encode(list(columns))).digest()
 
 
 @contextmanager
