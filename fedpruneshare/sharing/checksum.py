@@ -15,7 +15,7 @@ import numpy as np
 
 from fedpruneshare.errors import SharingError
 from fedpruneshare.sharing.field import Field, Words, inner_product
-from fedpruneshare.sharing.prg import ElementStream, Prg, Seed
+from fedpruneshare.sharing.prg import LEAN_BACKEND, ElementStream, Prg, Seed
 
 SEED_BYTES: Final = 32
 #: Checksum words of a segment, by field: about 93 bits in F31, 122 in F61.
@@ -51,7 +51,7 @@ def checksum(words: Words, seed: bytes, segment: int, rows: int, field: Field) -
 
 def _row(words: Words, seed: bytes, domain: bytes, field: Field) -> int:
     """Σ r_i·w_i mod p, a block at a time."""
-    stream, total = ElementStream(Prg.CHACHA20, Seed(seed), domain, field), 0
+    stream, total = ElementStream(Prg.CHACHA20, Seed(seed), domain, field, LEAN_BACKEND), 0
     for start in range(0, words.size, _BLOCK):
         part = words[start : start + _BLOCK]
         coefficients = stream.fill(np.empty(part.size, dtype=field.word_type))
