@@ -289,6 +289,7 @@ def test_shipped_brokers_take_certificates_alone_and_keep_their_limits(tmp_path:
             "memory_limit 1073741824",
             "max_keepalive 3600",
             "sys_interval 0",
+            "max_qos 1",
         ):
             assert line in lines, line
         assert len([line for line in lines if line.startswith("listener")]) == 1
