@@ -1,7 +1,7 @@
 """Stand-ins for signatures and seals that cost microseconds, so that thousands of schedules can be simulated.
 
 They keep what the rules depend on (a signature is of one key and exact bytes, a seal opens for one key, context and
-suite, lengths are the real ones) and nothing else: anybody could forge them. One schedule in a hundred uses the real ones.
+suite, lengths are the real ones) and nothing else: anybody could forge them. One schedule in a hundred uses real ones.
 """
 
 from __future__ import annotations

@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from simulators.quick_crypto import identity
+from simulators.sim_broker import SimWeather
+from simulators.virtual_time import StuckError, VirtualLoop, run
+from simulators.world import Setup, World
 
 from fedpruneshare import crash_points
 from fedpruneshare.floors import open_segments
 from fedpruneshare.messages import Freeze, digest, encode
 from fedpruneshare.sealing import sign_body
 from fedpruneshare.topics import Topics
-from simulators.quick_crypto import identity
-from simulators.sim_broker import SimWeather
-from simulators.virtual_time import StuckError, VirtualLoop, run
-from simulators.world import Setup, World
 from testbed.faults import checker
 
 TOPICS = Topics("lab")
@@ -322,14 +322,16 @@ def draw(seed: int) -> Schedule:
         seed,
         n,
         k,
-        devices=rng.choice([3, 4, 4, 5, 5, 6, 8]) if rng.random() < 0.95 else rng.randint(9, 20),
+        devices=rng.choice([3, 4, 4, 5, 5, 6]) if rng.random() < 0.95 else rng.randint(7, 20),
         field=rng.choice(["F31", "F31", "F61"]),
         reveal=reveal,
         dealer_checks=int(reveal == "sum" and rng.random() < 0.15),
         freeze_quorum=(n + k - 1) // 2 + 1 if rng.random() < 0.15 else 0,
         real_crypto=rng.random() < 0.01,
     )
-    kinds = rng.choices([operation.__name__ for operation in OPERATIONS], list(OPERATIONS.values()), k=rng.randint(30, 40))
+    kinds = rng.choices(
+        [operation.__name__ for operation in OPERATIONS], list(OPERATIONS.values()), k=rng.randint(30, 40)
+    )
     pace_s = rng.choice([0.1, 0.2, 0.4])
     return Schedule(setup, tuple(Operation(kind, rng.expovariate(1 / pace_s), rng.randrange(2**32)) for kind in kinds))
 
@@ -377,7 +379,7 @@ async def _live(world: World, schedule: Schedule) -> None:
         BY_NAME[operation.kind](world, random.Random(operation.draw))
     await _heal(world)
     try:
-        await asyncio.wait_for(world.round_closed.wait(), 10 * world.setup.deadline_s)
+        await asyncio.wait_for(world.round_closed.wait(), 20 * world.setup.deadline_s)
     except TimeoutError:
         phases = [f"{e['round']} {e['phase']} {e['reason']}" for e in world.history if e["event"] == "outcome"]
         world.faults.append(f"no round was applied when all faults were over: {phases[-3:]}")

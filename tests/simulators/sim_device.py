@@ -19,6 +19,8 @@ from edge_client.receiving import receive_model
 from edge_client.rounds import Links, Rounds
 from edge_client.settings import DeviceLimits
 from edge_client.share_chunks import open_shares
+from edge_client.waiting import until
+from fedpruneshare.crash_points import reach
 from fedpruneshare.errors import PlanError
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView
@@ -73,6 +75,7 @@ class SimDevice:
     # ------------------------------------------------------------------ what `Rounds` asks for
 
     def accept(self, view: PlanView) -> PlanView:
+        self._outbox.progress.check_model(view.plan.model_version, view.plan.round_id)
         return view
 
     def finish(self, round_id: int) -> None:
@@ -90,14 +93,20 @@ class SimDevice:
                 raise PlanError("no wish to take part")
             rung = max(rung for rung in view.plan.rungs if rung <= self._habits.rung_max)
             await receive_model(self._party, self._links[0], view, rung)
+            reach("device.model-verified")
+            self._outbox.progress.take_model(view.plan.model_version, view.plan.round_id)
+            reach("device.model-stored")
             self._world.note(
                 "device-model", round=view.plan.round_id, device=ident, plan=view.digest,
                 version=view.plan.model_version,
             )  # fmt: skip
+            seed = await receive_seed(self._party, self._links[0], view, until(ends_at) / 2)
+            reach("device.training")
             await asyncio.sleep(self._habits.train_s)
+            reach("device.trained")
             weight, words = oracle_words(view, rung, self._habits.place, self._habits.of)
-            left_s = ends_at - asyncio.get_running_loop().time()
-            fill_checksums(view, words, await receive_seed(self._party, self._links[0], view, left_s))
+            fill_checksums(view, words, seed)
+            reach("device.encoded")
             upload = new_upload(view, rung, weight, words, self._habits.prg)
             self._outbox.put(upload)
         self._note_upload(view, upload)

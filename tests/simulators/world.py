@@ -24,6 +24,10 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 import structlog
+from simulators.quick_crypto import Connection, KeptDatabase, databases_in_memory, identity, quick_crypto, replaced
+from simulators.sim_broker import SimBroker, SimLink
+from simulators.sim_device import Habits, SimDevice
+from simulators.virtual_time import Life, PowerCutError, VirtualLoop, current_life
 
 from aggregator.service import Aggregator
 from aggregator.settings import AggregatorFloors, AggregatorSettings
@@ -48,10 +52,6 @@ from fedpruneshare.sparse.parameters import Parameter, ParameterTable
 from fedpruneshare.sparse.parameters import Role as ArrayRole
 from fedpruneshare.sparse.support import code_values
 from fedpruneshare.topics import Role
-from simulators.quick_crypto import Connection, KeptDatabase, databases_in_memory, identity, quick_crypto, replaced
-from simulators.sim_broker import SimBroker, SimLink
-from simulators.sim_device import Habits, SimDevice
-from simulators.virtual_time import Life, PowerCutError, VirtualLoop, current_life
 from testbed.faults.history import checked
 from testbed.faults.recording import _TOLD, values_of
 
@@ -160,9 +160,7 @@ class World:
             for name in ("control", *setup.aggregators)
         }
         size = max(32, 2 * setup.devices)
-        self.table = ParameterTable(
-            (Parameter("w", (size,), ArrayRole.WEIGHT), Parameter("b", (3,), ArrayRole.VECTOR))
-        )
+        self.table = ParameterTable((Parameter("w", (size,), ArrayRole.WEIGHT), Parameter("b", (3,), ArrayRole.VECTOR)))
 
     # ------------------------------------------------------------------ history
 
@@ -296,6 +294,7 @@ class World:
         if life is None:
             return
         self.loop.cut(life)
+        self.parties.pop(name, None)
         self.over.append(life)
         for connection in self.connections[life]:
             connection.close()
