@@ -18,7 +18,8 @@ What Mosquitto's access list cannot forbid, and who refuses it (docs/protocol.md
   belongs to no open round. Brokers of aggregators carry no retained channel and refuse the flag.
 - A will on a topic the party may write is published when its connection falls: a message that it could have sent.
 - MQTT 3.1.1 clients (Mosquitto 2.0): PUBACK tells them success for what the list drops. The link speaks MQTT 5.
-- A session outlives the revocation of its certificate: aggregators refuse by the directory, message by message.
+- A session outlives the revocation of its certificate. With a new access list and SIGHUP it can do nothing any more;
+  and aggregators refuse by the directory, message by message.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,12 +24,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from faults.access import Party, Site, site
+from faults.access import DEVICES, Names, Party, Site, site
 from faults.mqtt_client import hostile_context
 
 from fedpruneshare.link.tls import TlsSettings
 from fedpruneshare.topics import Broker as Kind
 from fedpruneshare.topics import Role
+from firmware_configs.brokers.mosquitto import broker_access_list
 from firmware_configs.provision.authority import SERVER, Leaf
 
 pytestmark = [pytest.mark.mosquitto, pytest.mark.timeout(60)]
@@ -167,6 +169,28 @@ def test_a_revoked_certificate_is_not_let_in_after_sighup(at: Site) -> None:
     while logs_in(at, tls):
         assert time.monotonic() < give_up_s
     assert logs_in(at, at.certificate(PI))
+
+
+def test_a_session_that_outlives_its_revocation_can_do_nothing(tmp_path: Path) -> None:
+    """The revocation list ends no session; the access list without the device does, in all but name."""
+    with site(tmp_path, Kind.OWN) as at:
+        north, device = at.client(Party("north", Role.AGGREGATOR)), at.client(PI)
+        north.subscribe("fps/v1/lab/up/+")
+        device.subscribe("fps/v1/lab/ack/pi-01")
+        remaining = replace(Names("lab"), devices=DEVICES[1:])
+        (tmp_path / "north" / "access.acl").write_text(broker_access_list(remaining, "north"))
+        os.kill(at.broker.pid, signal.SIGHUP)
+        give_up_s, number = time.monotonic() + 10, 0
+        while number == 0 or any(got.payload == b"%d" % number for got in north.got):
+            assert time.monotonic() < give_up_s
+            number += 1
+            device.publish("fps/v1/lab/up/pi-01", b"%d" % number)
+            north.unsubscribe("none")  # behind whatever came
+        north.publish("fps/v1/lab/ack/pi-01", b"receipt")
+        device.unsubscribe("none")
+        assert not device.is_lost and not device.got
+        for client in (north, device):
+            client.close()
 
 
 @pytest.mark.parametrize(
