@@ -1,4 +1,4 @@
-"""Brokers of a simulation: `MemoryBroker` with messages that arrive late, power cuts of clients, and an ear on the wire."""
+"""Brokers of a simulation: `MemoryBroker` with late messages, power cuts of clients, and an ear on the wire."""
 
 from __future__ import annotations
 
