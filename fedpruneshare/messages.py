@@ -15,15 +15,8 @@ from msgspec import Meta
 
 from fedpruneshare.errors import MessageError
 from fedpruneshare.plan_messages import (
-    Coding,
-    Reveal,
-    RoundPlan,
-    Segment,
-    Sharing,
-    SupportRule,
-    Training,
-    WireMessage,
-)
+    Coding, Reveal, RoundPlan, Segment, Sharing, SupportRule, Training, WireMessage,
+)  # fmt: skip
 from fedpruneshare.wire_types import (
     KEY_ID_BYTES,
     MAX_AGGREGATORS,
