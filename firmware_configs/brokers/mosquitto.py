@@ -3,7 +3,7 @@
     settings = shipped_settings(folder, directory, "aggregator-1", BrokerTls(ca_file, certificate, key_file, crl_file))
     render_mosquitto(address, settings)     # mosquitto.conf
     settings.access_list                    # access.acl, beside it
-    # afterwards SIGHUP makes it read access list and revocation list again; certificates need a restart
+    # SIGHUP makes it read access list, revocation list and its own certificate again; sessions live on
 
 With `tls` everybody needs a certificate of the federation's authority, over TLS 1.3. The whole subject of the
 certificate is the user name, `CN=pi-01,OU=device,O=lab`, and the client id: a device's certificate that names an

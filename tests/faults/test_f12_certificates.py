@@ -171,6 +171,31 @@ def test_a_revoked_certificate_is_not_let_in_after_sighup(at: Site) -> None:
     assert logs_in(at, at.certificate(PI))
 
 
+def serial_of(at: Site) -> int:
+    """Of the certificate that the broker shows."""
+    context = hostile_context(at.certificate(PI), str(at.certificates.ca_file))
+    address = at.broker.address
+    with (
+        socket.create_connection((address.host, address.port), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=address.host) as secure,
+    ):
+        shown = secure.getpeercert(binary_form=True)
+    assert shown is not None
+    return x509.load_der_x509_certificate(shown).serial_number
+
+
+def test_a_broker_takes_its_renewed_certificate_on_sighup(tmp_path: Path) -> None:
+    with site(tmp_path, Kind.OWN) as at:
+        before, stays = serial_of(at), at.client(PI)
+        at.certificates.server(name="north")  # the same files
+        os.kill(at.broker.pid, signal.SIGHUP)
+        give_up_s = time.monotonic() + 10
+        while serial_of(at) == before:
+            assert time.monotonic() < give_up_s
+        assert not stays.is_lost
+        stays.close()
+
+
 def test_a_session_that_outlives_its_revocation_can_do_nothing(tmp_path: Path) -> None:
     """The revocation list ends no session; the access list without the device does, in all but name."""
     with site(tmp_path, Kind.OWN) as at:
