@@ -15,7 +15,15 @@ from msgspec import Meta
 
 from fedpruneshare.errors import MessageError
 from fedpruneshare.plan_messages import (
-    Coding, Reveal, RoundPlan, Segment, Sharing, SupportRule, Training, WireMessage,
+    Coding,
+    ModelChunk,
+    Reveal,
+    RoundPlan,
+    Segment,
+    Sharing,
+    SupportRule,
+    Training,
+    WireMessage,
 )  # fmt: skip
 from fedpruneshare.wire_types import (
     KEY_ID_BYTES,
@@ -99,17 +107,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-# --------------------------------------------------------------------------- the model
-
-
-class ModelChunk(WireMessage, frozen=True):
-    """One chunk of a content-addressed model segment (docs/protocol.md §6.5)."""
-
-    segment: Rung
-    blob: Digest
-    chunk: Chunk
-    chunks: Chunks
-    data: Annotated[bytes, Meta(max_length=MAX_CHUNK_BYTES)]
+# --------------------------------------------------------------------------- to every party
 
 
 class ChecksumSeed(WireMessage, frozen=True):

@@ -1,4 +1,4 @@
-"""The plan of a round: what the coordinator signs and everything else follows from (docs/protocol.md §4.1)."""
+"""The plan of a round, what everything else follows from, and the model it is about (docs/protocol.md §4.1, §6.5)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from fedpruneshare.wire_types import (
     MAX_DEVICES,
     MAX_SEGMENTS,
     MAX_TENSORS,
+    Chunk,
+    Chunks,
     Digest,
     Identifier,
     Point,
@@ -136,3 +138,13 @@ class RoundPlan(WireMessage, frozen=True):
     freeze_quorum: Annotated[int, Meta(ge=0, le=MAX_AGGREGATORS)] = 0
     checksum: Annotated[bytes, Meta(max_length=32)] = b""
     expires_at: Annotated[int, Meta(ge=0, lt=2**48)] = 0
+
+
+class ModelChunk(WireMessage, frozen=True):
+    """One chunk of a content-addressed model segment (docs/protocol.md §6.5)."""
+
+    segment: Rung
+    blob: Digest
+    chunk: Chunk
+    chunks: Chunks
+    data: Annotated[bytes, Meta(max_length=MAX_CHUNK_BYTES)]
