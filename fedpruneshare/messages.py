@@ -24,7 +24,7 @@ from fedpruneshare.plan_messages import (
     SupportRule,
     Training,
     WireMessage,
-)  # fmt: skip
+)
 from fedpruneshare.wire_types import (
     KEY_ID_BYTES,
     MAX_AGGREGATORS,
