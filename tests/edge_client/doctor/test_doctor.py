@@ -485,7 +485,7 @@ def test_a_directory_that_does_not_name_this_device(tmp_path: Path, broker: Brok
     (tmp_path / "key").unlink()
     identity("device-99").save(tmp_path / "key")
     found = by_name(federation(at_home(tmp_path)))["directory"]
-    assert (found.result, "'device-99' is no device" in found.found) == ("failed", True)
+    assert (found.result, "does not hold the key the directory has for 'device-99'" in found.found) == ("failed", True)
 
 
 def test_a_settings_file_with_mistakes_lists_them_all(tmp_path: Path) -> None:
