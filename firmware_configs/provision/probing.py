@@ -60,7 +60,7 @@ async def _broker(name: str, address: BrokerAddress, party: Party, settings: Lin
     except RefusedError as error:
         return [Finding(FAILED, what, f"{where}: {error}", "copy the root's updates/ to that broker, and SIGHUP it")]
     except LinkError as error:
-        fix = "is it up, and its host, port and certificate those of the directory?"
+        fix = "is it up, and its host, port and certificate those of the directory? does this party run already?"
         return [Finding(FAILED, what, f"{where}: {error}", fix)]
     finally:
         await link.close()
