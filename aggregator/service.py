@@ -26,7 +26,7 @@ from fedpruneshare.crash_points import reach
 from fedpruneshare.errors import PeerError, ProtocolError
 from fedpruneshare.link import Delivery, Link
 from fedpruneshare.link.retry import Backoff
-from fedpruneshare.messages import Decline, Outcome, Reveal, RoundPlan, decode, digest
+from fedpruneshare.messages import Decline, Outcome, Reveal, RoundPlan, decode, digest, encode
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView, check_plan
 from fedpruneshare.sealing import Opened
@@ -213,12 +213,16 @@ class Aggregator:
         if self._book.has_attended:  # what was flushed may have been all that was missing
             return
         attendance = self._book.attendance()
-        payload = self._party.sign(attendance)
+        body = encode(attendance)
         reach("aggregator.attendance-signed.before")
-        self._store.attend(attendance.round_id, payload)
+        self._store.attend(attendance.round_id, body)
         self._book.note_attendance()
         reach("aggregator.attendance-signed.after")
         _log.info("attendance", round_id=attendance.round_id, uploads=len(attendance.uploads))
+        self._publish_attendance(body)
+
+    def _publish_attendance(self, body: bytes) -> None:
+        payload = self._party.sign_body("attendance", body)
         self._desk.publish(Letter("attendance", lambda: payload))
 
     # ------------------------------------------------------------------ outcome
@@ -253,6 +257,5 @@ class Aggregator:
         if stored is None or not self._desk.is_open_round(stored.round_id):
             return
         if stored.attendance is not None:
-            attendance = stored.attendance
-            self._desk.publish(Letter("attendance", lambda: attendance))
+            self._publish_attendance(stored.attendance)
         self._answers.repeat_sum()

@@ -56,7 +56,7 @@ _RESERVE_BYTES: Final = 256 * 1024
 class StoredRound:
     """The newest round in the store.
 
-    `plan` and `freeze` are message bodies, `attendance` the signed payload, `check_digest` that of the DealerCheck,
+    `plan`, `attendance` and `freeze` are message bodies, `check_digest` names the DealerCheck,
     `answer` what the Freeze is answered with: the sum's words or the contributors' fragments.
     """
 
