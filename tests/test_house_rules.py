@@ -20,6 +20,15 @@ SOURCES = sorted(
 #: The only module that reads pickles, through an unpickler that knows a short list of names.
 PICKLE_READER = "edge_client/datasets/allow_list_pickle.py"
 MQTT_MODULE = "fedpruneshare/link/connection.py"
+#: What may hand bytes to onnx or onnxruntime: behind the fence (`model_fence.py`), or graphs of this process's making.
+MODEL_READERS = {
+    "fedpruneshare/sparse/onnx_codec.py",
+    "fedpruneshare/sparse/local_model.py",
+    "fedpruneshare/sparse/model_child.py",
+    "edge_client/exporting.py",
+    "testbed/benchmarks/width.py",
+    "testbed/synthetic/bundle.py",
+}
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 #: Children of one fork must not share the libraries' own generators, so these are seeded anew there.
 RESEEDS_AFTER_FORK = "testbed/zygote.py"
@@ -103,7 +112,7 @@ def loads_code(source: str, module: ast.Module) -> Iterator[str]:
             item.arg == "allow_pickle" and not (isinstance(item.value, ast.Constant) and item.value.value is False)
             for item in call.keywords
         )
-        if name in {"eval", "exec", "__import__", "torch.load", "yaml.load", "torch.jit.load"} or allows:
+        if name in {"eval", "exec", "__import__", "torch.load", "yaml.load", "torch.jit.load", "onnx.load"} or allows:
             yield f"line {call.lineno}: {name}(…) may run code that comes with data"
 
 
@@ -113,6 +122,8 @@ def wrong_import(source: str, module: ast.Module) -> Iterator[str]:
         top = imported.partition(".")[0]
         if top == "paho" and source != MQTT_MODULE:
             yield f"line {line}: imports {imported}; only {MQTT_MODULE} may"
+        if top in {"onnx", "onnxruntime"} and source not in MODEL_READERS:
+            yield f"line {line}: imports {imported}; models are read by {', '.join(sorted(MODEL_READERS))} only"
         if top in {"torch", "torchvision"} and not at_home:
             yield f"line {line}: imports {imported}; only edge_client may"
 
@@ -198,6 +209,8 @@ OFFENCES: list[tuple[Callable[[str, ast.Module], Iterator[str]], str]] = [
     (loads_code, "np.load('x', allow_pickle=flag)"),
     (wrong_import, "def f():\n    import torch.nn"),
     (wrong_import, "from paho.mqtt import client"),
+    (wrong_import, "def f():\n    import onnxruntime"),
+    (loads_code, "onnx.load('model.onnx')"),
     (prints, "print('x')"),
     (quality_of_service_2, "client.publish('a', b'', qos=2)"),
     (global_randomness, "np.random.shuffle(x)"),
