@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from typing import Final
 
 import structlog
 
 from fedpruneshare.errors import PeerError, ProtocolError
-from fedpruneshare.link import Delivery, Link
+from fedpruneshare.link import Delivery, Handler, Link
 from fedpruneshare.messages import ChecksumSeed
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView
@@ -17,6 +18,8 @@ from fedpruneshare.sharing.checksum import commitment, fill_checksum
 from fedpruneshare.sharing.field import Words
 
 _log = structlog.get_logger()
+#: After so long without a seed the device subscribes anew, then after twice as long, and so on.
+_FIRST_WAIT_S: Final = 1.0
 
 
 async def receive_seed(party: Party, link: Link, view: PlanView, patience_s: float) -> bytes:
@@ -41,14 +44,29 @@ async def receive_seed(party: Party, link: Link, view: PlanView, patience_s: flo
             arrived.set_exception(error)
 
     topic = party.topics.name("seed", party.ident)
-    await link.subscribe(topic, on_seed)
     try:
         async with asyncio.timeout(patience_s):
-            return await arrived
+            return await _ask_until(arrived, link, topic, on_seed)
     except TimeoutError:
         raise ProtocolError(f"no checksum seed came in {patience_s:.1f} s, expected one on {topic}") from None
-    finally:
-        await link.unsubscribe(topic)
+
+
+async def _ask_until(arrived: asyncio.Future[bytes], link: Link, topic: str, on_seed: Handler) -> bytes:
+    """Subscribe, again and again, until the seed has arrived.
+
+    The seed is published at about the time of the subscription. A broker may then hand over neither what it retains nor
+    what has just come (the embedded one does under load); with every new subscription it hands it over again.
+    """
+    wait_s = _FIRST_WAIT_S
+    while True:
+        await link.subscribe(topic, on_seed)
+        try:
+            await asyncio.wait([arrived], timeout=wait_s)
+        finally:
+            await link.unsubscribe(topic)
+        if arrived.done():
+            return arrived.result()
+        wait_s *= 2
 
 
 def _unsealed(party: Party, view: PlanView, message: ChecksumSeed) -> bytes:

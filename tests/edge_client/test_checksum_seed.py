@@ -14,9 +14,10 @@ import pytest
 from builders import DEVICES, directory, identity, plan, view
 from structlog.testing import capture_logs
 
+from edge_client import checksum_seed
 from edge_client.checksum_seed import fill_checksums, receive_seed
 from fedpruneshare.errors import ProtocolError, SealError
-from fedpruneshare.link import LinkLimits
+from fedpruneshare.link import Handler, LinkLimits
 from fedpruneshare.link.memory import MemoryBroker, MemoryLink
 from fedpruneshare.messages import ChecksumSeed, Sharing, Suite, digest, encode
 from fedpruneshare.party import Party
@@ -73,6 +74,21 @@ async def taken(
 async def test_the_seed_that_waits_on_the_broker_is_taken(links: tuple[MemoryLink, MemoryLink]) -> None:
     made = committed()
     assert await taken(links, made, letter(made, SEED)) == SEED
+
+
+async def test_a_seed_that_the_broker_failed_to_hand_over_is_asked_for_again(
+    links: tuple[MemoryLink, MemoryLink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, subscribe, asked = committed(), MemoryLink.subscribe, []
+
+    async def deaf_at_first(link: MemoryLink, topic: str, handler: Handler) -> None:
+        asked.append(topic)
+        await subscribe(link, topic if len(asked) > 1 else f"{topic}-elsewhere", handler)
+
+    monkeypatch.setattr(checksum_seed, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(MemoryLink, "subscribe", deaf_at_first)
+    assert await taken(links, made, letter(made, SEED)) == SEED
+    assert len(asked) == 2
 
 
 async def test_without_a_commitment_nothing_is_waited_for(links: tuple[MemoryLink, MemoryLink]) -> None:
