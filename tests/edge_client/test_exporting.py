@@ -224,7 +224,7 @@ def test_a_bundle_may_start_from_a_model_file(tmp_path: Path) -> None:
     assert np.array_equal(second.vectors, first.vectors)
 
 
-@pytest.mark.parametrize(("content", "text"), [(None, "expected an ONNX file"), (b"\xff", "ONNX"), (b"", "not an ONNX file")])
+@pytest.mark.parametrize(("content", "text"), [(None, "expected an ONNX file"), (b"\xff", "ONNX"), (b"", "IR version")])
 def test_what_is_no_model_to_start_from_is_named(tmp_path: Path, content: bytes | None, text: str) -> None:
     model = tmp_path / "model.onnx"
     if content is not None:
