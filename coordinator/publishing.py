@@ -123,13 +123,10 @@ class Publisher:
                 return
             payloads = await asyncio.to_thread(letters.payloads, devices)
             self._seeded |= set(payloads)
-            left_s = self._left_s(said)
-            await asyncio.gather(
-                *(
-                    self._publish("seed", (device,), payload, is_wanted, retain=True, expiry_s=left_s)
-                    for device, payload in payloads.items()
-                )
-            )
+            # Without an expiry: iotcore takes the age of every retained message off it at each new subscription, so
+            # that those of a large cohort would be gone in seconds. They are overwritten or cleared with the next plan.
+            said_to = (self._publish("seed", (d,), payload, is_wanted, retain=True) for d, payload in payloads.items())
+            await asyncio.gather(*said_to)
 
     async def _clear_seeds(self, devices: Iterable[str], is_wanted: Callable[[], bool]) -> None:
         for device in sorted(devices):
@@ -146,7 +143,8 @@ class Publisher:
         self._store.note(_DIRECTORY_CHUNKS, max(before, len(pieces)))
         for index, piece in enumerate(pieces):
             message = DirectoryChunk(version, name, index, len(pieces), bytes(piece))
-            await self._publish("directory", (index,), self._party.sign(message), retain=True)
+            payload = self._party.sign_with_oldest(message)  # for those who do not know its newer keys yet
+            await self._publish("directory", (index,), payload, retain=True)
         for index in range(len(pieces), before):
             await self._publish("directory", (index,), b"", retain=True)
         self._store.note(_DIRECTORY_CHUNKS, len(pieces))
