@@ -212,6 +212,12 @@ class Party:
         key_id = next((key for key in public if self._is_known(key)), public[0])
         return sign_body(self.identity, self.directory.federation, kind, body, key_id)
 
+    def sign_with_oldest(self, message: Message) -> bytes:
+        """As `sign`, by the oldest own key in force: who has yet to get the directory in force knows no newer one."""
+        public = [key.key_id for key in self.identity.public()]
+        key_id = next((key for key in reversed(public) if self._is_known(key)), public[0])
+        return sign_body(self.identity, self.directory.federation, KIND_OF[type(message)], encode(message), key_id)
+
     def _is_known(self, key_id: bytes) -> bool:
         """Whether others know this key of ours: a new one counts from the directory on that lists it."""
         try:

@@ -118,6 +118,24 @@ async def test_an_own_key_that_was_rotated_signs_from_the_directory_on_that_list
         assert new.key_id in device.party.sign(builders.plan(1))[:64]
 
 
+async def test_a_rotation_of_the_coordinators_key_loses_no_round(tmp_path: Path) -> None:
+    """Plans come signed by a key that only the newer directory has; that directory by one that the device knows."""
+    async with lone_device(tmp_path) as device:
+        old = builders.identity("coordinator")
+        rotated, base = old.rotated(), builders.directory()
+        both = tuple(party_keys(public) for public in rotated.public())
+        newer = msgspec.structs.replace(
+            base, version=2, coordinator=msgspec.structs.replace(base.coordinator, keys=both)
+        )
+        device.coordinator.identity, device.coordinator.directory = rotated, newer
+        await device.publish_directory(newer)
+        plan = builders.plan(1, directory_version=2)
+        assert rotated.public()[0].key_id in device.coordinator.sign(plan)[:64]
+        await device.publish_plan(plan)
+        await device.until(lambda: device.work.finished == [1], "the round of the new key")
+        assert device.party.directory.version == 2
+
+
 async def test_a_revoked_device_says_so_and_takes_no_part(tmp_path: Path) -> None:
     async with lone_device(tmp_path) as device:
         device.work.is_long = True

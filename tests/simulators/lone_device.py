@@ -96,7 +96,7 @@ class LoneDevice:
         for chunk, piece in enumerate((data[:half], data[half:])):
             message = DirectoryChunk(directory.version, digest(data), chunk, 2, piece)
             topic = self.party.topics.name("directory", chunk)
-            await self.theirs.publish(topic, self.coordinator.sign(message), retain=True)
+            await self.theirs.publish(topic, self.coordinator.sign_with_oldest(message), retain=True)
 
     async def until(self, condition: Callable[[], Any], what: str) -> None:
         async with asyncio.timeout(10):
