@@ -116,9 +116,13 @@ class ShareBook:
         self._uploads.resume(attempts, declined)
         self._committed = committed
 
-    def expel(self, devices: Iterable[str], revoked_keys: Iterable[bytes]) -> list[Attempt]:
-        """Take devices out of the open round, and what revoked keys signed; the attempts that are to be deleted."""
-        return self._uploads.expel(devices, revoked_keys)
+    def tainted(self, devices: Iterable[str], revoked_keys: Iterable[bytes]) -> list[Attempt]:
+        """What is to be deleted of the open round: the attempts of revoked devices, and what revoked keys signed."""
+        return self._uploads.tainted(devices, revoked_keys)
+
+    def expel(self, devices: Iterable[str], tainted: Iterable[Attempt]) -> None:
+        """Take devices out of the open round, and forget the attempts that the store has deleted."""
+        self._uploads.expel(devices, tainted)
 
     # ------------------------------------------------------------------ uploads
 

@@ -176,11 +176,12 @@ class Aggregator:
             return
         self._intake.flush()
         devices = [device for device in view.plan.cohort if directory.is_revoked(Role.DEVICE, device)]
-        dropped = self._book.expel(devices, map(bytes.fromhex, directory.revoked))
-        if dropped:
-            self._store.drop_uploads(view.plan.round_id, [(one.device_id, one.upload_id) for one in dropped])
-        if devices or dropped:
-            _log.warning("devices-revoked", round_id=view.plan.round_id, devices=devices, uploads=len(dropped))
+        tainted = self._book.tainted(devices, map(bytes.fromhex, directory.revoked))
+        if tainted:
+            self._store.drop_uploads(view.plan.round_id, [(one.device_id, one.upload_id) for one in tainted])
+        self._book.expel(devices, tainted)
+        if devices or tainted:
+            _log.warning("devices-revoked", round_id=view.plan.round_id, devices=devices, uploads=len(tainted))
             self._attend_if_done()
 
     # ------------------------------------------------------------------ attendance

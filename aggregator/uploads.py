@@ -123,18 +123,20 @@ class Uploads:
 
     # ------------------------------------------------------------------ revocation
 
-    def expel(self, devices: Iterable[str], revoked_keys: Iterable[bytes]) -> list[Attempt]:
-        """Take devices out of the cohort, and whatever a revoked key signed; the attempts that are to be deleted."""
+    def tainted(self, devices: Iterable[str], revoked_keys: Iterable[bytes]) -> list[Attempt]:
+        """The attempts of some devices, and whatever a revoked key signed."""
+        gone, keys = set(devices), set(revoked_keys)
+        return [attempt for attempt in self.all() if attempt.device_id in gone or attempt.signers & keys]
+
+    def expel(self, devices: Iterable[str], tainted: Iterable[Attempt]) -> None:
+        """Take devices out of the cohort, and forget attempts that the store has deleted."""
         gone = set(devices)
         self._expelled |= gone
         self._cohort -= gone
         self._declined -= gone
-        keys = set(revoked_keys)
-        dropped = [attempt for attempt in self.all() if attempt.device_id in gone or attempt.signers & keys]
-        for attempt in dropped:
+        for attempt in tainted:
             self.discard(attempt)
         self._uploaded = {attempt.device_id for attempt in self.all() if attempt.is_complete}
-        return dropped
 
     def was_expelled(self, device_id: str) -> bool:
         """Whether a device of the cohort has lost its place on the roster since."""
