@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from fedpruneshare.errors import DisconnectedError, LinkError, RefusedError
+from fedpruneshare.errors import CertificateDateError, DisconnectedError, LinkError, RefusedError
 from fedpruneshare.link import ConnectHandler, LinkLimits
 
 log = structlog.get_logger()
@@ -76,16 +76,18 @@ class Keeper:
     async def _connect_first(self, wait: bool) -> asyncio.Future[str]:
         limit_s = self._limits.connect_timeout_s
         give_up_s = math.inf if wait else time.monotonic() + limit_s
-        failures = 0
+        failures, wrong_date = 0, None
         while True:
             try:
                 return await self._attempt(min(limit_s, give_up_s - time.monotonic()))
             except RefusedError:
                 raise
             except LinkError as error:
+                # It says more than the time-out of the last attempt, which has less time than the others.
+                wrong_date = error if isinstance(error, CertificateDateError) else wrong_date
                 pause_s = self._pause_s(failures)
                 if time.monotonic() + pause_s >= give_up_s:
-                    raise
+                    raise wrong_date or error from None
                 log.info("broker not reached yet", broker=self._name, reason=str(error))
             failures += 1
             await asyncio.sleep(pause_s)
