@@ -35,12 +35,12 @@ def check_bounds(index: int, found: SegmentSum, clips: tuple[NDArray[np.float32]
 
 def check_score(score: float, before: float | None, metric: str, settings: AveragingSettings) -> None:
     """Raise `ProtocolError` if a model scores worse than the last applied one by more than the settings allow."""
-    if not settings.max_accuracy_drop or before is None:
+    if not settings.max_score_drop or before is None:
         return
     known = METRICS[metric]
     drop = before - score if known.is_higher_better else score - before
-    if not drop <= settings.max_accuracy_drop:
+    if not drop <= settings.max_score_drop:
         raise ProtocolError(
             f"the new model's {metric} is {known.show(score)} after {known.show(before)}, expected a drop of at most"
-            f" averaging.max_accuracy_drop = {settings.max_accuracy_drop}; the old model stays"
+            f" averaging.max_score_drop = {settings.max_score_drop}; the old model stays"
         )

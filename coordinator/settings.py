@@ -206,7 +206,7 @@ class AveragingSettings(_Table, frozen=True):
     `fedavg` adds `server_learning_rate` times the mean; `fedavgm` gives it momentum `beta_1`; `fedadam` scales every
     coordinate by its second moment (`beta_2`, `tau`) and wants a smaller learning rate, about 0.01 to 0.1.
 
-    `max_accuracy_drop`: a round whose model scores worse than the last applied one by more than this, in the task's
+    `max_score_drop`: a round whose model scores worse than the last applied one by more than this, in the task's
     metric, is FAILED and the old model stays; 0 applies every sound one. Pruning lowers scores for a while by itself.
     """
 
@@ -215,7 +215,7 @@ class AveragingSettings(_Table, frozen=True):
     beta_1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     beta_2: Annotated[float, Meta(ge=0, lt=1)] = 0.99
     tau: Positive = 1e-3
-    max_accuracy_drop: Annotated[float, Meta(ge=0)] = 0.0
+    max_score_drop: Annotated[float, Meta(ge=0)] = 0.0
 
 
 def word_faults(sharing: SharingSettings, coding: CodingSettings, cohort: int) -> Iterator[Fault]:

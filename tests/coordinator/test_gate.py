@@ -66,7 +66,7 @@ def test_a_model_that_scores_too_much_worse_is_refused(
     metric: str, before: float | None, score: float, is_refused: bool
 ) -> None:
     check_score(score, before, metric, AveragingSettings())  # off by default
-    settings = AveragingSettings(max_accuracy_drop=0.1)
+    settings = AveragingSettings(max_score_drop=0.1)
     if not is_refused:
         check_score(score, before, metric, settings)
         return

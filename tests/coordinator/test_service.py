@@ -94,7 +94,7 @@ async def test_a_coordinator_whose_own_key_was_revoked_stops_and_says_so(tmp_pat
 async def test_a_model_that_scores_too_much_worse_is_not_taken(tmp_path: Path) -> None:
     federation = Federation(tmp_path, 14, Weather(), rounds=2, max_failed=1)
     coordinator = federation.coordinator()
-    settings = replace(coordinator._settings, averaging=AveragingSettings(max_accuracy_drop=0.05))
+    settings = replace(coordinator._settings, averaging=AveragingSettings(max_score_drop=0.05))
     await coordinator.stop()
     scores = iter([Evaluation(0.9, 0.1), Evaluation(0.5, 0.9)])
     with (
