@@ -15,7 +15,8 @@ from builders import DEVICES, directory, identity, plan
 from coordinator.publishing import Announcement, Publisher
 from coordinator.seeds import SeedLetters
 from coordinator.store import RoundStore
-from fedpruneshare.directory import DeviceEntry, Directory, write_directory
+from fedpruneshare.directory import DeviceEntry, Directory, party_keys, write_directory
+from fedpruneshare.errors import SignatureError
 from fedpruneshare.link import Delivery, LinkLimits
 from fedpruneshare.link.memory import MemoryBroker, MemoryLink, Weather
 from fedpruneshare.link.retry import Backoff
@@ -187,6 +188,24 @@ async def test_the_directory_in_force_lies_on_the_broker_before_any_plan(tmp_pat
     assert device.directory.is_revoked(Role.DEVICE, "device-02")
     assert order == ["round"]
     await reader.close()
+
+
+async def test_a_newer_directory_reaches_those_who_know_only_the_old_key(tmp_path: Path) -> None:
+    """The coordinator's own key changes with it: chunks are signed by the old one, everything after by the new."""
+    desk = Desk(tmp_path, found=directory())
+    await desk.link.connect()
+    old, rotated = identity("coordinator"), identity("coordinator").rotated()
+    rotated.save(tmp_path / "coordinator.key")
+    service = msgspec.structs.replace(directory().coordinator, keys=tuple(party_keys(k) for k in rotated.public()))
+    desk.put(directory(version=2, coordinator=service))
+    assert desk.party.reload()
+    await desk.publisher.announce(desk.announcement(1, (b"a",)))
+    bystander = Party(identity("device-01"), directory(), Role.DEVICE)
+    assert bystander.open("directory", desk.retained()["directory/0"]).sender == old.ident
+    with pytest.raises(SignatureError, match="is none of 'coordinator'"):
+        bystander.open("round", desk.retained()["round"])
+    assert Party(identity("device-01"), desk.party.directory, Role.DEVICE).open("round", desk.retained()["round"])
+    # The plan names the version, so whoever lacks it waits for the chunks that lie beside it.
 
 
 @pytest.mark.parametrize("suite", [Suite.X25519_CHACHA20, Suite.XWING_AES256])
