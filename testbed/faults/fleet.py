@@ -259,6 +259,15 @@ class FaultFleet(Fleet):
         order = self.orders / ident
         return order.read_text() if order.exists() else "its crash point"
 
+    def kill(self, ident: str) -> None:
+        """SIGKILL a process, whatever its role."""
+        if ident == COORDINATOR:
+            self.kill_coordinator()
+        elif ident in self.aggregators:
+            self.kill_aggregator(ident)
+        else:
+            self.kill_device(ident)
+
     def revive(self, ident: str) -> None:
         """Start a process again."""
         self.note("restart", party=ident)

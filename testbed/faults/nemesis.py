@@ -82,15 +82,6 @@ def _victims(kind: str, rng: random.Random, targets: Targets) -> tuple[str, ...]
 Step = Callable[[FaultFleet, str], None]
 
 
-def _kill(fleet: FaultFleet, name: str) -> None:
-    if name == COORDINATOR:
-        fleet.kill_coordinator()
-    elif name in fleet.aggregators:
-        fleet.kill_aggregator(name)
-    else:
-        fleet.kill_device(name)
-
-
 def _stop(fleet: FaultFleet, name: str) -> None:
     os.kill(fleet.pids[name], signal.SIGSTOP)
 
@@ -118,12 +109,12 @@ def _empty_disk(fleet: FaultFleet, name: str) -> None:
 _HEAL: Final[Step] = _on_proxy(Proxy.heal)
 #: Kind -> (whom it hits, what is done, what undoes it).
 KINDS: Final[dict[str, tuple[str, Step, Step]]] = {
-    "kill aggregator": ("aggregators", _kill, FaultFleet.revive),
+    "kill aggregator": ("aggregators", FaultFleet.kill, FaultFleet.revive),
     "stop aggregator": ("aggregators", _stop, FaultFleet.resume),
     "fill disk": ("aggregators", _fill_disk, _empty_disk),
-    "kill coordinator": ("coordinator", _kill, FaultFleet.revive),
+    "kill coordinator": ("coordinator", FaultFleet.kill, FaultFleet.revive),
     "stop coordinator": ("coordinator", _stop, FaultFleet.resume),
-    "kill device": ("devices", _kill, FaultFleet.revive),
+    "kill device": ("devices", FaultFleet.kill, FaultFleet.revive),
     "kill broker": ("brokers", FaultFleet.kill_broker, FaultFleet.start_broker),
     "restart broker": ("brokers", FaultFleet.restart_broker, lambda _fleet, _name: None),
     "partition": ("brokers", _on_proxy(Proxy.partition), _HEAL),

@@ -7,6 +7,8 @@ twice, every sum is the plain sum, every round is decided.
 
 from __future__ import annotations
 
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,34 @@ def test_a_device_is_killed_at_every_point(tmp_path: Path, seed: int) -> None:
         await_rounds(fleet)
         judge(fleet)
         assert phases(fleet).count("FAILED") <= _MOST_FAILED * len(kills)
+
+
+@pytest.mark.faults
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_plug_is_pulled_on_everything_at_once(tmp_path: Path, seed: int) -> None:
+    """Coordinator, aggregators, devices and brokers as they ship, at any moment of a round, eight times."""
+    rng = random.Random(f"plug {seed}")
+    shipped = ('brokers.kind="mosquitto"', "brokers.tls=true")
+    with real_fleet(tmp_path / "run", *shipped, seed=seed) as fleet:
+        fleet.start()
+        await_rounds(fleet)
+        everybody = (COORDINATOR, *fleet.aggregators, *fleet.devices)
+        for _ in range(8):
+            time.sleep(rng.uniform(0.0, 0.3))  # any moment of a round
+            fleet.note("fault", what="the plug is pulled")
+            for ident in rng.sample(everybody, len(everybody)):
+                fleet.kill(ident)
+            for name in fleet.brokers:
+                fleet.kill_broker(name)
+            for name in fleet.brokers:
+                fleet.start_broker(name)
+            for ident in everybody:
+                fleet.revive(ident)
+            await_rounds(fleet)
+        await_rounds(fleet)
+        judge(fleet)
+        assert phases(fleet).count("FAILED") <= 2
 
 
 #: One point of each kind: what `make test` has time for.
