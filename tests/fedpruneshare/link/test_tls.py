@@ -15,9 +15,10 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 from certificates import Certificates
 
-from fedpruneshare.errors import CertificateDateError, CertificateError, LinkError, SettingsError
+from fedpruneshare.errors import CertificateDateError, CertificateError, LinkError, RefusedError, SettingsError
 from fedpruneshare.link import BrokerAddress, LinkLimits
 from fedpruneshare.link.connection import Connection
 from fedpruneshare.link.mqtt import MqttLink
@@ -46,11 +47,11 @@ def certificates(tmp_path: Path) -> Certificates:
 def start_tls_broker(tmp_path: Path, certificates: Certificates) -> Iterator[Callable[..., Broker]]:
     started: list[Broker] = []
 
-    def start(tls: BrokerTls | None = None) -> Broker:
+    def start(tls: BrokerTls | None = None, access_list: str = "pattern readwrite #\n") -> Broker:
         settings = MosquittoSettings(
             tmp_path / f"broker-{len(started)}",
             allow_anonymous=False,
-            access_list="pattern readwrite #\n",
+            access_list=access_list,
             tls=tls or certificates.server(),
         )
         started.append(mosquitto_broker(settings))
@@ -230,21 +231,23 @@ async def test_our_certificate_has_been_revoked(start_tls_broker: Any, certifica
 async def test_renewed_certificate_is_read_at_the_next_connect(
     start_tls_broker: Any, certificates: Certificates
 ) -> None:
-    broker, back = start_tls_broker(), asyncio.Queue[bool]()
-    leaf = Leaf(NOW - DAY, datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2))
-    link = link_with(broker.address, certificates.client("a", leaf=leaf))
+    """Another name stands for another date: the broker lets only the second one write."""
+    broker = start_tls_broker(access_list="user CN=b,OU=device,O=lab\ntopic write x\n")
+    back, tls = asyncio.Queue[bool](), certificates.client("a")
+    link = link_with(broker.address, tls)
 
     async def connected(is_first: bool) -> None:
         back.put_nowait(is_first)
 
     link.on_connect(connected)
     await link.connect()
-    assert await asyncio.wait_for(back.get(), 5)
-    broker.stop()
-    certificates.client("a")  # the same files
-    await asyncio.sleep(max(0.0, (leaf.not_after - datetime.now(UTC)).total_seconds()))  # type: ignore[operator]
-    broker.start()
+    assert await asyncio.wait_for(back.get(), 10)
+    with pytest.raises(RefusedError, match="Not authorized"):
+        await link.publish("x", b"")
+    assert certificates.files("device-a", certificates.authority.issue_client("b", Role.DEVICE)) == tls
+    broker.restart()
     assert await asyncio.wait_for(back.get(), 10) is False
+    await link.publish("x", b"")
     await link.close()
 
 
@@ -260,8 +263,11 @@ async def test_files_that_are_half_renewed_are_tried_again(start_tls_broker: Any
     await asyncio.wait_for(back.get(), 5)
     key = Path(tls.key_file).read_bytes()
     certificates.write(Path(tls.key_file).name, certificates.authority.issue_client("a", Role.DEVICE).key)
-    broker.restart()
-    await asyncio.sleep(0.5)  # longer than two reconnects
+    with structlog.testing.capture_logs() as logs:
+        broker.restart()
+        async with asyncio.timeout(10):
+            while sum("its unencrypted key" in line.get("reason", "") for line in logs) < 2:
+                await asyncio.sleep(0.01)
     assert back.empty()
     certificates.write(Path(tls.key_file).name, key)
     assert await asyncio.wait_for(back.get(), 10) is False
