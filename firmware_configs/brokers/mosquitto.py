@@ -14,8 +14,8 @@ What Mosquitto's access list cannot forbid, and who refuses it (docs/protocol.md
 
 - SUBSCRIBE is granted for any filter; what is forbidden is not delivered. Only a message proves access.
 - A retained message on a channel of the control broker that is written un-retained (`heartbeat`, `decline`,
-  `attendance`, `freeze` …): only its writer can leave it there, signed like any other; whoever reads it refuses what
-  belongs to no open round. Brokers of aggregators carry no retained channel and refuse the flag.
+  `attendance`, `freeze` …): only its writer can leave it there, and readers refuse it (`fedpruneshare.party`). Brokers
+  of aggregators carry no retained channel and refuse the flag.
 - A will on a topic the party may write is published when its connection falls: a message that it could have sent.
 - MQTT 3.1.1 clients (Mosquitto 2.0): PUBACK tells them success for what the list drops. The link speaks MQTT 5.
 - A session outlives the revocation of its certificate. With a new access list and SIGHUP it can do nothing any more;
