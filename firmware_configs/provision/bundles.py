@@ -75,11 +75,14 @@ def write_changed(folder: Path, files: Files) -> None:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """A new file that only its owner can read, renamed into place."""
+    """A new file that only its owner can read, renamed into place. Root leaves a file to whom it belonged."""
     partial = path.with_name(f".{path.name}.new")
     partial.unlink(missing_ok=True)
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(data)
+    if os.geteuid() == 0 and path.exists():
+        known = path.stat()
+        os.chown(partial, known.st_uid, known.st_gid)
     partial.replace(path)
 
 

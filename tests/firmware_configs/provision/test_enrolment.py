@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -360,3 +361,14 @@ def test_the_directory_in_a_bundle_is_the_newest(device: Device) -> None:
     version = device.party().directory.version
     root_key = json.loads((device.root.folder / "register.json").read_text())["root_key"]
     assert version == read_directory(device.root.folder / "directory.json", root_key).version
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave files to others")
+def test_root_leaves_files_to_whom_they_belong(device: Device) -> None:
+    enrolled(device)
+    os.chown(device.folder / "tls.pem", 1234, 1234)
+    device.ask("--replace")
+    device.root.call("enrol accept", device.request)
+    device.finish(device.root.bundle("pi-09"))
+    assert (device.folder / "tls.pem").stat().st_uid == 1234
+    assert (device.folder / "key.json").stat().st_uid == 0
