@@ -6,12 +6,15 @@ whose message is not its own, or not for this round, plan, point, place, suite o
 
 from __future__ import annotations
 
+import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,15 +28,29 @@ from hypothesis import strategies as st
 from message_examples import EXAMPLES
 
 from aggregator.book import Refused, ShareBook
-from aggregator.settings import AggregatorFloors
+from aggregator.service import Aggregator
+from aggregator.settings import AggregatorFloors, AggregatorSettings
 from aggregator.summing import check_share
 from fedpruneshare.directory import DeviceEntry, Directory, party_keys
 from fedpruneshare.errors import MessageError, PeerError, PlanError, SignatureError
 from fedpruneshare.keys import Identity
-from fedpruneshare.messages import KIND_OF, KINDS, ShareUpload, Suite, SumShare, decode, digest, encode
-from fedpruneshare.party import Party
+from fedpruneshare.link import Delivery, LinkLimits
+from fedpruneshare.link.memory import MemoryBroker, MemoryLink
+from fedpruneshare.messages import (
+    KIND_OF,
+    KINDS,
+    Receipt,
+    ShareUpload,
+    Suite,
+    SumShare,
+    Verdict,
+    decode,
+    digest,
+    encode,
+)
+from fedpruneshare.party import Party, PartySettings
 from fedpruneshare.plan import check_plan
-from fedpruneshare.sealing import open_message, seal, share_context, sign_body, sign_message, sum_context
+from fedpruneshare.sealing import KeyLookup, open_message, seal, share_context, sign_body, sign_message, sum_context
 from fedpruneshare.sharing.prg import Prg
 from fedpruneshare.topics import CHANNELS, WRITER_OF_KIND, Role
 
@@ -46,6 +63,7 @@ GROWTH_MIB = 64
 FEDERATION, ROUND, AT = "lab", 7, AGGREGATORS[0]
 SENDER = {Role.DEVICE: DEVICES[0], Role.AGGREGATOR: AT, Role.COORDINATOR: "coordinator"}
 REVOKED, EXPIRED, STRANGER = "device-98", "device-97", "device-99"
+LIMITS = LinkLimits(publish_timeout_s=5.0, reconnect_min_s=0.01, reconnect_max_s=0.1)
 #: What a device may seal with where aggregators have a hybrid key as well.
 SUITES = tuple(Suite)
 
@@ -418,6 +436,55 @@ def test_what_is_signed_and_still_wrong(stage: Stage, corpus: list[tuple[str, st
 @pytest.mark.timeout(3600)
 def test_what_is_signed_and_still_wrong_for_long(stage: Stage, corpus: list[tuple[str, str, bytes]]) -> None:
     check_inside(stage, SOAK * SIGNED, random.SystemRandom().randrange(2**32))
+
+
+async def test_the_aggregator_itself_stores_none_of_it(stage: Stage, tmp_path: Path) -> None:
+    """Every attack through the running service, with its quotas and its store; then what is right."""
+    brokers = {name: MemoryBroker(random.Random(1), time.monotonic) for name in ("own", "control")}
+    own, control = (MemoryLink(brokers[name], AT, LIMITS) for name in ("own", "control"))
+    everybody = {name: MemoryLink(broker, "everybody", LIMITS) for name, broker in brokers.items()}
+    nobody = PartySettings(key_file="", directory="", root_key="0" * 64)
+    limits = AggregatorSettings(party=nobody, store=str(tmp_path), uploads_per_device=1000)
+    aggregator, receipts = Aggregator(stage.party, limits, own, control), list[Receipt]()
+
+    async def on_receipt(delivery: Delivery) -> None:
+        opened = open_message(delivery.payload, FEDERATION, _keys_of(stage), ("receipt", "missing"))
+        if isinstance(opened.message, Receipt):
+            receipts.append(opened.message)
+
+    await everybody["own"].subscribe(stage.party.topics.every("ack"), on_receipt)
+    await asyncio.gather(*(link.connect() for link in everybody.values()), aggregator.start())
+    plan_message = sign_body(stage.known["coordinator"], FEDERATION, "round-plan", stage.plan_body)
+    await everybody["control"].publish(stage.party.topics.name("round"), plan_message, expiry_s=60)
+    async with asyncio.timeout(60):
+        while aggregator._book.view is None:
+            await asyncio.sleep(0.01)
+        rng = random.Random(7)
+        for name in [*ATTACKS] * 12:
+            device, upload = rng.choice(stage.uploads)
+            with suppress(ValueError):  # words over p in a share that is a seed
+                party, payload = ATTACKS[name](stage, device, upload, rng)
+                await everybody["own"].publish(stage.party.topics.name("up", party), payload)
+        device, upload = stage.uploads[0]  # the last one is answered after all others
+        last = msgspec.structs.replace(upload, round_id=ROUND - 1, upload_id=b"the last of them")
+        await everybody["own"].publish(stage.party.topics.name("up", device), signed(stage, device, last))
+        while not any(receipt.upload_id == last.upload_id for receipt in receipts):
+            await asyncio.sleep(0.01)
+        held = aggregator._store._db.execute("SELECT COUNT(*) FROM chunks").fetchone()[0]
+        assert (held, aggregator._book.attempts()) == (0, [])
+        assert receipts and all(receipt.verdict is not Verdict.ACCEPTED for receipt in receipts)
+        for device, upload in stage.uploads:
+            if upload.rung == 2:
+                await everybody["own"].publish(stage.party.topics.name("up", device), signed(stage, device, upload))
+        while sum(receipt.verdict is Verdict.ACCEPTED for receipt in receipts) < 6:
+            await asyncio.sleep(0.01)
+    await aggregator.stop()
+    for link in everybody.values():
+        await link.close()
+
+
+def _keys_of(stage: Stage) -> KeyLookup:
+    return lambda role, ident, key_id: stage.directory.signing_key(role, ident, key_id, 0.0)
 
 
 def test_the_path_takes_what_is_right(stage: Stage) -> None:
