@@ -1,0 +1,510 @@
+"""Every defence by name, how to take it out, and the tests that must then fail (tests/faults/test_sabotage.py).
+
+Ranks number the attacks that the defences are against, the one that is most worth defending against first; 0 is beyond
+that list. A defence is taken out at a seam: a rule is silenced, a check answers yes, a limit is lifted. Where it is a
+function, it is replaced in every module that imported it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import ssl
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+Replacement = Callable[[Any], Any]
+"""The original -> what stands in its place."""
+
+OFF: Replacement = lambda _: lambda *_, **__: None  # noqa: E731
+"""A rule that never raises."""
+
+
+def gives(value: Any) -> Replacement:
+    """A function that always answers the same."""
+    return lambda _: lambda *_, **__: value
+
+
+def to(value: Any) -> Replacement:
+    """Another value in place of a constant."""
+    return lambda _: value
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """One defence of a rank, how it is taken out ((module:name, replacement) …), and the tests that notice."""
+
+    rank: int
+    name: str
+    cuts: tuple[tuple[str, Replacement], ...]
+    tests: tuple[str, ...]
+
+    def apply(self) -> None:
+        """Take the defence out of this process, for good."""
+        for target, replacement in self.cuts:
+            module_name, _, path = target.partition(":")
+            owner: Any = importlib.import_module(module_name)
+            *outer, name = path.split(".")
+            for part in outer:
+                owner = getattr(owner, part)
+            original = owner.__dict__[name]
+            plain = original.__func__ if isinstance(original, (classmethod, staticmethod)) else original
+            made = replacement(plain)
+            if isinstance(original, (classmethod, staticmethod)):
+                made = type(original)(made)
+            if isinstance(original, property):
+                made = property(made)
+            setattr(owner, name, made)
+            if not outer and callable(original) and getattr(original, "__module__", "") == module_name:
+                _everywhere(original, made)
+
+
+def _everywhere(original: Any, made: Any) -> None:
+    for module in list(sys.modules.values()):
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            if value is original:
+                setattr(module, name, made)
+
+
+# --------------------------------------------------------------------------- replacements that are more than a word
+
+
+def _seal_in_the_clear(_: Any) -> Any:
+    return lambda to, plaintext, context, suite: bytes(suite.enc_bytes) + bytes(plaintext) + bytes(16)
+
+
+def _unseal_in_the_clear(_: Any) -> Any:
+    return lambda self, sealed, context, suite: bytes(sealed[suite.enc_bytes : -16])
+
+
+def _without_limits(kinds: Any) -> Any:
+    return {kind: (message, 2**40) for kind, (message, _) in kinds.items()}
+
+
+def _swallowing(original: Any) -> Any:
+    def call(*arguments: Any, **options: Any) -> Any:
+        with suppress(Exception):
+            return original(*arguments, **options)
+
+    return call
+
+
+def _taken_for_delivered(_: Any) -> Any:
+    async def deliver(self: Any, count_sent: Any) -> Any:
+        from fedpruneshare.messages import Receipt, Verdict
+
+        await self._send(list(range(self._count)), count_sent)
+        upload = self._parcel.upload
+        return Receipt(upload.round_id, upload.upload_id, Verdict.ACCEPTED)
+
+    return deliver
+
+
+def _whatever_plan(_: Any) -> Any:
+    return lambda self, plan: self.held()
+
+
+def _finite_by_force(original: Any) -> Any:
+    import numpy as np
+
+    return lambda values, *rest: original(np.nan_to_num(values), *rest)
+
+
+def _without_clipping(original: Any) -> Any:
+    import numpy as np
+
+    return lambda values, clips, *rest: original(values, np.full_like(clips, np.inf), *rest)
+
+
+def _trusting_tls(original: Any) -> Any:
+    def context(settings: Any) -> Any:
+        made = original(settings)
+        made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
+        return made
+
+    return context
+
+
+def _every_topic(original: Any) -> Any:
+    def rules(federation: str, broker: Any, parties: Any) -> Any:
+        from fedpruneshare.topics import AccessRule
+
+        return original(federation, broker, parties) + [AccessRule(p, "write", "#") for p in parties]
+
+    return rules
+
+
+def _without_the_plan(original: Any) -> Any:
+    return lambda federation, plan, *rest: original(federation, b"", *rest)
+
+
+def _forgiving(original: Any) -> Any:
+    def signing_key(self: Any, *rest: Any) -> Any:
+        import msgspec
+
+        return original(msgspec.structs.replace(self, revoked={}), *rest)
+
+    return signing_key
+
+
+def _newest_key(_: Any) -> Any:
+    return lambda self, key_id: self.keys[0]
+
+
+def _open_to_all(original: Any) -> Any:
+    return lambda path, *parts, mode=0: original(path, *parts, mode=0o644)
+
+
+def _blind_to_modes(original: Any) -> Any:
+    calls = {name: getattr(original, name) for name in dir(original) if not name.startswith("__")}
+    return SimpleNamespace(**calls | {"fstat": lambda _: SimpleNamespace(st_mode=0)})
+
+
+def _in_place(_: Any) -> Any:
+    def write(path: Path, *parts: bytes, mode: int = 0o644) -> None:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+            for part in parts:
+                file.write(part)
+
+    return write
+
+
+def _nobody_found_out(_: Any) -> Any:
+    def judge(*_: Any) -> Any:
+        from fedpruneshare.sharing.dealer_check import Judgement
+
+        return Judgement((), ())
+
+    return judge
+
+
+# --------------------------------------------------------------------------- the list
+
+SHARED, AGGREGATOR, COORDINATOR, DEVICE = (
+    f"tests/{folder}/" for folder in ("fedpruneshare", "aggregator", "coordinator", "edge_client")
+)
+
+SABOTAGES: tuple[Sabotage, ...] = (
+    Sabotage(
+        1,
+        "shares are sealed",
+        (("fedpruneshare.keys:seal", _seal_in_the_clear), ("fedpruneshare.keys:KeyPair.unseal", _unseal_in_the_clear)),
+        (SHARED + "test_sealing.py::test_a_changed_byte_does_not_open",),
+    ),
+    Sabotage(
+        1,
+        "a seal is bound to its place",
+        (("fedpruneshare.sealing:_context", gives(b"")),),
+        (SHARED + "test_sealing.py::test_another_context_does_not_open",),
+    ),
+    Sabotage(
+        1,
+        "the directory is the root's",
+        (("fedpruneshare.directory:verify", gives(True)),),
+        (SHARED + "test_directory.py::test_another_root_is_refused",),
+    ),
+    Sabotage(
+        2,
+        "every message is signed",
+        (("fedpruneshare.sealing:verify", gives(True)),),
+        (SHARED + "test_sealing.py::test_signed_by_anybody_else_is_refused_by_name",),
+    ),
+    Sabotage(
+        2,
+        "a signature serves one kind of message",
+        (("fedpruneshare.sealing:_signed_bytes", lambda _: lambda federation, kind, sender, body: body),),
+        (SHARED + "test_sealing.py::test_a_signature_serves_one_kind_federation_and_sender",),
+    ),
+    Sabotage(
+        3,
+        "sizes are bounded before anything is decoded",
+        (("fedpruneshare.messages:KINDS", _without_limits),),
+        (SHARED + "test_messages.py::test_the_size_is_bounded_before_anything_is_decoded",),
+    ),
+    Sabotage(
+        4,
+        "an aggregator has a floor of its own",
+        (("aggregator.rules:check_floors", OFF),),
+        (AGGREGATOR + "test_book.py::test_the_aggregators_own_floor_stands_above_the_plans",),
+    ),
+    Sabotage(
+        4,
+        "cohorts are of the roster",
+        (("fedpruneshare.plan:_check_parties", OFF),),
+        (SHARED + "test_plan.py::test_an_unsound_plan_is_refused",),
+    ),
+    Sabotage(
+        4,
+        "no plan is below the directory's floors",
+        (("fedpruneshare.plan:_check_floors", OFF),),
+        (SHARED + "test_plan.py::test_the_directorys_floor_stands_above_the_lowest",),
+    ),
+    Sabotage(
+        5,
+        "one Freeze a round, also after a restart",
+        (("aggregator.store:ShareStore.freeze", OFF),),
+        (AGGREGATOR + "test_store.py::test_the_first_freeze_stands",),
+    ),
+    Sabotage(
+        5,
+        "two disjoint sets cannot open two sums",
+        (("fedpruneshare.plan:_check_quorum", OFF),),
+        (SHARED + "test_plan.py::test_two_disjoint_sets_must_not_open_two_sums",),
+    ),
+    Sabotage(
+        5,
+        "shares go with their sum",
+        (("aggregator.store:ShareStore.burn", OFF),),
+        (AGGREGATOR + "test_store.py::test_a_sum_takes_the_shares_with_it",),
+    ),
+    Sabotage(
+        6,
+        "a receipt follows the commit",
+        (("aggregator.store:ShareStore.add_chunks", _swallowing),),
+        (AGGREGATOR + "test_service.py::test_a_full_disk_is_said_to_the_device_and_waited_out",),
+    ),
+    Sabotage(
+        6,
+        "a PUBACK is no receipt",
+        (("edge_client.uploading:Courier.deliver", _taken_for_delivered),),
+        (DEVICE + "test_uploading.py::test_it_sends_until_there_is_a_receipt",),
+    ),
+    Sabotage(
+        6,
+        "an upload is of one plan",
+        (("edge_client.outbox:Outbox.get", _whatever_plan),),
+        (DEVICE + "test_outbox_and_ledger.py::test_an_upload_is_found_again_by_its_plan_only",),
+    ),
+    Sabotage(
+        6,
+        "a finished round stays finished",
+        (("edge_client.progress:Progress.finish", OFF),),
+        (DEVICE + "test_outbox_and_ledger.py::test_a_finished_round_stays_finished",),
+    ),
+    Sabotage(
+        7,
+        "a wrong sum is noticed by its checksum",
+        (
+            ("fedpruneshare.sharing.checksum:is_checksum_right", gives(True)),
+            ("coordinator.checksums:check_checksums", OFF),
+        ),
+        (COORDINATOR + "test_checksums.py::test_with_exactly_k_answers_no_wrong_word_goes_unnoticed",),
+    ),
+    Sabotage(
+        7,
+        "more than k sums must agree",
+        (("fedpruneshare.sharing.shamir:SharingScheme.locate", gives(())),),
+        (COORDINATOR + "test_opening.py::test_one_altered_word_is_noticed_by_the_third_sum",),
+    ),
+    Sabotage(
+        7,
+        "a device has no checksum but the plan's",
+        (("edge_client.checksum_seed:hmac", to(SimpleNamespace(compare_digest=lambda *_: True))),),
+        (DEVICE + "test_checksum_seed.py::test_a_seed_that_the_plan_does_not_commit_to_is_refused",),
+    ),
+    Sabotage(
+        8,
+        "sums cannot wrap",
+        (("fedpruneshare.words:WordLayout.__post_init__", OFF),),
+        (SHARED + "test_words.py::test_the_sum_of_weights_stays_below_the_modulus",),
+    ),
+    Sabotage(
+        8,
+        "words are below the modulus",
+        (("fedpruneshare.sharing.field:check_canonical", OFF),),
+        (COORDINATOR + "test_opening.py::test_sums_that_are_no_field_elements_are_refused",),
+    ),
+    Sabotage(
+        8,
+        "what is not finite is never sent",
+        (("fedpruneshare.sparse.update:quantise", _finite_by_force),),
+        (SHARED + "sparse/test_update.py::test_what_is_not_finite_is_never_sent",),
+    ),
+    Sabotage(
+        9,
+        "a broker proves who it is",
+        (("fedpruneshare.link.tls:client_context", _trusting_tls),),
+        (SHARED + "link/test_tls.py::test_broker_of_another_authority",),
+    ),
+    Sabotage(
+        9,
+        "a device writes only in its own name",
+        (("fedpruneshare.topics:access_rules", _every_topic),),
+        (SHARED + "test_topics.py::test_a_device_writes_only_in_its_own_name",),
+    ),
+    Sabotage(
+        10,
+        "the model of a device never falls",
+        (("edge_client.progress:Progress.check_model", OFF),),
+        (DEVICE + "test_outbox_and_ledger.py::test_the_version_of_models_never_falls_but_for_a_new_epoch",),
+    ),
+    Sabotage(
+        10,
+        "rounds and models of an aggregator never fall",
+        (("aggregator.rules:Order.check", OFF),),
+        (AGGREGATOR + "test_rules.py::test_models_never_fall_back_but_for_a_new_epoch",),
+    ),
+    Sabotage(
+        10,
+        "what expired is refused",
+        (("fedpruneshare.plan:_check_times", OFF),),
+        (SHARED + "test_plan.py::test_what_expired_is_refused_with_both_times",),
+    ),
+    Sabotage(
+        10,
+        "there is no way back to an older directory",
+        (("fedpruneshare.party:Party._is_newer", gives(True)),),
+        (SHARED + "test_party.py::test_there_is_no_way_back_also_after_a_restart",),
+    ),
+    Sabotage(
+        11,
+        "a revoked device is out within the round",
+        (("fedpruneshare.directory:Directory.is_revoked", gives(False)),),
+        (AGGREGATOR + "test_service.py::test_a_revoked_device_is_out_within_the_round",),
+    ),
+    Sabotage(
+        11,
+        "a revoked key signs nothing",
+        (("fedpruneshare.directory:Directory.signing_key", _forgiving),),
+        (SHARED + "test_party.py::test_unknown_expired_and_revoked_keys_are_refused_by_name",),
+    ),
+    Sabotage(
+        12,
+        "a fence before every ONNX library",
+        (("fedpruneshare.sparse.model_fence:check_model", gives({})),),
+        (SHARED + "sparse/test_model_fence.py::test_a_hostile_file_is_refused_by_name",),
+    ),
+    Sabotage(
+        13,
+        "a share is of one plan",
+        (("fedpruneshare.sealing:share_context", _without_the_plan),),
+        (SHARED + "test_sealing.py::test_another_context_does_not_open",),
+    ),
+    Sabotage(
+        14,
+        "a device looks at its model",
+        (("edge_client.gate:check_model", OFF),),
+        (DEVICE + "test_gate.py::test_a_crafted_model_is_refused_by_name",),
+    ),
+    Sabotage(
+        14,
+        "no upload is one gradient",
+        (("edge_client.gate:check_steps", OFF),),
+        (DEVICE + "test_gate.py::test_too_few_examples_for_two_steps_is_a_reason_to_decline",),
+    ),
+    Sabotage(
+        15,
+        "updates are clipped",
+        (("fedpruneshare.sparse.update:quantise", _without_clipping),),
+        (SHARED + "sparse/test_update.py::test_clipped_values_land_on_the_ends",),
+    ),
+    Sabotage(
+        15,
+        "an average is no more than its clips allow",
+        (("coordinator.gate:check_bounds", OFF),),
+        (COORDINATOR + "test_gate.py::test_more_than_clipped_updates_add_up_to_is_refused",),
+    ),
+    Sabotage(
+        15,
+        "a model that is much worse is not taken",
+        (("coordinator.gate:check_score", OFF),),
+        (COORDINATOR + "test_gate.py::test_a_model_that_scores_too_much_worse_is_refused",),
+    ),
+    Sabotage(
+        16,
+        "private keys are written for their owner alone",
+        (("fedpruneshare.keys:write_atomically", _open_to_all),),
+        (SHARED + "test_sealing.py::test_keys_are_kept_from_others",),
+    ),
+    Sabotage(
+        16,
+        "private keys that others can read are refused",
+        (("fedpruneshare.keys:os", _blind_to_modes),),
+        (SHARED + "test_sealing.py::test_keys_are_kept_from_others",),
+    ),
+    Sabotage(
+        17,
+        "no sum before a quorum has accepted the Freeze",
+        (("aggregator.quorum:Quorum.is_met", gives(True)),),
+        (AGGREGATOR + "test_service.py::test_no_sum_leaves_before_enough_have_accepted_the_same_freeze",),
+    ),
+    Sabotage(
+        18,
+        "sums of a retry differ by nobody or by many",
+        (("aggregator.rules:check_differences", OFF),),
+        (AGGREGATOR + "test_service.py::test_a_retry_on_the_same_model_may_not_differ_by_few_devices",),
+    ),
+    Sabotage(
+        19,
+        "who deals what fits no polynomial is left out",
+        (("fedpruneshare.sharing.dealer_check:judge", _nobody_found_out),),
+        (COORDINATOR + "test_ledger.py::test_devices_that_fail_it_are_not_frozen",),
+    ),
+    Sabotage(
+        20,
+        "keys expire",
+        (("fedpruneshare.directory:_check_current", OFF),),
+        (SHARED + "test_party.py::test_unknown_expired_and_revoked_keys_are_refused_by_name",),
+    ),
+    Sabotage(
+        20,
+        "a message names its key",
+        (("fedpruneshare.keys:Identity._key", _newest_key),),
+        (SHARED + "test_keys.py::test_after_a_rotation_both_keys_open_and_after_two_the_first_does_not",),
+    ),
+    Sabotage(
+        21,
+        "a device has a quota before any signature is checked",
+        (("aggregator.quota:Quota.refuse", gives("")),),
+        (AGGREGATOR + "test_service.py::test_a_flood_of_one_device_costs_no_signature_and_nobody_else_anything",),
+    ),
+    Sabotage(
+        21,
+        "a store has a limit",
+        (("aggregator.store:ShareStore.has_room_for", gives(True)),),
+        (AGGREGATOR + "test_store.py::test_the_store_has_a_limit",),
+    ),
+    Sabotage(
+        25,
+        "a federation may demand hybrid seals",
+        (("fedpruneshare.plan:_check_seals", OFF),),
+        (SHARED + "test_plan.py::test_a_federation_may_demand_hybrid_seals",),
+    ),
+    # ------------------------------------------------------------------ beyond the ranked list
+    Sabotage(
+        0,
+        "single updates are shown only where an aggregator allows it",
+        (("aggregator.rules:check_privacy", OFF),),
+        (AGGREGATOR + "test_book.py::test_single_updates_are_shown_only_where_the_aggregator_allows_it",),
+    ),
+    Sabotage(
+        0,
+        "damage of a store is found at the start",
+        (("fedpruneshare.storage:_prepare", OFF),),
+        (SHARED + "test_storage.py::test_damage_is_found_at_the_start",),
+    ),
+    Sabotage(
+        0,
+        "a file is replaced whole",
+        (("fedpruneshare.storage:write_atomically", _in_place),),
+        ("tests/faults/test_f09_damage.py::test_a_change_that_fails_leaves_the_old_or_the_new",),
+    ),
+    Sabotage(
+        0,
+        "a model that fails on trial is given up",
+        (("edge_client.inference.slots:ModelSlots.begin_try", gives(True)),),
+        (DEVICE + "inference/test_slots.py::test_a_trial_that_ends_whatever_tries_it_is_given_up",),
+    ),
+    Sabotage(
+        0,
+        "what is over is known from either copy",
+        (("edge_client.progress:_decoded", gives(None)),),
+        (DEVICE + "test_outbox_and_ledger.py::test_one_damaged_copy_opens_no_old_round",),
+    ),
+)
+BY_NAME = {sabotage.name: sabotage for sabotage in SABOTAGES}
