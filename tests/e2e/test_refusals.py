@@ -26,9 +26,11 @@ from e2e.fleets import (
 from fedpruneshare.link import BrokerAddress
 from fedpruneshare.messages import (
     KIND_OF,
+    Acceptance,
     Attendance,
     Contribution,
     Decline,
+    DirectoryChunk,
     Freeze,
     Heartbeat,
     Hello,
@@ -100,6 +102,8 @@ def forgeries(plan: RoundPlan, name: bytes) -> Iterator[tuple[str, str, str, Mes
             "coordinator", TOPICS.name("attendance", "aggregator-1"), Attendance(plan.round_id, name, (), ()),
         ),
         "freeze": ("aggregator-1", TOPICS.name("freeze"), freeze),
+        "accepted": ("coordinator", TOPICS.name("accepted", "aggregator-1"), Acceptance(plan.round_id, bytes(32))),
+        "directory": ("aggregator-1", TOPICS.name("directory", 0), DirectoryChunk(9, bytes(32), 0, 1, b"forged")),
         "outcome": ("aggregator-1", TOPICS.name("outcome"), Outcome(plan.round_id, RoundPhase.FAILED, "forged")),
         "up": ("aggregator-1", TOPICS.name("up", "device-01"), upload),
     }  # fmt: skip
@@ -128,8 +132,9 @@ def test_forged_messages_of_every_kind_are_refused_by_name(tmp_path: Path) -> No
             expected: dict[str, list[str]] = {}
             for reader, channel, topic, message in forgeries(plan, name):
                 sender, kind = honest_sender(channel), KIND_OF[type(message)]
-                # Signed by somebody who has no key in the directory, in the honest sender's name.
-                resigned = sign_message(Identity.generate(sender), FEDERATION, message)
+                # Signed by somebody who has no key in the directory, in the honest sender's name and with its key id.
+                impostor, honest = Identity.generate(sender), Identity.load(fleet.folder.key(sender))
+                resigned = relabelled(sign_message(impostor, FEDERATION, message), honest.public()[0].key_id)
                 # The honest sender's name, and no signature at all.
                 unsigned = strip_signature(resigned)
                 broker = "aggregator-1" if channel in ("up", "ack") else "control"
@@ -147,6 +152,12 @@ def test_forged_messages_of_every_kind_are_refused_by_name(tmp_path: Path) -> No
 def plain(log: str) -> str:
     """A log line as its text, whatever quotes its renderer chose."""
     return log.replace('"', "'").replace("\\'", "'")
+
+
+def relabelled(payload: bytes, key_id: bytes) -> bytes:
+    """The same envelope with another key id."""
+    protocol, kind, sender, _, signature, body = msgspec.msgpack.decode(payload)
+    return msgspec.msgpack.encode([protocol, kind, sender, key_id, signature, body])
 
 
 def strip_signature(payload: bytes) -> bytes:
