@@ -135,6 +135,23 @@ class Recorder:
 
     # ------------------------------------------------------------------ the coordinator
 
+    def watch_freezes(self) -> None:
+        """Each Freeze as it is chosen, with whom it leaves out although they have every receipt."""
+        from coordinator.ledger import RoundLedger
+
+        choose_freeze = RoundLedger.choose_freeze
+
+        def choosing(ledger: RoundLedger, *rest: Any) -> Any:
+            chosen = choose_freeze(ledger, *rest)
+            if isinstance(chosen, Freeze):
+                left_out = dict.fromkeys(ledger.lone_devices, "lone-rung")
+                left_out |= dict.fromkeys(ledger.judgement.dealers if ledger.judgement else (), "dealer")
+                event, fields = _freeze(self._ident, chosen, digest(encode(chosen)))
+                self._note(event, **fields, left_out=left_out)
+            return chosen
+
+        override(RoundLedger, "choose_freeze", choosing)
+
     def watch_rounds(self) -> None:
         """The sums that are opened, and each outcome as soon as it is committed, also one committed before a kill."""
         from coordinator import opening
@@ -243,6 +260,5 @@ _TOLD: Final[dict[str, Callable[[str, Any, bytes], Told]]] = {
     "round-plan": _plan,
     "decline": _decline,
     "attendance": _attendance,
-    "freeze": _freeze,
     "sum-share": _sum,
 }

@@ -78,6 +78,7 @@ def _services(folder: Path) -> Work:
         if role == "aggregator":
             recorder.watch_shares()
         else:
+            recorder.watch_freezes()
             recorder.watch_rounds()
         return cli.run([role, "run", "--config", str(settings)])
 
