@@ -160,8 +160,7 @@ async def test_a_hostile_coordinator_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", range(2, 12))
 @pytest.mark.parametrize("insider", _ROLES)
-async def test_hostile_insiders_for_long(tmp_path: Path, insider: str) -> None:
-    for seed in range(2, 12):
-        await attacked(tmp_path / str(seed), insider, seed)
+async def test_hostile_insiders_for_long(tmp_path: Path, insider: str, seed: int) -> None:
+    await attacked(tmp_path, insider, seed)
