@@ -174,6 +174,12 @@ def _in_place(_: Any) -> Any:
     return write
 
 
+def _with_one_id(original: Any) -> Any:
+    from dataclasses import replace
+
+    return lambda *rest, **options: replace(original(*rest, **options), upload_id=bytes(16))
+
+
 def _nobody_found_out(_: Any) -> Any:
     def judge(*_: Any) -> Any:
         from fedpruneshare.sharing.dealer_check import Judgement
@@ -188,6 +194,7 @@ def _nobody_found_out(_: Any) -> Any:
 SHARED, AGGREGATOR, COORDINATOR, DEVICE = (
     f"tests/{folder}/" for folder in ("fedpruneshare", "aggregator", "coordinator", "edge_client")
 )
+SIMULATION = "tests/faults/test_f02_simulation.py::test_a_slice"
 
 SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
@@ -505,6 +512,20 @@ SABOTAGES: tuple[Sabotage, ...] = (
         "what is over is known from either copy",
         (("edge_client.progress:_decoded", gives(None)),),
         (DEVICE + "test_outbox_and_ledger.py::test_one_damaged_copy_opens_no_old_round",),
+    ),
+    # ------------------------------------------------------------------ as the simulation sees it
+    Sabotage(
+        5,
+        "a second Freeze, simulated",
+        (("aggregator.book:ShareBook.freeze", OFF), ("aggregator.store:ShareStore.freeze", _swallowing)),
+        (SIMULATION,),
+    ),
+    Sabotage(4, "a Freeze below the floor, simulated", (("aggregator.rules:check_floors", OFF),), (SIMULATION,)),
+    Sabotage(
+        6,
+        "other words under an old upload id, simulated",
+        (("edge_client.fresh_upload:new_upload", _with_one_id),),
+        (SIMULATION,),
     ),
 )
 BY_NAME = {sabotage.name: sabotage for sabotage in SABOTAGES}

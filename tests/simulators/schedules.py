@@ -316,17 +316,18 @@ BY_NAME = {operation.__name__: operation for operation in OPERATIONS}
 def draw(seed: int) -> Schedule:
     """The schedule of a seed: at least 30 operations on (2, 3) or (3, 5) with 3 to 20 devices."""
     rng = random.Random(f"schedule {seed}")
-    n, k = rng.choice([(3, 2), (3, 2), (5, 3)])
+    n, k = rng.choice([(3, 2), (3, 2), (3, 2), (5, 3)])
     reveal = "each" if rng.random() < 0.05 else "sum"
     setup = Setup(
         seed,
         n,
         k,
-        devices=rng.choice([3, 4, 4, 5, 5, 6]) if rng.random() < 0.95 else rng.randint(7, 20),
+        devices=rng.choice([3, 3, 4, 4, 5, 6]) if rng.random() < 0.95 else rng.randint(7, 20),
         field=rng.choice(["F31", "F31", "F61"]),
         reveal=reveal,
         dealer_checks=int(reveal == "sum" and rng.random() < 0.15),
         freeze_quorum=(n + k - 1) // 2 + 1 if rng.random() < 0.15 else 0,
+        liar="aggregator-2" if rng.random() < 0.1 else "",
         real_crypto=rng.random() < 0.01,
     )
     kinds = rng.choices(
@@ -367,7 +368,7 @@ def _begin(world: World) -> None:
     world.note(
         "begin", format=1, seed=setup.seed, grace_s=12 * patience_s,
         one_hot={device: place for place, device in enumerate(setup.device_names)},
-        floors={name: [3, 3] for name in setup.aggregators},
+        floors={name: [3, 3] for name in setup.aggregators}, dishonest=[setup.liar] if setup.liar else [],
     )  # fmt: skip
 
 

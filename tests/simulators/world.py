@@ -32,6 +32,7 @@ from simulators.virtual_time import Life, PowerCutError, VirtualLoop, current_li
 from aggregator.service import Aggregator
 from aggregator.settings import AggregatorFloors, AggregatorSettings
 from aggregator.store import ShareStore
+from aggregator.summing import answer_freeze
 from coordinator import opening
 from coordinator.evaluation import Evaluation
 from coordinator.ledger import RoundLedger
@@ -76,6 +77,8 @@ class Setup:
     dealer_checks: int = 0
     freeze_quorum: int = 0
     checksum: bool = True
+    liar: str = ""
+    """An aggregator whose sums are wrong."""
     real_crypto: bool = False
     deadline_s: float = 20.0
     grace_s: float = 2.0
@@ -438,6 +441,14 @@ class World:
             self._note_opened(current.ledger, opened)
             return sums
 
+        def answering(*arguments: Any) -> bytes:
+            answer = answer_freeze(*arguments)
+            life = current_life()
+            if life is not None and life.name == self.setup.liar:
+                place = self.rng.randrange(len(answer))
+                answer = answer[:place] + bytes([answer[place] ^ 1]) + answer[place + 1 :]
+            return answer
+
         with ExitStack() as stack:
             enter = stack.enter_context
             if not self.setup.real_crypto:
@@ -449,6 +460,7 @@ class World:
             ):  # fmt: skip
                 enter(patch.object(kind, method, wrapper))
             enter(replaced(decode_sums, decoding))
+            enter(replaced(answer_freeze, answering))
             enter(replaced(inbox.matches, _matches))
             enter(patch.object(Identity, "load", self._load_identity))
             enter(patch.object(os, "urandom", self.rng.randbytes))
