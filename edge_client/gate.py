@@ -41,18 +41,24 @@ class Known:
 
 
 def check_model(
-    received: ReceivedModel, version: int, table: ParameterTable, settings: GateSettings, before: Known | None
+    received: ReceivedModel,
+    version: int,
+    table: ParameterTable,
+    settings: GateSettings,
+    before: Known | None,
+    has_probe: bool = False,
 ) -> Known:
     """Take a model, or raise `GateError` with what was found and expected.
 
-    `version`: its number of applied rounds; `before`: the last model that was taken, None at first.
+    `version`: its number of applied rounds; `before`: the last model that was taken, None at first. `has_probe`: its
+    last segment is a probe, whose weights begin at zero again when another one is drawn (docs/protocol.md §6.3).
     """
     weights, vectors = received.full_size(table)
     if not (np.isfinite(weights).all() and np.isfinite(vectors).all()):
         raise GateError("model gate: a value of the model is not finite")
     found = Known(version, weights, vectors)
     is_there = np.zeros(weights.size, dtype=bool)
-    is_there[np.concatenate(received.positions)] = True
+    is_there[np.concatenate(received.positions[: len(received.positions) - has_probe])] = True
     _check_sizes(found, table, settings)
     if before is not None:
         _check_growth(found, before, table, settings)

@@ -211,7 +211,8 @@ class Device:
         plan, progress = view.plan, self._outbox.progress
         before = None if progress.is_new_epoch(plan.round_id) else self._known
         table, settings = self._work.table, self._settings.gate
-        known = await self._in_worker(check_model, received, plan.model_version, table, settings, before)
+        has_probe = plan.support.is_probing and received.rung == view.rungs - 1
+        known = await self._in_worker(check_model, received, plan.model_version, table, settings, before, has_probe)
         reach("device.model-verified")
         await self._in_worker(progress.take_model, plan.model_version, plan.round_id)
         await self._in_worker(keep_model, self._folder, received_model(view, received, self._work))

@@ -107,6 +107,18 @@ def test_units_that_were_pruned_or_off_before_are_nobodys_doing() -> None:
     check(received(own=vectors(bias=-80.0)), 2, before)
 
 
+def test_a_probe_that_is_drawn_anew_kills_nobody() -> None:
+    """Units that only a probe had weights of are at zero again, and were not switched off."""
+    tested = np.where(np.arange(WEIGHTS.size) < 90, 0, WEIGHTS).astype(np.float32)
+    places = np.arange(WEIGHTS.size)
+    parts = places[90:], places[:90]
+    codes = tuple(code_values(tested[part]) for part in parts)
+    model = ReceivedModel(parts, codes, np.arange(TABLE.vector_count), vectors(), (), None)
+    check_model(model, 2, TABLE, GateSettings(), known(), True)
+    with pytest.raises(GateError, match="6 of 8 units"):
+        check_model(model, 2, TABLE, GateSettings(), known(), False)
+
+
 def test_bounds_are_settings() -> None:
     check(received(WEIGHTS * 30), 2, known(), growth=100.0)
     check(received(own=vectors(scale=101.0)), scale_max=200.0)
