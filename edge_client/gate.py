@@ -58,7 +58,7 @@ def check_model(
         raise GateError("model gate: a value of the model is not finite")
     found = Known(version, weights, vectors)
     is_there = np.zeros(weights.size, dtype=bool)
-    is_there[np.concatenate(received.positions[: len(received.positions) - has_probe])] = True
+    is_there[np.concatenate(received.positions[: max(1, len(received.positions) - has_probe)])] = True
     _check_sizes(found, table, settings)
     if before is not None:
         _check_growth(found, before, table, settings)
