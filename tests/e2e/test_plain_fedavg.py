@@ -171,7 +171,8 @@ def check_against_integers(facts: Facts) -> None:
         total = np.sum([part[start : start + n_words[index]] for part in parts], axis=0, dtype=np.uint64)
         weight, count = int(total[0]), len(parts)
         assert weight == sum(upload.weight for upload in facts.uploads if upload.rung >= index)
-        middle = facts.view.layout.words(elements.size, 0)
+        total = total[: total.size - coding.tail_words]
+        middle = facts.view.layout.words(elements.size, 0) - coding.tail_words
         if elements.size:
             sums = digits(total[1:middle], coding.vector_bits, coding.max_devices, elements.size)
             mean = decoded(sums, coding.vector_bits, count, vector_clips[elements]) * coding.max_weight / weight

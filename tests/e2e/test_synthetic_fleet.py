@@ -69,7 +69,7 @@ def test_the_opened_sum_is_the_plain_sum_of_what_the_devices_drew(finished: Flee
     ledger = RoundLedger(view)
     ledger.freeze(freeze, b"")
     current = Round(ledger, state, publish_model(state, view.plan.round_id, settings, bench.facts))
-    opened = Opened({0: _plain_sum(view, freeze)}, freeze.contributors, (1, 2, 3), True)
+    opened = Opened({0: _plain_sum(view, freeze)}, freeze.contributors, (1, 2, 3), "consistency+checksum")
     expected = next_model(current, bench, settings, decode_sums(current, bench, opened))
     found = _model(store, applied=3)
     assert np.array_equal(found.coded, expected.coded)
@@ -95,7 +95,7 @@ def _model(store: RoundStore, applied: int):  # type: ignore[no-untyped-def]
         database.commit()
     model = store.model()
     with sqlite3.connect(store.folder / "rounds.sqlite") as database:
-        database.executemany("INSERT INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?)", kept)
+        database.executemany("INSERT INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", kept)
     assert model is not None
     assert model.applied == applied
     return model
