@@ -81,7 +81,7 @@ def _read(config: Path, findings: list[Finding]) -> Examined | None:
         name, fix = "directory", "copy the federation's newest directory.json here, and check party.root_key"
         directory = read_directory(Path(files.directory), files.root_key)
         role = _role(directory, identity.ident)
-        Party.load(files, role)
+        directory = Party.load(files, role).directory  # the newest that reached this machine
     except FedPruneShareError as error:
         findings.append(Finding(FAILED, name, str(error), fix))
         return None

@@ -82,7 +82,7 @@ def init(
     )
     passphrase = read_passphrase(passphrase_file, confirm=True)
     with Office.create(folder, whole, passphrase) as office:
-        click.echo(f"federation {whole.federation} in {folder}, root key {office.register.root_key}")
+        click.echo(f"federation {whole.federation} in {folder}, public root key {office.register.root_key}")
         click.echo(
             f"keep {folder / vault.ROOT_FILE} and its passphrase off every host of the federation, and back them up"
         )

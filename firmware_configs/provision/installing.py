@@ -24,8 +24,12 @@ from firmware_configs.provision.bundles import read_bundle, write_folder
 from firmware_configs.provision.enrolment import NEXT_KEY
 from firmware_configs.provision.parties import stored
 from firmware_configs.provision.rendering import (
+    BROKER_CA,
     BROKER_CERTIFICATE,
+    BROKER_CONF,
+    BROKER_CRL,
     BROKER_KEY,
+    BROKER_LIST,
     CA,
     DIRECTORY,
     KEY,
@@ -36,6 +40,10 @@ from firmware_configs.provision.rendering import (
 from firmware_configs.provision.vault import refuse_open_file
 
 _SETTINGS: Final = tuple(settings_name(role) for role in Role)
+_KNOWN: Final = {
+    *(KEY, TLS_KEY, TLS_CERTIFICATE, CA, DIRECTORY, *_SETTINGS),
+    *(BROKER_KEY, BROKER_CERTIFICATE, BROKER_CA, BROKER_CRL, BROKER_LIST, BROKER_CONF),
+}
 
 
 class _Party(msgspec.Struct, frozen=True):
@@ -57,8 +65,10 @@ def install(folder: Path, bundle: Path) -> str:
     """
     files = read_bundle(bundle)
     settings_file = next((name for name in _SETTINGS if (folder / name).exists() or name in files), None)
-    if settings_file is None or DIRECTORY not in files or TLS_CERTIFICATE not in files:
-        raise SettingsError(f"{bundle} lacks settings, directory or certificate, expected a bundle of `provision`")
+    if settings_file is None or not files.keys() >= {DIRECTORY, TLS_CERTIFICATE, CA}:
+        raise SettingsError(f"{bundle} lacks settings, directory or certificates, expected a bundle of `provision`")
+    if strange := files.keys() - _KNOWN:
+        raise SettingsError(f"{bundle} holds {', '.join(sorted(strange))}, expected a bundle of `provision`")
     root_key = _root_key(folder / settings_file, files.get(settings_file))
     directory = parse_directory(files[DIRECTORY], root_key, f"the directory in {bundle}")
     identity = _merged(folder, files.get(KEY))
@@ -90,7 +100,9 @@ def _read_root_key(text: bytes) -> str:
         whole = tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         raise SettingsError("the settings do not read, expected TOML") from None
-    return load_settings({"party": {"root_key": whole.get("party", {}).get("root_key", "")}}, _Settings).party.root_key
+    party = whole.get("party")
+    key = party.get("root_key", "") if isinstance(party, dict) else ""
+    return load_settings({"party": {"root_key": key}}, _Settings).party.root_key
 
 
 def _merged(folder: Path, offered: bytes | None) -> Identity:

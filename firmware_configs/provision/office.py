@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -232,7 +232,11 @@ class Office:
 
     def _settle(self) -> None:
         """Complete what the register says is under way, delete what it does not know, bring copies up to date."""
-        finish(self.register.pending)
+        if self.register.pending:
+            finish(self.register.pending)
+            # Before anything new lies where these did: what a killed command leaves there is not to be taken for them.
+            self.register = msgspec.structs.replace(self.register, pending={})
+            write_atomically(self.folder / REGISTER, msgspec.json.encode(self.register))
         for folder in (BUNDLES, RENEWALS):
             discard(self.folder / folder)
         directory, signed = self._current()
@@ -246,7 +250,7 @@ class Office:
         """Updates for every host with a broker; bundles that still lie here get the same."""
         crl = (self.folder / REVOKED).read_bytes()
         for name, record in self.register.parties.items():
-            if record.revoked_at or not _is_current(self.settings, name, record):
+            if record.revoked_at or not self._is_current(directory, name, record):
                 continue
             waiting = self.folder / BUNDLES / name
             if record.role is Role.DEVICE and not waiting.is_dir():
@@ -257,6 +261,13 @@ class Office:
             if waiting.is_dir():
                 write_changed(waiting, files)
 
+    def _is_current(self, directory: Directory, name: str, record: Record) -> bool:
+        """Whether settings and directory both still, or already, name a service."""
+        if record.role is Role.DEVICE:
+            return True
+        named = {*self.settings.aggregators, self.settings.coordinator_id}
+        return name in named & {*directory.aggregators, directory.coordinator_id}
+
     def digest(self) -> str:
         """SHA-256 of the directory file now in force, hex."""
         return hashlib.sha256((self.folder / CURRENT).read_bytes()).hexdigest()
@@ -266,11 +277,6 @@ def _says_the_same(known: Directory, made: Directory) -> bool:
     """Whether two directories differ in their version and dates alone."""
     numbers = {"version": known.version, "issued_at": known.issued_at, "expires_at": known.expires_at}
     return msgspec.structs.replace(made, **numbers) == known
-
-
-def _is_current(settings: FederationSettings, name: str, record: Record) -> bool:
-    services: Sequence[str] = (*settings.aggregators, settings.coordinator_id)
-    return record.role is Role.DEVICE or name in services
 
 
 @contextlib.contextmanager

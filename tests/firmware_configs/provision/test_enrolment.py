@@ -297,9 +297,12 @@ def test_a_bundle_is_installed_by_whom_it_is_for(device: Device, tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "data", "reason"),
     [
-        ("tls.pem", None, "lacks settings, directory or certificate"),
-        ("directory.json", None, "lacks settings, directory or certificate"),
-        ("device.toml", None, "lacks settings, directory or certificate"),
+        ("tls.pem", None, "lacks settings, directory or certificates"),
+        ("ca.pem", None, "lacks settings, directory or certificates"),
+        ("directory.json", None, "lacks settings, directory or certificates"),
+        ("device.toml", None, "lacks settings, directory or certificates"),
+        ("authorized_keys", b"mine", "holds authorized_keys"),
+        ("device.toml", b"party = 3", "root_key"),
         ("tls.pem", b"nonsense", "not a PEM certificate"),
         ("device.toml", b"root_key = ", "the settings do not read"),
         ("directory.json", b"{}\n{}", "no signature line"),

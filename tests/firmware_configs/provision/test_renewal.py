@@ -228,6 +228,32 @@ def test_a_lost_plan_key_is_answered_with_a_new_epoch(root: Root) -> None:
     assert directory(root).round_epoch == 1
 
 
+def test_two_aggregators_more_come_one_after_the_other(root: Root) -> None:
+    place = root.folder / "federation.toml"
+    more = '\n[aggregators.d]\nhost = "h"\nport = 1\n\n[aggregators.e]\nhost = "h"\nport = 2\n'
+    place.write_text(place.read_text().replace("threshold = 2", "threshold = 3") + more)
+    before = directory(root)
+    assert "bundles for e" in root.call("aggregator", "d")
+    assert directory(root) == before
+    assert "bundles for e" in root.call("device", "pi-04"), "what comes in between waits, too"
+    root.call("aggregator", "e")
+    now = directory(root)
+    assert (list(now.aggregators), now.version) == (["a", "b", "c", "d", "e"], before.version + 1)
+    assert "pi-04" in now.devices
+    for name in "abcde":
+        assert "CN=pi-04" in (root.folder / "updates" / name / "broker" / "access.acl").read_text()
+
+
+def test_an_aggregator_that_is_left_out_is_out(root: Root) -> None:
+    place = root.folder / "federation.toml"
+    text = place.read_text()
+    place.write_text(re.sub(r"\n\[aggregators\.c\]\n(?:[a-z]+ = .*\n)+", "\n", text))
+    root.call("directory")
+    assert list(directory(root).aggregators) == ["a", "b"]
+    root.call("revoke", "c")
+    assert "c" in directory(root).revoked.values()
+
+
 def test_no_directory_before_every_service_has_keys(empty: Root) -> None:
     empty.call("aggregator", "a", "b")
     assert "c, coordinator without keys" in empty.refused("directory")
