@@ -26,6 +26,7 @@ from edge_client.tasks.model import parameter_table, read_state
 from edge_client.width.groups import examine
 from fedpruneshare.bundle import Bundle, Manifest
 from fedpruneshare.errors import ModelFileError, TaskError
+from fedpruneshare.sparse.model_fence import check_model
 from fedpruneshare.sparse.onnx_codec import read_model
 from fedpruneshare.sparse.parameters import ParameterTable, Role
 
@@ -95,6 +96,7 @@ def export_template(model: nn.Module, table: ParameterTable, input_shape: tuple[
             graph = _plain(route(probe, input_shape))
             _check_names(graph, table)
             _check_outputs(graph, probe, input_shape)
+            _check_fence(graph)
         except TaskError as error:
             reasons.append(str(error))
             continue
@@ -225,6 +227,14 @@ def _check_outputs(graph: Any, model: nn.Module, input_shape: tuple[int, ...]) -
         raise TaskError(
             f"exported graph differs from the model by {deviation:.2g}, expected {LARGEST_DEVIATION:g} at most"
         )
+
+
+def _check_fence(graph: Any) -> None:
+    """What nobody would read later is better refused now."""
+    try:
+        check_model(graph.SerializeToString())
+    except ModelFileError as error:
+        raise TaskError(str(error)) from None
 
 
 def _with_inputs(graph: Any, table: ParameterTable) -> Any:

@@ -115,6 +115,23 @@ def test_newer_exporter_takes_over_where_the_older_fails(monkeypatch):
     np.testing.assert_allclose(found, model(torch.from_numpy(inputs)).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+class Noisy(nn.Module):
+    """Draws at random: an operator that nobody would run for others."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.layer(x) + 0.0 * torch.rand_like(x[:, :3])
+
+
+def test_what_nobody_would_read_is_refused_at_once():
+    model = Noisy()
+    with pytest.raises(TaskError, match=r"operator 'RandomUniformLike', which is not on the list"):
+        export_template(model, parameter_table(model), (6,))
+
+
 class Unused(nn.Module):
     def __init__(self):
         super().__init__()
