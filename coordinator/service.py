@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from typing import Any
 
 import structlog
 
@@ -76,14 +75,13 @@ class Coordinator:
             except StoreError as error:
                 await self._wait_for_room(error)
         await self._publisher.clear()
-        outcomes, allowed = self._store.outcomes(), self._settings.rounds.max_failed
-        failed = _failed(outcomes)
-        _log.info("run-over", rounds=len(outcomes), failed=failed, allowed=allowed)
+        (finished, failed), allowed = self._store.finished(), self._settings.rounds.max_failed
+        _log.info("run-over", rounds=finished, failed=failed, allowed=allowed)
         return 0 if failed <= allowed else 1
 
     def _is_over(self) -> bool:
-        outcomes, rounds = self._store.outcomes(), self._settings.rounds
-        return len(outcomes) >= rounds.count or _failed(outcomes) > rounds.max_failed
+        (finished, failed), rounds = self._store.finished(), self._settings.rounds
+        return finished >= rounds.count or failed > rounds.max_failed
 
     async def _start(self) -> None:
         self._party.on_change(self._on_directory)
@@ -186,7 +184,7 @@ class Coordinator:
 
     async def _await_devices(self) -> None:
         """Before the first round for the whole roster, or the quickest would be the cohort; later for the floor."""
-        rounds, is_first = self._settings.rounds, not self._store.outcomes()
+        rounds, is_first = self._settings.rounds, self._store.finished()[0] == 0
         enough = self._roster_size() if is_first else rounds.min_devices
         size, limit_s = self._store.fleet_size, rounds.wait_for_devices_s  # counted first: thousands say hello
         await self._desk.wait_until(lambda: size(_ANY_NUMBER) >= enough <= len(self._fleet().limits), limit_s)
@@ -294,12 +292,11 @@ class Coordinator:
 
         A crash or a full disk may have come between the commit and any of them. Raises `StoreError`.
         """
-        outcomes = self._store.outcomes()
-        if any(outcome["phase"] == RoundPhase.APPLIED for outcome in outcomes):
+        last = self._store.last_outcome()
+        if self._store.last_outcome(RoundPhase.APPLIED) is not None:
             self._render()
         self._store.write_journal()
-        if outcomes and self._told != outcomes[-1]["round"]:
-            last = outcomes[-1]
+        if last is not None and self._told != last["round"]:
             await self._publisher.close(Outcome(last["round"], RoundPhase(last["phase"]), last["reason"][:500]))
             self._told = last["round"]
             reach("coordinator.outcome-published")
@@ -338,8 +335,8 @@ class Coordinator:
             _log.error("directory-not-passed-on", reason=str(error))
 
     def _last_score(self) -> float | None:
-        applied = [outcome for outcome in self._store.outcomes() if outcome["phase"] == RoundPhase.APPLIED]
-        return applied[-1]["accuracy"] if applied else None
+        applied = self._store.last_outcome(RoundPhase.APPLIED)
+        return applied["accuracy"] if applied else None
 
     def _leave_out_revoked(self) -> None:
         ledger, directory = self._desk.ledger, self._party.directory
@@ -358,7 +355,3 @@ class Coordinator:
 def remaining_s(started_at: float, deadline_s: float, now: float) -> float:
     """What is left of a round. The wall clock is a hint, bounded by the plan, should it have been set back or forth."""
     return deadline_s - min(max(now - started_at, 0.0), deadline_s)
-
-
-def _failed(outcomes: list[dict[str, Any]]) -> int:
-    return sum(outcome["phase"] == RoundPhase.FAILED for outcome in outcomes)

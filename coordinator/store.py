@@ -30,7 +30,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (one INTEGER PRIMARY KEY CHECK (one = 1), bundle BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS rounds (
     round_id INTEGER PRIMARY KEY, plan BLOB, started_at REAL NOT NULL, checked BLOB, judged TEXT, freeze BLOB,
-    seed BLOB, outcome TEXT, digest BLOB);
+    seed BLOB, phase TEXT, outcome TEXT, digest BLOB);
 CREATE TABLE IF NOT EXISTS models (
     applied INTEGER PRIMARY KEY, coded BLOB NOT NULL, vectors BLOB NOT NULL, clips TEXT NOT NULL,
     first_moment BLOB, second_moment BLOB, last_rungs BLOB, last_channels BLOB NOT NULL, digest BLOB NOT NULL);
@@ -77,7 +77,7 @@ class RoundStore:
         found = self._db.execute("SELECT bundle FROM run").fetchone()[0]
         if found != bundle:
             raise SettingsError(f"store {folder} belongs to bundle {found.hex()[:16]}…, expected {bundle.hex()[:16]}…")
-        self._is_journal_whole, self._journaled = False, 0
+        self._journaled: int | None = None  # the last round in rounds.jsonl; None: what is there is not known
 
     @contextmanager
     def _writing(self, point: str = "") -> Iterator[None]:
@@ -154,7 +154,8 @@ class RoundStore:
         with self._writing("coordinator.round-closed"):
             self._db.execute("INSERT OR IGNORE INTO rounds (round_id, started_at) VALUES (?, 0)", (round_id,))
             self._db.execute(
-                "UPDATE rounds SET outcome = ?, seed = NULL WHERE round_id = ?", (json.dumps(outcome), round_id)
+                "UPDATE rounds SET outcome = ?, phase = ?, seed = NULL WHERE round_id = ?",
+                (json.dumps(outcome), outcome["phase"], round_id),
             )
             old = "SELECT round_id FROM rounds ORDER BY round_id DESC LIMIT -1 OFFSET ?"
             self._db.execute(
@@ -169,8 +170,7 @@ class RoundStore:
         """Bodies of the Freezes of rounds from `since` on that failed after the last applied one, newest first."""
         found = []
         rows = self._rows(
-            "SELECT freeze, json_extract(outcome, '$.phase') FROM rounds WHERE outcome IS NOT NULL AND round_id >= ?"
-            " ORDER BY round_id DESC",
+            "SELECT freeze, phase FROM rounds WHERE outcome IS NOT NULL AND round_id >= ? ORDER BY round_id DESC",
             since,
         )
         for freeze, phase in rows:
@@ -184,31 +184,51 @@ class RoundStore:
         columns = self._db.execute(f"SELECT {_ROUND} FROM rounds WHERE round_id = ?", (round_id,)).fetchone()
         self._db.execute("UPDATE rounds SET digest = ? WHERE round_id = ?", (row_digest(columns), round_id))
 
-    def outcomes(self) -> list[dict[str, Any]]:
-        """Outcomes of all finished rounds in order."""
-        rows = self._rows("SELECT outcome FROM rounds WHERE outcome IS NOT NULL ORDER BY round_id")
+    def finished(self) -> tuple[int, int]:
+        """How many rounds are over, and how many of them FAILED."""
+        found = self._rows(
+            "SELECT COUNT(*), COALESCE(SUM(phase = ?), 0) FROM rounds WHERE outcome IS NOT NULL", RoundPhase.FAILED
+        )
+        return int(found[0][0]), int(found[0][1])
+
+    def last_outcome(self, phase: RoundPhase | None = None) -> dict[str, Any] | None:
+        """The newest outcome, or the newest of a phase."""
+        rows = self._rows(
+            "SELECT outcome FROM rounds WHERE outcome IS NOT NULL AND (?1 IS NULL OR phase = ?1)"
+            " ORDER BY round_id DESC LIMIT 1",
+            phase,
+        )
+        return self._decoded(rows[0][0]) if rows else None
+
+    def outcomes(self, after: int = 0) -> list[dict[str, Any]]:
+        """Outcomes of all finished rounds in order, or of those after one."""
+        statement = "SELECT outcome FROM rounds WHERE outcome IS NOT NULL AND round_id > ? ORDER BY round_id"
+        return [self._decoded(row[0]) for row in self._rows(statement, after)]
+
+    def _decoded(self, line: str) -> dict[str, Any]:
         try:
-            return [json.loads(row[0]) for row in rows]
+            found: dict[str, Any] = json.loads(line)
         except (ValueError, TypeError) as error:
             raise damaged(self._path, f"an outcome is not as it was written: {error}") from None
+        return found
 
     def write_journal(self) -> None:
         """Bring `rounds.jsonl` to what the database says: a crash or a full disk may have cut or skipped lines.
 
         Once it is whole only lines that are missing are appended. Raises `StoreError`.
         """
-        path, outcomes = self.folder / "rounds.jsonl", self.outcomes()
+        path, outcomes = self.folder / "rounds.jsonl", self.outcomes(self._journaled or 0)
+        lines = [json.dumps(outcome) + "\n" for outcome in outcomes]
         try:
-            if not self._is_journal_whole:
-                lines = "".join(json.dumps(outcome) + "\n" for outcome in outcomes)
-                write_atomically(path, lines.encode())
-            else:
-                self._is_journal_whole = False
+            if self._journaled is None:
+                write_atomically(path, "".join(lines).encode())
+            elif lines:
                 with open(path, "a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(outcome) + "\n" for outcome in outcomes[self._journaled :])
+                    file.writelines(lines)
         except OSError as error:
+            self._journaled = None
             raise StoreError(f"{path}: {error.strerror}, expected a disk with room that takes it") from None
-        self._is_journal_whole, self._journaled = True, len(outcomes)
+        self._journaled = outcomes[-1]["round"] if outcomes else self._journaled or 0
 
     # ------------------------------------------------------------------ model
 
