@@ -366,13 +366,13 @@ class Killed(BaseException):
     """The command ends here."""
 
 
-@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.faults) for first in (1, 2, 3))])
+@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.faults) for first in range(1, 8))])
 def test_a_command_that_is_killed_anywhere_leaves_a_whole_folder(
     original: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], first: int
 ) -> None:
     """Killed before its i-th rename, for every i: then the next command finds either all of it done, or nothing."""
     outcomes = []
-    for step in range(first, 200, 4):
+    for step in range(first, 200, 8):
         root = copied(original, tmp_path / f"root-{step}", capsys)
         root.call("device", "pi-01", "--replace")  # its bundle was the last to be moved where the killed one lies
         before = directory(root)
