@@ -125,7 +125,7 @@ _SCORES: Final[tuple[tuple[str, Callable[[Figures], float]], ...]] = (
 )
 _FIGURES: Final[tuple[tuple[str, Callable[[Figures], str]], ...]] = (
     ("rounds applied / failed", lambda f: f"{f.rounds_applied} / {f.rounds_failed}"),
-    ("every applied sum checked with a spare share", lambda f: "yes" if f.verified else "no"),
+    ("every applied sum checked", lambda f: "yes" if f.verified else "no"),
     ("final density", lambda f: percent(f.density_final, 2)),
     ("sharing", lambda f: f"n = {f.sharing.n}, k = {f.sharing.k}, t = {f.sharing.t}" if f.sharing else "none"),
     ("what the coordinator sees", lambda f: _SEEN[f.sharing.reveal] if f.sharing else "every single update"),

@@ -106,7 +106,7 @@ def round_rows(report: Report) -> Iterator[Row]:
 _ROUND_FIELDS: Final = (
     "round", "phase", "reason", "accuracy", "loss", "density", "contributors", "aggregators", "verified", "rungs",
     "segments_open", "uploads", "uploaded_bytes", "uplink_bytes_so_far", "wire_up", "wire_down", "model_bytes",
-    "started_at", "events", "left_out_devices", "wrong_aggregators",
+    "started_at", "events", "left_out_devices", "wrong_aggregators", "verified_by",
 )  # fmt: skip
 
 

@@ -225,7 +225,7 @@ def _round_row(line: RunRound, several: bool, n: int, metric: Metric) -> list[st
         percent(line.density),
         metric.show(line.accuracy),
         f"all {n}" if n and len(line.aggregators) == n else ", ".join(line.aggregators),
-        "yes" if line.verified else "no",
+        (line.verified_by.replace("+", ", ") or "yes") if line.verified else "no",
         size(line.up.total),
         f"{line.seconds['total']:.1f} s" if "total" in line.seconds else "",
     ]
