@@ -32,8 +32,8 @@ ROUNDS_PER_EPOCH: Final = 2**32
 HexKey = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 HexHybrid = Annotated[str, Meta(pattern="^([0-9a-f]{2432})?$")]
 HexKeyId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
-#: Seconds since 1970; 0 for never.
-Time = Annotated[int, Meta(ge=0, lt=2**48)]
+#: Seconds since 1970, until the year 6325; 0 for never.
+Time = Annotated[int, Meta(ge=0, lt=2**37)]
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
