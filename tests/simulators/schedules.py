@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 from simulators.quick_crypto import identity
 from simulators.sim_broker import SimWeather
+from simulators.telling import contributor
 from simulators.virtual_time import StuckError, VirtualLoop, run
 from simulators.world import Setup, World
 
@@ -260,7 +261,7 @@ def equivocate(world: World, rng: random.Random) -> None:
     names = tuple(sorted(rng.sample(sorted(plan.points), rng.randint(plan.sharing.k, plan.sharing.n))))
     body = encode(Freeze(plan.round_id, name, names, contributors, segments))
     if digest(body) not in world.told.freezes:
-        who = [[c.device_id, c.upload_id.hex(), c.rung] for c in contributors]
+        who = [contributor(c) for c in contributors]
         world.note_once(
             ("freeze", digest(body)), "freeze-signed", round=plan.round_id, freeze=digest(body),
             aggregators=list(names), contributors=who, segments=list(segments), forged=True,

@@ -27,6 +27,7 @@ import structlog
 from simulators.quick_crypto import Connection, KeptDatabase, databases_in_memory, identity, quick_crypto, replaced
 from simulators.sim_broker import SimBroker, SimLink
 from simulators.sim_device import Habits, SimDevice
+from simulators.telling import KINDS, contributor, told
 from simulators.virtual_time import Life, PowerCutError, VirtualLoop, current_life
 
 from aggregator.service import Aggregator
@@ -54,7 +55,7 @@ from fedpruneshare.sparse.parameters import Role as ArrayRole
 from fedpruneshare.sparse.support import code_values
 from fedpruneshare.topics import Role
 from testbed.faults.history import checked
-from testbed.faults.recording import _TOLD, values_of
+from testbed.faults.recording import values_of
 
 ROOT = identity("root", 0)
 ROOT_KEY = ROOT.public()[0].signing.hex()
@@ -194,13 +195,12 @@ class World:
                 "receipt", round=receipt.round_id, aggregator=envelope.sender, device=device,
                 upload=receipt.upload_id, verdict=verdict,
             )  # fmt: skip
-        elif envelope.kind in _TOLD:
+        elif envelope.kind in KINDS:
             self._tell(envelope)
 
     def _tell(self, envelope: Envelope) -> None:
         message, name = decode(envelope.kind, envelope.body), digest(envelope.body)
-        event, fields = _TOLD[envelope.kind](envelope.sender, message, name)
-        fields = {key: value.hex() if isinstance(value, bytes) else value for key, value in fields.items()}
+        event, fields = told(envelope.sender, message, name)
         if isinstance(message, RoundPlan):
             self.told.plan = message, name
         elif isinstance(message, Attendance):
@@ -405,6 +405,7 @@ class World:
     def laws(self) -> Iterator[None]:
         """Everything that is not the product's own: clocks are the loop's already; keys, disks, ears, power."""
         freeze, burn, finish = ShareStore.freeze, ShareStore.burn, RoundStore.finish
+        answer_honestly = answer_freeze
         has_room, choose, decode_sums = ShareStore.has_room_for, RoundLedger.choose_freeze, opening.decode_sums
 
         def freezing(store: ShareStore, round_id: int, body: bytes, name: bytes, *rest: Any) -> None:
@@ -442,7 +443,7 @@ class World:
             return sums
 
         def answering(*arguments: Any) -> bytes:
-            answer = answer_freeze(*arguments)
+            answer = answer_honestly(*arguments)
             life = current_life()
             if life is not None and life.name == self.setup.liar:
                 place = self.rng.randrange(len(answer))
@@ -477,7 +478,7 @@ class World:
         values = values_of(ledger.view, opened.words, counts)
         self.note(
             "opened", round=ledger.view.plan.round_id, freeze=digest(encode(ledger.frozen)),
-            contributors=[[c.device_id, c.upload_id.hex(), c.rung] for c in opened.contributors],
+            contributors=[contributor(c) for c in opened.contributors],
             values={str(index): segment for index, segment in values.items()},
             left_out=list(opened.left_out_devices),
         )  # fmt: skip
