@@ -11,6 +11,7 @@ import importlib
 import os
 import ssl
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -103,6 +104,21 @@ def _taken_for_delivered(_: Any) -> Any:
         return Receipt(upload.round_id, upload.upload_id, Verdict.ACCEPTED)
 
     return deliver
+
+
+def _without_a_fence_of_its_own(original: Any) -> Any:
+    """The child as it is, but for the line that confines it."""
+
+    def start(self: Any) -> None:
+        from fedpruneshare.sparse import contained_model
+
+        text = contained_model._PROGRAM.read_text("utf-8").replace("    _confine(memory_bytes)\n", "")
+        program = Path(tempfile.mkdtemp()) / "model_child.py"
+        program.write_text(text, "utf-8")
+        contained_model._PROGRAM = program  # type: ignore[misc]
+        original(self)
+
+    return start
 
 
 def _whatever_plan(_: Any) -> Any:
@@ -494,6 +510,18 @@ SABOTAGES: tuple[Sabotage, ...] = (
         "damage of a store is found at the start",
         (("fedpruneshare.storage:_prepare", OFF),),
         (SHARED + "test_storage.py::test_damage_is_found_at_the_start",),
+    ),
+    Sabotage(
+        0,
+        "a flipped bit in a stored share is noticed",
+        (("fedpruneshare.storage:row_digest", gives(bytes(32))),),
+        ("tests/faults/test_f09_damage.py::test_damaged_databases",),
+    ),
+    Sabotage(
+        12,
+        "a model of somebody else can open nothing",
+        (("fedpruneshare.sparse.contained_model:ContainedModel._start", _without_a_fence_of_its_own),),
+        (SHARED + "sparse/test_contained_model.py::test_the_process_can_open_nothing",),
     ),
     Sabotage(
         0,

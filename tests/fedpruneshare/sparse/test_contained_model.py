@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,9 +27,9 @@ def process(model: ContainedModel) -> psutil.Process:
 
 
 def limits_of(pid: int) -> dict[str, int]:
-    """The soft limits of a process that are numbers."""
-    rows = [line.rsplit(maxsplit=3) for line in Path(f"/proc/{pid}/limits").read_text().splitlines()[1:]]
-    return {row[0].strip(): int(row[1]) for row in rows if len(row) == 4 and row[1].isdecimal()}
+    """The soft limits of a process."""
+    rows = [re.split(r" {2,}", line.strip()) for line in Path(f"/proc/{pid}/limits").read_text().splitlines()[1:]]
+    return {row[0]: int(row[1]) if row[1].isdecimal() else 2**63 for row in rows}
 
 
 def test_it_computes_what_the_model_says() -> None:
@@ -65,9 +66,9 @@ def test_memory_is_bounded() -> None:
 
 
 def test_time_is_bounded() -> None:
-    with ContainedModel(ChildLimits(request_s=0.5)) as model:
+    with ContainedModel(ChildLimits(request_s=2.0)) as model:
         model.load(slow(3000))
-        with pytest.raises(ModelFileError, match=r"took longer than 0\.5 s|SIGALRM"):
+        with pytest.raises(ModelFileError, match=r"took longer than 2 s|SIGALRM"):
             model.run(X)
         model.load(SPARSE)  # a new process
         assert len(model.run(X)) == 5
