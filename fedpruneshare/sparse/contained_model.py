@@ -125,12 +125,16 @@ class ContainedModel:
         paths = os.pathsep.join(path for path in sys.path if path and Path(path).is_absolute())
         command = [sys.executable, "-P", "-B", str(_PROGRAM)]
         limits = [str(self._limits.memory_bytes), str(self._limits.request_s)]
-        with theirs, tempfile.TemporaryDirectory(prefix="fps-model-") as empty:
-            self._child = subprocess.Popen(
-                [*command, *limits], stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                cwd=empty, env={**_ENVIRONMENT, "PYTHONPATH": paths},
-            )  # fmt: skip
-            self._connection = ours
+        try:
+            with theirs, tempfile.TemporaryDirectory(prefix="fps-model-") as empty:
+                self._child = subprocess.Popen(
+                    [*command, *limits], stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    cwd=empty, env={**_ENVIRONMENT, "PYTHONPATH": paths},
+                )  # fmt: skip
+        except OSError as error:  # no memory for a process, no room for a folder
+            ours.close()
+            raise ModelFileError(f"the process that runs the model does not start: {error.strerror}") from None
+        self._connection = ours
 
     def _ask(self, header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         assert self._connection is not None

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,16 @@ def test_what_the_fence_refuses_never_gets_there() -> None:
         with pytest.raises(ModelFileError, match="outside the file"):
             model.load(HAND_MADE["external_initializer"][0])
         assert model._child is None
+
+
+def test_a_process_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with ContainedModel() as model:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+        with pytest.raises(ModelFileError, match="does not start: No such file"):
+            model.load(SPARSE)
+        monkeypatch.undo()
+        model.load(SPARSE)
+        assert len(model.run(X)) == 5
 
 
 def test_it_ends_with_its_owner() -> None:
