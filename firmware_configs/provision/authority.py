@@ -129,6 +129,11 @@ class Authority:
         return self._certificate.public_bytes(serialization.Encoding.PEM)
 
     @property
+    def not_before(self) -> datetime:
+        """When it begins."""
+        return self._certificate.not_valid_before_utc
+
+    @property
     def not_after(self) -> datetime:
         """When it ends, and with it all it has issued."""
         return self._certificate.not_valid_after_utc

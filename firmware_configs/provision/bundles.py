@@ -2,7 +2,7 @@
 
 What is written beside (`NAME.part`) becomes visible only once the register knows of it, so a command that is killed
 half-way leaves either nothing or something that the next command completes. A bundle that a loss of power has damaged
-is made anew, with `--replace`.
+is made anew, with `--replace`. What exists once (a party's keys where it runs, certificates at the root) is synced.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedpruneshare.errors import SettingsError
+from fedpruneshare.storage import sync_folder
 
 #: Path inside the bundle -> contents.
 Files = Mapping[str, bytes]
@@ -59,13 +60,13 @@ def discard(folder: Path) -> None:
         _remove(left)
 
 
-def write_folder(folder: Path, files: Files) -> None:
-    """Write files below a folder (0700), each 0600 and in one step."""
+def write_folder(folder: Path, files: Files, *, is_synced: bool = False) -> None:
+    """Write files below a folder (0700), each 0600 and in one step; with `is_synced` they outlast a loss of power."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name, data in files.items():
         place = folder / name
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_private(place, data)
+        write_private(place, data, is_synced=is_synced)
 
 
 def write_changed(folder: Path, files: Files) -> None:
@@ -74,16 +75,21 @@ def write_changed(folder: Path, files: Files) -> None:
     write_folder(folder, {name: data for name, data in files.items() if known.get(name) != data})
 
 
-def write_private(path: Path, data: bytes) -> None:
+def write_private(path: Path, data: bytes, *, is_synced: bool = False) -> None:
     """A new file that only its owner can read, renamed into place. Root leaves a file to whom it belonged."""
     partial = path.with_name(f".{path.name}.new")
     partial.unlink(missing_ok=True)
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(data)
+        if is_synced:
+            file.flush()
+            os.fsync(file.fileno())
     if os.geteuid() == 0 and path.exists():
         known = path.stat()
         os.chown(partial, known.st_uid, known.st_gid)
     partial.replace(path)
+    if is_synced:
+        sync_folder(path.parent)
 
 
 def read_bundle(path: Path) -> dict[str, bytes]:

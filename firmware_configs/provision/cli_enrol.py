@@ -80,4 +80,5 @@ def accept_command(*, folder: Path, requests: Sequence[Path], passphrase_file: P
 @click.argument("bundle", type=_FILE)
 def finish(*, folder: Path, bundle: Path) -> None:
     """On the device: install BUNDLE, of an enrolment or a renewal, beside the keys in FOLDER."""
-    click.echo(f"{install(folder, bundle)}: installed in {folder}")
+    name, root_key = install(folder, bundle)
+    click.echo(f"{name}: installed in {folder}, public root key {root_key}: compare with what `init` printed")

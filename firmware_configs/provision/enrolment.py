@@ -115,7 +115,7 @@ def _own_keys(folder: Path, who: Applicant, new_keys: bool) -> tuple[Identity, I
         if new_keys:
             raise SettingsError(f"{place} is missing, expected the current keys, which vouch for the new ones")
         identity = Identity.generate(who.name, hybrid=who.hybrid)
-        write_folder(folder, {KEY: stored(identity)})
+        write_folder(folder, {KEY: stored(identity)}, is_synced=True)
         return identity, identity
     identity = Identity.load(place)
     if identity.ident != who.name:
@@ -124,7 +124,7 @@ def _own_keys(folder: Path, who: Applicant, new_keys: bool) -> tuple[Identity, I
         return identity, identity
     following = folder / NEXT_KEY
     if not following.exists():
-        write_folder(folder, {NEXT_KEY: stored(identity.rotated(hybrid=who.hybrid))})
+        write_folder(folder, {NEXT_KEY: stored(identity.rotated(hybrid=who.hybrid))}, is_synced=True)
     return Identity.load(following), identity
 
 
@@ -132,7 +132,7 @@ def _own_csr(folder: Path, key_name: str, who: Applicant) -> bytes:
     place = folder / key_name
     request, key = new_request(who.name, who.role, who.federation, _known_key(place))
     if not place.exists():
-        write_folder(folder, {key_name: key})
+        write_folder(folder, {key_name: key}, is_synced=True)
     return request
 
 

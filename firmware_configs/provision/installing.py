@@ -16,7 +16,7 @@ import msgspec
 
 from fedpruneshare.directory import Directory, HexKey, parse_directory
 from fedpruneshare.errors import PeerError, SettingsError
-from fedpruneshare.keys import MAX_KEYS, Identity, KeyPair
+from fedpruneshare.keys import MAX_KEYS, Identity, KeyPair, PublicKeys
 from fedpruneshare.settings import load_settings
 from fedpruneshare.topics import Role
 from firmware_configs.provision.authority import belong_together, certificate_fault, read_certificate
@@ -58,8 +58,8 @@ class _Settings(msgspec.Struct, frozen=True):
     party: _Party
 
 
-def install(folder: Path, bundle: Path) -> str:
-    """Bring a bundle of `accept` or `renew` to the keys in `folder`; returns the party's name.
+def install(folder: Path, bundle: Path) -> tuple[str, str]:
+    """Bring a bundle of `accept` or `renew` to the keys in `folder`; returns the party's name and the root's key.
 
     Settings that are there stay. Raises `SettingsError` or `PeerError`, and then nothing has changed.
     """
@@ -71,14 +71,16 @@ def install(folder: Path, bundle: Path) -> str:
         raise SettingsError(f"{bundle} holds {', '.join(sorted(strange))}, expected a bundle of `provision`")
     root_key = _root_key(folder / settings_file, files.get(settings_file))
     directory = parse_directory(files[DIRECTORY], root_key, f"the directory in {bundle}")
-    identity = _merged(folder, files.get(KEY))
     role = Role(settings_file.partition(".")[0])
+    waiting = _answered(folder, role, directory)
+    identity = _merged(folder, files.get(KEY), waiting)
     _check_keys(identity, role, directory)
     _check_certificates(folder, files, identity.ident, role)
     kept = {name: data for name, data in files.items() if name not in _SETTINGS or not (folder / name).exists()}
-    write_folder(folder, kept | {KEY: stored(identity)})
-    (folder / NEXT_KEY).unlink(missing_ok=True)
-    return identity.ident
+    write_folder(folder, kept | {KEY: stored(identity)}, is_synced=True)
+    if waiting is not None or KEY in files:
+        (folder / NEXT_KEY).unlink(missing_ok=True)
+    return identity.ident, root_key
 
 
 def _root_key(place: Path, offered: bytes | None) -> str:
@@ -105,11 +107,20 @@ def _read_root_key(text: bytes) -> str:
     return load_settings({"party": {"root_key": key}}, _Settings).party.root_key
 
 
-def _merged(folder: Path, offered: bytes | None) -> Identity:
+def _answered(folder: Path, role: Role, directory: Directory) -> Path | None:
+    """The keys that wait here for a rotation, if the directory knows the newest of them: else they go on waiting."""
+    place = folder / NEXT_KEY
+    if not place.exists():
+        return None
+    waiting = Identity.load(place)
+    return place if _lists(directory, role, waiting.ident, waiting.public()[0]) else None
+
+
+def _merged(folder: Path, offered: bytes | None, waiting: Path | None) -> Identity:
     """The keys after the installation: those here, those that waited here for a rotation, those the bundle brings."""
     place = folder / KEY
     if offered is None:
-        return Identity.load(folder / NEXT_KEY if (folder / NEXT_KEY).exists() else place)
+        return Identity.load(waiting or place)
     try:
         body = json.loads(offered)
         brought = Identity(body["id"], tuple(KeyPair.restored(key) for key in body["keys"]))
@@ -126,16 +137,17 @@ def _merged(folder: Path, offered: bytes | None) -> Identity:
 
 
 def _check_keys(identity: Identity, role: Role, directory: Directory) -> None:
-    known = 0
-    for public in identity.public():
-        try:
-            known += directory.signing_key(role, identity.ident, public.key_id, directory.issued_at) == public.signing
-        except PeerError:
-            continue
-    if not known:
+    if not any(_lists(directory, role, identity.ident, public) for public in identity.public()):
         raise SettingsError(
             f"directory version {directory.version} has no key of {role} {identity.ident!r} that is in this folder"
         )
+
+
+def _lists(directory: Directory, role: Role, name: str, public: PublicKeys) -> bool:
+    try:
+        return directory.signing_key(role, name, public.key_id, directory.issued_at) == public.signing
+    except PeerError:
+        return False
 
 
 def _check_certificates(folder: Path, files: dict[str, bytes], name: str, role: Role) -> None:

@@ -116,7 +116,7 @@ class Office:
             yield office
 
     def unlock(self, passphrase: str) -> None:
-        """Open the root's keys. Raises `SettingsError` for a wrong passphrase or an authority that has expired."""
+        """Open the root's keys. Raises `SettingsError` for a wrong passphrase, or a time that is not the CA's."""
         root, key = open_root(self.folder / ROOT_FILE, passphrase)
         if root.public()[0].signing.hex() != self.register.root_key:
             raise SettingsError(f"{self.folder / ROOT_FILE} is the key file of another federation")
@@ -128,6 +128,11 @@ class Office:
             raise SettingsError(
                 f"the certificate authority ended on {authority.not_after:%Y-%m-%d}, "
                 f"now it is {self._clock():%Y-%m-%d}: expected a new federation, by `provision init`"
+            )
+        if authority.not_before > self._clock():
+            raise SettingsError(
+                f"this machine's clock says {self._clock():%Y-%m-%d %H:%M} UTC, and the federation began at "
+                f"{authority.not_before:%Y-%m-%d %H:%M} UTC: set the clock, or all that is made now is of the past"
             )
         self._keys = root, authority
 
@@ -162,7 +167,7 @@ class Office:
 
     def keep(self, issued: Issued) -> Card:
         """File a certificate that was issued, and what the register says of it."""
-        write_folder(self.folder / CERTIFICATES, {f"{issued.serial:x}.pem": issued.certificate})
+        write_folder(self.folder / CERTIFICATES, {f"{issued.serial:x}.pem": issued.certificate}, is_synced=True)
         return Card(f"{issued.serial:x}", int(issued.not_after.timestamp()))
 
     def certificate(self, card: Card) -> bytes:

@@ -26,6 +26,7 @@ from fedpruneshare.errors import Fault, SettingsError
 from fedpruneshare.floors import LOWEST_FLOOR
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES, Identifier
 from fedpruneshare.topics import Role
+from firmware_configs.brokers.mosquitto import CONTROL
 
 DAY_S: Final = 86_400
 DEFAULT_COHORT: Final = 24
@@ -103,6 +104,8 @@ class FederationSettings(_Table, frozen=True):
             yield Fault(f"{path}.threshold", str(self.threshold), expected, "with fewer, two different sums could open")
         if self.cohort < self.min_devices:
             yield Fault(f"{path}.cohort", str(self.cohort), f"at least min_devices = {self.min_devices}")
+        if CONTROL in self.aggregators:
+            yield Fault(f"{path}.aggregators", repr(CONTROL), "another name: the coordinator's broker goes by it")
         if self.coordinator_id in self.aggregators:
             yield Fault(f"{path}.coordinator_id", repr(self.coordinator_id), "a name that no aggregator has")
         places = Counter((place.host, place.port) for place in (self.coordinator, *self.aggregators.values()))

@@ -266,6 +266,7 @@ def test_a_root_is_begun_once(root: Root) -> None:
         (["--aggregators", "a=h:1,b=h:2,C=h:3"], "'C'"),
         (["--coordinator", "h"], "expected name=host:port"),
         (["--coordinator", "a=h:4"], "a name that no aggregator has"),
+        (["--aggregators", "control=h:1,b=h:2,c=h:3"], "the coordinator's broker goes by it"),
         (["--profile", "standard"], "or --threshold"),
         (["--threshold", "4"], "threshold"),
         (["--aggregators", "a=h:1,b=h:2,c=h:3,d=h:5", "--threshold", "2"], "two different sums"),

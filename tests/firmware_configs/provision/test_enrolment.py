@@ -67,7 +67,7 @@ def test_three_steps_make_a_device_that_nobody_else_has_keys_of(device: Device) 
     assert key_id in asked, "both ends print the key id"
     assert key_id in printed, "both ends print the key id"
     assert not set(read_bundle(root.bundle("pi-09"))) & {"key.json", "tls.key"}
-    device.finish(root.bundle("pi-09"))
+    assert json.loads((root.folder / "register.json").read_text())["root_key"] in device.finish(root.bundle("pi-09"))
     assert device.party().ident == "pi-09"
     settings = load_settings(device.folder / "device.toml", DeviceSettings)
     assert settings.task.index == 3
@@ -249,6 +249,43 @@ def test_an_enrolled_device_rotates_its_keys_and_the_old_ones_vouch(device: Devi
     assert listed[0].expires_at == 0
     assert listed[1].expires_at > party.directory.issued_at
     assert not (device.folder / "key.next.json").exists()
+
+
+def test_a_rotation_that_was_not_answered_goes_on_waiting(device: Device) -> None:
+    enrolled(device)
+    old = device.party().identity.public()
+    device.ask("--keys", "--replace")
+    device.root.call("renew", device.name)
+    device.finish(device.root.folder / "renewals" / device.name)
+    assert device.party().identity.public() == old, "the directory knows no other key yet"
+    device.root.call("enrol accept", device.request)
+    device.finish(device.root.bundle(device.name))
+    assert device.party().identity.public()[1:] == old
+    assert not (device.folder / "key.next.json").exists()
+
+
+def test_what_is_there_once_is_synced_before_it_is_renamed(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    sync, rename = os.fsync, Path.replace
+
+    def syncing(file: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{file}")).name)
+        sync(file)
+
+    def renaming(path: Path, target: Path) -> Path:
+        if target.parent == device.folder or target.parent.name == "certificates":
+            lasting.append((target.name, path.name in synced))
+        return rename(path, target)
+
+    lasting: list[tuple[str, bool]] = []
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(Path, "replace", renaming)
+    enrolled(device)
+    lasting = [(name, is_synced) for name, is_synced in lasting if not name.endswith(".request")]
+    assert {name for name, _ in lasting} >= {"key.json", "tls.key", "tls.pem"}
+    assert len(lasting) >= 5
+    assert all(is_synced for _, is_synced in lasting), lasting
+    assert device.folder.name in synced, "the folder, too"
 
 
 def test_a_stranger_cannot_rotate_keys(device: Device, tmp_path: Path) -> None:

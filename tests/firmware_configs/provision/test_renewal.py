@@ -274,6 +274,12 @@ def test_an_expired_authority_issues_nothing(root: Root) -> None:
         office.unlock(PASSPHRASE)
 
 
+def test_a_clock_before_the_federation_began_issues_nothing(root: Root) -> None:
+    past = at(root, -1)
+    with Office.open(root.folder, clock=lambda: past) as office, pytest.raises(SettingsError, match="set the clock"):
+        office.unlock(PASSPHRASE)
+
+
 def test_nothing_outlives_the_authority(root: Root) -> None:
     later = at(root, 3600)
     with Office.open(root.folder, clock=lambda: later) as office:
