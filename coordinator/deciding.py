@@ -45,8 +45,9 @@ class Decider:
         if not ledger.view.checks or not self._open_check(begun):
             return None
         await self.send()
-        is_done = lambda: ledger.is_every_reply_in() or ledger.can_judge()  # noqa: E731
-        await desk.wait_resending(is_done, rounds.sum_timeout_s, self.send)
+        await desk.wait_resending(
+            lambda: ledger.is_every_reply_in() or ledger.can_judge(), rounds.sum_timeout_s, self.send
+        )
         await desk.wait_resending(ledger.is_every_reply_in, rounds.grace_s if ledger.can_judge() else 0.0, self.send)
         seconds.lap("check")
         if not ledger.can_judge():
@@ -121,6 +122,7 @@ class Decider:
     async def await_sums(self) -> None:
         """Wait for every named sum; with k of them only a grace time longer."""
         desk, ledger, rounds = self._desk, self._desk.round, self._rounds
-        is_done = lambda: ledger.is_every_answer_in() or ledger.can_open()  # noqa: E731
-        await desk.wait_resending(is_done, rounds.sum_timeout_s, self.send)
+        await desk.wait_resending(
+            lambda: ledger.is_every_answer_in() or ledger.can_open(), rounds.sum_timeout_s, self.send
+        )
         await desk.wait_resending(ledger.is_every_answer_in, rounds.grace_s if ledger.can_open() else 0.0, self.send)
