@@ -40,7 +40,11 @@ def test_supports_of_the_last_round_outlive_a_restart(tmp_path: Path) -> None:
     found = store.model()
     assert found is not None
     assert found.last_rungs is None
-    store.finish(1, {"round": 1, "phase": "APPLIED"}, replace(model(1), last_rungs=np.array([0, 1, 255, 1, 0], np.uint8), last_channels=(b"ab", b"")))
+    store.finish(
+        1,
+        {"round": 1, "phase": "APPLIED"},
+        replace(model(1), last_rungs=np.array([0, 1, 255, 1, 0], np.uint8), last_channels=(b"ab", b"")),
+    )
     found = reopened(store).model()
     assert found is not None
     assert found.last_rungs is not None
