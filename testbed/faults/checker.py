@@ -28,7 +28,6 @@ class Judge:
         self.freezes = {freeze["freeze"]: freeze for freeze in self.of("freeze-signed")}
         self.words = {(e["round"], e["device"], e["upload"]): e.get("values", []) for e in self.of("upload")}
         self.sums = [e for e in self.events if e["event"] == "sum-released"]
-        self.receipts = [e for e in self.of("receipt") if e["verdict"] == "accepted"]
 
     def of(self, *kinds: str) -> list[Event]:
         """Events of some kinds, without those of aggregators that the run itself made dishonest."""
@@ -36,10 +35,12 @@ class Judge:
         return [e for e in self.events if e["event"] in kinds and e.get("aggregator") not in liars]
 
     def sound(self) -> Iterator[str]:
-        """H: it begins, ends, decides at least one round, and nothing happens outside a plan."""
-        for kind in ("begin", "outcome", "end"):
-            if not self.of(kind):
-                yield f"H: no {kind}"
+        """H: it begins, ends, decides a round, tells how what was applied came about, and nothing is outside a plan."""
+        opened = {e["round"] for e in self.of("opened")}
+        applied = {e["round"] for e in self.of("outcome") if e["phase"] == "APPLIED"}
+        kinds = "begin outcome end" + (" upload receipt attendance device-model" if applied else "")
+        yield from (f"H: no {kind}" for kind in kinds.split() if not self.of(kind))
+        yield from (f"H round {number}: applied, and no sum was opened" for number in sorted(applied - opened))
         for e in self.of("receipt", "attendance", "freeze-signed", "sum-released", "opened", "outcome"):
             if e["round"] not in self.plans and e.get("phase") != "FAILED":
                 yield f"H round {e['round']}: {e['event']} without a plan"
@@ -64,7 +65,7 @@ class Judge:
     def nothing_is_lost(self) -> Iterator[str]:
         """I2: receipted by all aggregators used means counted, unless left out for a reason that is allowed."""
         held: dict[tuple[int, str, str], set[str]] = defaultdict(set)
-        for e in self.receipts:
+        for e in [e for e in self.of("receipt") if e["verdict"] == "accepted"]:
             held[e["round"], e["device"], e["upload"]].add(e["aggregator"])
         for freeze in [e for e in self.of("freeze-signed") if not e.get("forged")]:
             revoked = {d for e in self.of("directory") if e["place"] < freeze["place"] for d in e["revoked"]}
@@ -184,8 +185,7 @@ class Judge:
 def judge(events: Iterable[Event]) -> list[str]:
     """All violations of a run's events, which are in the order they happened."""
     run = Judge(events)
-    rules = [rule for name, rule in vars(Judge).items() if name[0] != "_" and name != "of"]
-    return [violation for rule in rules for violation in rule(run)]
+    return [found for name, rule in vars(Judge).items() if name[0] != "_" and name != "of" for found in rule(run)]
 
 
 def main(arguments: list[str]) -> int:

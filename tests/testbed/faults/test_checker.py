@@ -352,6 +352,13 @@ def test_there_are_enough_bad_histories_for_every_invariant() -> None:
     assert {invariant for invariant, _ in BAD} == {"H", *(f"I{number}" for number in range(1, 13))}
 
 
+@pytest.mark.parametrize("kind", ["upload", "receipt", "attendance", "device-model", "sum-released", "opened"])
+def test_a_history_that_does_not_tell_how_a_model_came_about_is_refused(kind: str) -> None:
+    """Else a recorder that has lost its seam would have every rule about such events hold."""
+    found = checker.judge([event for event in good_history() if event["event"] != kind])
+    assert any(violation.startswith(("H", "I1")) for violation in found)
+
+
 def test_a_receipted_device_may_be_left_out_for_an_allowed_reason() -> None:
     events = good_history()
     a_receipted_device_is_left_out(events)
