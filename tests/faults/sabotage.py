@@ -38,12 +38,16 @@ def to(value: Any) -> Replacement:
 
 @dataclass(frozen=True)
 class Sabotage:
-    """One defence of a rank, how it is taken out ((module:name, replacement) …), and the tests that notice."""
+    """One defence of a rank, how it is taken out ((module:name, replacement) …), and the tests that notice.
+
+    `says`: what a test must say that would notice much else, a pattern.
+    """
 
     rank: int
     name: str
     cuts: tuple[tuple[str, Replacement], ...]
     tests: tuple[str, ...]
+    says: str = ""
 
     def apply(self) -> None:
         """Take the defence out of this process, for good."""
@@ -93,6 +97,15 @@ def _swallowing(original: Any) -> Any:
             return original(*arguments, **options)
 
     return call
+
+
+def _the_last_one_stands(_: Any) -> Any:
+    def freeze(self: Any, round_id: int, body: bytes, digest: bytes) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE rounds SET freeze = ?, freeze_digest = ? WHERE round_id = ?", (body, digest, round_id))
+            self._stamp(round_id)
+
+    return freeze
 
 
 def _taken_for_delivered(_: Any) -> Any:
@@ -270,7 +283,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         5,
         "one Freeze a round, also after a restart",
-        (("aggregator.store:ShareStore.freeze", OFF),),
+        (("aggregator.store:ShareStore.freeze", _the_last_one_stands),),
         (AGGREGATOR + "test_store.py::test_the_first_freeze_stands",),
     ),
     Sabotage(
@@ -547,13 +560,17 @@ SABOTAGES: tuple[Sabotage, ...] = (
         "a second Freeze, simulated",
         (("aggregator.book:ShareBook.freeze", OFF), ("aggregator.store:ShareStore.freeze", _swallowing)),
         (SIMULATION,),
+        r"'I[134] ",
     ),
-    Sabotage(4, "a Freeze below the floor, simulated", (("aggregator.rules:check_floors", OFF),), (SIMULATION,)),
+    Sabotage(
+        4, "a Freeze below the floor, simulated", (("aggregator.rules:check_floors", OFF),), (SIMULATION,), r"'I5 "
+    ),
     Sabotage(
         6,
         "other words under an old upload id, simulated",
         (("edge_client.fresh_upload:new_upload", _with_one_id),),
         (SIMULATION,),
+        r"'I11 ",
     ),
 )
 BY_NAME = {sabotage.name: sabotage for sabotage in SABOTAGES}

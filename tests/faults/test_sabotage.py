@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ def run_without(names: list[str]) -> None:
     assert not green, "without these defences no test fails:\n" + "\n".join(green)
     for line in lines:
         assert "faults/sabotage.py:" not in line["said"], line["said"]
+        assert re.search(BY_NAME[line["name"]].says, line["said"]), f"red for another reason: {line['said']}"
 
 
 @pytest.mark.faults
