@@ -198,6 +198,8 @@ class Answers:
 
     def _sum(self, freeze: Freeze, freeze_digest: bytes) -> None:
         """Accept, add up, delete the shares, and send the sum as soon as enough others have accepted it."""
+        if self._quorum.is_wanted:  # named or not: who helps it to its sum must refuse what is too like it
+            self._note_sum(freeze)
         self._accept(freeze_digest)
         stored = self._desk.store.latest()
         if stored is None or stored.round_id != freeze.round_id or self._desk.party.ident not in freeze.aggregators:
@@ -212,11 +214,13 @@ class Answers:
             self._desk.store.burn(freeze.round_id, answer)
             reach("aggregator.sum-persisted.after")
         if self._is_accepted(freeze_digest):
-            view = self._desk.view
-            self._desk.store.note_sum(
-                SumGiven(freeze.round_id, view.plan.model_version, supports_of(view), encode(freeze))
-            )
+            self._note_sum(freeze)
             self._send_sum(freeze, freeze_digest, answer)
+
+    def _note_sum(self, freeze: Freeze) -> None:
+        """Commit whom a sum is, or may become, of: what later ones are compared with."""
+        view = self._desk.view
+        self._desk.store.note_sum(SumGiven(freeze.round_id, view.plan.model_version, supports_of(view), encode(freeze)))
 
     def _send_sum(self, freeze: Freeze, freeze_digest: bytes, answer: bytes) -> None:
         party, x = self._desk.party, self._desk.book.x

@@ -140,27 +140,31 @@ class Intake:
     # ------------------------------------------------------------------ what came together
 
     def flush(self) -> None:
-        """Commit what waits, and send the receipts of the uploads that are whole by it.
+        """Commit what waits, and do what follows from whole uploads."""
+        if self.commit():
+            self._on_complete()
+
+    def commit(self) -> bool:
+        """Commit what waits, and send the receipts of the uploads that are whole by it; whether there were any.
 
         Where the disk does not take it, none of it is kept, and every device is told to try again.
         """
         self._stop_timer()
         if not self._batch:
-            return
+            return False
         batch, self._batch, self._batch_bytes = self._batch, [], 0
         view = self._desk.view
         try:
             self._desk.store.add_chunks(view.plan.round_id, batch)
         except (StoreError, StoreDamagedError) as error:
             self._give_back(batch, view.plan.round_id, error)
-            return
+            return False
         reach("aggregator.chunks-committed.after")
         whole = [new.attempt for new in batch if self._desk.book.stored(new.attempt, new.chunk)]
         for attempt in whole:
             receipt = Receipt(view.plan.round_id, attempt.upload_id, Verdict.ACCEPTED)
             self._send(attempt.device_id, receipt)
-        if whole:
-            self._on_complete()
+        return bool(whole)
 
     def _give_back(self, batch: list[NewChunk], round_id: int, error: StoreError | StoreDamagedError) -> None:
         if isinstance(error, StoreDamagedError):

@@ -174,7 +174,7 @@ class Aggregator:
         view, directory = self._book.view, self._party.directory
         if view is None or self._book.frozen is not None:
             return
-        self._intake.flush()
+        self._intake.commit()  # and attended only after what is revoked has left
         devices = [device for device in view.plan.cohort if directory.is_revoked(Role.DEVICE, device)]
         tainted = self._book.tainted(devices, map(bytes.fromhex, directory.revoked))
         if tainted:
@@ -182,7 +182,7 @@ class Aggregator:
         self._book.expel(devices, tainted)
         if devices or tainted:
             _log.warning("devices-revoked", round_id=view.plan.round_id, devices=devices, uploads=len(tainted))
-            self._attend_if_done()
+        self._attend_if_done()
 
     # ------------------------------------------------------------------ attendance
 

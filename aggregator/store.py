@@ -104,6 +104,7 @@ class ShareStore:
         self._limit = limit_bytes
         self._held = self._count_held()
         self._given = 0
+        self._trim_log()  # a crash may have come between a deletion and this
 
     def _count_held(self) -> int:
         return int(self._db.execute("SELECT COALESCE(SUM(LENGTH(data)), 0) FROM chunks").fetchone()[0])
@@ -157,6 +158,8 @@ class ShareStore:
                 "INSERT INTO rounds (round_id, plan, deadline_at) VALUES (?, ?, ?)", (round_id, plan, deadline_at)
             )
             self._stamp(round_id)
+        if self._held:
+            self._trim_log()
         self._held = 0
 
     def attempts(self, round_id: int) -> list[Attempt]:

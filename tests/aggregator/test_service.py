@@ -13,7 +13,7 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 import pytest
-from builders import AGGREGATORS, DEVICES, directory, identity, view
+from builders import AGGREGATORS, DEVICES, directory, identity, keys, plan, view
 from simulators.lab import Lab, play
 
 from aggregator.service import Aggregator
@@ -22,8 +22,9 @@ from aggregator.store import ShareStore
 from fedpruneshare import keys as key_module
 from fedpruneshare import sealing
 from fedpruneshare.crash_points import POINTS, observe
-from fedpruneshare.directory import DeviceEntry, Service, party_keys
+from fedpruneshare.directory import DeviceEntry, Service, party_keys, sign_directory
 from fedpruneshare.errors import StoreDamagedError
+from fedpruneshare.link import Delivery
 from fedpruneshare.messages import (
     Acceptance,
     Attendance,
@@ -37,6 +38,9 @@ from fedpruneshare.messages import (
     digest,
     encode,
 )
+from fedpruneshare.party import Party
+from fedpruneshare.plan import check_plan
+from fedpruneshare.topics import Role
 
 FIRST = AGGREGATORS[0]
 
@@ -589,16 +593,75 @@ def test_a_retry_on_the_same_model_may_not_differ_by_few_devices(
     assert bool(reasons(lab)) == is_refused
 
 
-def test_a_sum_that_never_left_binds_nobody_and_a_device_that_is_gone_not_for_ever(tmp_path: Path) -> None:
+def test_a_set_that_was_accepted_for_a_quorum_binds_but_not_for_ever(tmp_path: Path) -> None:
+    """This aggregator cannot know whether others have come to the quorum and summed it."""
+
     async def scene(lab: Lab) -> None:
         await lab.start(FIRST, AGGREGATORS[1])
         await sum_of(lab, view(1, freeze_quorum=3), 10)  # the third is not there
         await sum_of(lab, view(2), 9)
-        await sum_of(lab, view(10), 8)
         assert len(reasons(lab)) == 1
+        await sum_of(lab, view(10), 8)
         await sum_of(lab, view(11), 8)
 
-    assert {m.round_id for m in play(tmp_path, scene).heard(SumShare)} == {2, 11}
+    lab = play(tmp_path, scene)
+    assert {m.round_id for m in lab.heard(SumShare)} == {10, 11}
+    assert len(reasons(lab)) == 1
+
+
+def test_t_that_collude_do_not_help_a_coordinator_to_two_sums_on_one_model(tmp_path: Path) -> None:
+    """Round 1 names one honest aggregator and the two that collude; round 2, without one device, the other honest ones.
+
+    Only one honest aggregator has sent both: with a quorum, those that were not named remember what they accepted.
+    """
+    names = tuple(f"aggregator-{number}" for number in range(1, 6))
+    first, second, *liars, third = names
+    sharing: dict[str, Any] = {"sharing": Sharing(5, 3, 2), "freeze_quorum": 4, "model_version": 3}
+    sharing["points"] = {name: 1 + place for place, name in enumerate(names)}
+    services = {name: Service(keys(name), host="127.0.0.1", port=1883) for name in names}
+
+    async def ask(lab: Lab, round_id: int, left_out: int, by: tuple[str, ...]) -> bytes:
+        whole = plan(round_id, **sharing)
+        current = check_plan(whole, digest(encode(whole)), lab.directory)
+        await lab.open(current)
+        sent = await lab.upload_all(current)
+        of = await lab.say("freeze", lab.freeze(current, sent[left_out:], by))
+        for name in liars:
+            party, link = Party(identity(name), lab.directory, Role.AGGREGATOR), await lab.link("control", name)
+            await link.publish(party.topics.name("accepted", name), party.sign(Acceptance(round_id, of)))
+        await lab.quiet()
+        await lab.end(current)
+        return of
+
+    async def scene(lab: Lab) -> None:
+        await lab.start(first, second, third)
+        of = [await ask(lab, 1, 0, (first, *liars)), await ask(lab, 2, 1, (second, liars[0], third))]
+        assert {message.freeze for message in lab.heard(SumShare)} == {of[0]}
+
+    lab = play(tmp_path, scene, aggregators=services)
+    assert "freeze differs from that of round 1 by 0 devices that came and 1 that went" in " ".join(reasons(lab))
+
+
+def test_what_waits_for_its_commit_when_its_device_is_revoked_is_not_attended(tmp_path: Path) -> None:
+    victim = DEVICES[4]
+
+    async def scene(lab: Lab) -> None:
+        await lab.start(FIRST)
+        current = view(1)
+        await lab.open(current)
+        for device in DEVICES[:4] + DEVICES[5:]:
+            await lab.upload(current, device, to=[FIRST])
+        await lab.quiet()
+        aggregator, topic = lab.aggregators[FIRST], f"fps/v1/lab/up/{victim}"
+        for payload in lab.payloads(current, victim, lab.make_upload(current, victim, 0), FIRST):
+            await aggregator._intake.on_upload(Delivery(topic, payload))
+        stolen = lab.directory.devices[victim].keys[0].raw().key_id.hex()
+        newer = msgspec.structs.replace(lab.directory, version=2, revoked={stolen: victim})
+        aggregator._party.adopt(sign_directory(newer, lab.root))
+        await lab.quiet()
+
+    attendance = play(tmp_path, scene).heard(Attendance)[0]
+    assert {upload.device_id for upload in attendance.uploads} == {*DEVICES} - {victim}
 
 
 def test_nothing_is_admitted_to_a_frozen_round_after_a_restart(tmp_path: Path) -> None:
