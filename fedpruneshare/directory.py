@@ -85,7 +85,8 @@ class Directory(_Entry, frozen=True):
     `round_epoch`: its rounds are numbered from epoch·2^32 + 1. `revoked`: key ids that count no more, and whose they
     were. `plain_updates`: whether plans may have updates travel unshared, to the one aggregator there is (§5.10). A
     coordinator alone cannot bring that about, and where it is allowed nothing else is. `post_quantum`: whether every
-    seal must be hybrid.
+    seal must be hybrid. `privacy_threshold`: the lowest t of any plan, or a coordinator could have devices deal so that
+    fewer aggregators than it colludes with read their updates.
     """
 
     federation: Identifier
@@ -102,6 +103,7 @@ class Directory(_Entry, frozen=True):
     round_epoch: Annotated[int, Meta(ge=0, lt=2**16)] = 0
     revoked: dict[HexKeyId, Identifier] = {}
     post_quantum: bool = False
+    privacy_threshold: Annotated[int, Meta(ge=1, lt=MAX_AGGREGATORS)] = 1
 
     def signing_key(self, role: Role, ident: str, key_id: bytes, now: float) -> bytes:
         """Raw Ed25519 key of a party in a role, by its id. `now`: seconds since 1970.
@@ -182,12 +184,16 @@ def read_directory(path: Path, root_key: str) -> Directory:
     `root_key`: hex Ed25519 public key of the federation's root, from the party's own settings.
     Raises `SettingsError` if the file is missing or malformed, `SignatureError` if the root did not sign it.
     """
+    return parse_directory(read_directory_file(path), root_key, f"directory {path}")
+
+
+def read_directory_file(path: Path) -> bytes:
+    """The bytes of a directory file, not looked at yet. Raises `SettingsError` if there is none."""
     try:
         with open(path, "rb") as file:
-            data = file.read(MAX_DIRECTORY_BYTES + 1)
+            return file.read(MAX_DIRECTORY_BYTES + 1)
     except OSError as error:
         raise SettingsError(f"directory {path}: {error.strerror}, expected the federation's signed directory") from None
-    return parse_directory(data, root_key, f"directory {path}")
 
 
 def parse_directory(data: bytes, root_key: str, what: str = "directory") -> Directory:

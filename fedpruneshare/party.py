@@ -15,8 +15,8 @@ import msgspec
 import structlog
 from msgspec import Meta
 
-from fedpruneshare.directory import Directory, HexKey, parse_directory, read_directory
-from fedpruneshare.errors import PeerError, ProtocolError, SettingsError
+from fedpruneshare.directory import Directory, HexKey, parse_directory, read_directory_file
+from fedpruneshare.errors import PeerError, ProtocolError, SettingsError, StoreError
 from fedpruneshare.link import Delivery, LinkLimits
 from fedpruneshare.link.tls import TlsSettings
 from fedpruneshare.messages import KIND_OF, Message, encode
@@ -107,26 +107,37 @@ class Party:
         """Take a newer directory file into force, once it is kept on disk; False if it is the one in force.
 
         Raises `SignatureError` if the root did not sign it, `ProtocolError` for another federation or an older version,
-        `SettingsError` for anything but a directory.
+        `SettingsError` for anything but a directory, `StoreError` where the disk does not take it.
         """
         if self._files is None:
             raise RuntimeError("a party without files knows no root key")
         directory = parse_directory(data, self._files.root_key)
         if not self._is_newer(directory):
             return False
-        write_atomically(_kept(self._files), data)
+        _keep(self._files, data)
         self._put_in_force(directory)
         return True
+
+    def keep_directory(self) -> None:
+        """Keep the directory this party has started with, where a folder was named for it: no older file is a way back.
+
+        Raises `StoreError`.
+        """
+        if self._files is not None and self._files.keep:
+            directory, data = _newest_file(self._files)
+            kept = _kept(self._files)
+            if directory == self.directory and not (kept.exists() and kept.read_bytes() == data):
+                _keep(self._files, data)
 
     def reload(self) -> bool:
         """Read key file and directory again, as on SIGHUP; whether anything is new. Raises as `load` and `adopt`."""
         if self._files is None:
             return False
-        identity, directory = Identity.load(Path(self._files.key_file)), _newest_directory(self._files)
+        identity, (directory, data) = Identity.load(Path(self._files.key_file)), _newest_file(self._files)
         is_new_key, self.identity = identity.public() != self.identity.public(), identity
         is_newer = self._is_newer(directory)
         if is_newer:
-            write_atomically(_kept(self._files), Path(self._files.directory).read_bytes())
+            _keep(self._files, data)
         if is_newer or is_new_key:
             self._put_in_force(directory if is_newer else self.directory)
         return is_newer or is_new_key
@@ -256,11 +267,32 @@ def _kept(settings: PartySettings) -> Path:
     return folder / f"directory-in-force-{Path(settings.key_file).stem}.json"
 
 
+def _keep(settings: PartySettings, data: bytes) -> None:
+    """Have a directory on disk, before it is acted on. Raises `StoreError`."""
+    path = _kept(settings)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}, expected a disk that takes the newer directory") from None
+
+
 def _newest_directory(settings: PartySettings) -> Directory:
-    """The newer of the configured directory and the kept one: a restart never goes back behind what was in force."""
-    configured = read_directory(Path(settings.directory), settings.root_key)
-    kept = _kept(settings)
+    """As `_newest_file`, the directory alone."""
+    return _newest_file(settings)[0]
+
+
+def _newest_file(settings: PartySettings) -> tuple[Directory, bytes]:
+    """The newer of the configured directory and the kept one, and its file: no restart goes back behind it."""
+    configured, kept = Path(settings.directory), _kept(settings)
+    found = _read_signed(configured, settings)
     if not kept.exists():
-        return configured
-    found = read_directory(kept, settings.root_key)
-    return found if found.federation == configured.federation and found.version > configured.version else configured
+        return found
+    other = _read_signed(kept, settings)
+    is_later = other[0].federation == found[0].federation and other[0].version > found[0].version
+    return other if is_later else found
+
+
+def _read_signed(path: Path, settings: PartySettings) -> tuple[Directory, bytes]:
+    data = read_directory_file(path)
+    return parse_directory(data, settings.root_key, f"directory {path}"), data

@@ -40,6 +40,8 @@ def serve(work: Callable[[], Awaitable[int]], party: Party | None = None) -> int
 
 async def _serve(work: Callable[[], Awaitable[int]], party: Party | None) -> int:
     loop = asyncio.get_running_loop()
+    if party is not None:
+        _keep_directory(party)
     task = asyncio.ensure_future(work())
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
@@ -50,6 +52,13 @@ async def _serve(work: Callable[[], Awaitable[int]], party: Party | None) -> int
     except asyncio.CancelledError:
         _log.info("stopped")
         return 0
+
+
+def _keep_directory(party: Party) -> None:
+    try:
+        party.keep_directory()
+    except FedPruneShareError as error:
+        _log.error("directory-not-kept", reason=str(error))
 
 
 def _reload(party: Party) -> None:

@@ -6,12 +6,13 @@ well put the file in place and send SIGHUP.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 import structlog
 
 from fedpruneshare.directory import MAX_DIRECTORY_BYTES
-from fedpruneshare.errors import FedPruneShareError, MessageError
+from fedpruneshare.errors import FedPruneShareError, MessageError, StoreError
 from fedpruneshare.link import Delivery, Link
 from fedpruneshare.messages import DirectoryChunk, digest
 from fedpruneshare.party import Party
@@ -21,6 +22,8 @@ _log = structlog.get_logger()
 
 #: Directories of which chunks are kept at a time: one that never becomes whole keeps out no other.
 _MOST_BEGUN: Final = 2
+#: Between two tries where the disk is full.
+_FULL_DISK_PAUSE_S: Final = 5.0
 
 
 class DirectoryWatcher:
@@ -59,7 +62,21 @@ class DirectoryWatcher:
             del self._begun[name]
             if digest(data) != part.digest:
                 raise MessageError("a directory that does not match its digest")
+            self._adopt(data)
+
+    def _adopt(self, data: bytes) -> None:
+        """Have it adopted; again and again where the disk does not take it, for nobody sends it a second time."""
+        try:
             self._party.adopt(data)
+        except StoreError as error:
+            _log.error("directory-waits", reason=str(error), again_in_s=_FULL_DISK_PAUSE_S)
+            asyncio.get_running_loop().call_later(_FULL_DISK_PAUSE_S, self._adopt_quietly, data)
+
+    def _adopt_quietly(self, data: bytes) -> None:
+        try:
+            self._adopt(data)
+        except FedPruneShareError as error:  # overtaken meanwhile
+            _log.info("directory-refused", reason=str(error))
 
 
 async def watch_directory(party: Party, control: Link) -> None:

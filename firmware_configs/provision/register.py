@@ -224,6 +224,7 @@ def make_directory(settings: FederationSettings, register: Register, now: int) -
         round_epoch=register.round_epoch,
         revoked=register.revoked_keys,
         post_quantum=settings.post_quantum,
+        privacy_threshold=settings.threshold - 1,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import msgspec
 import pytest
 from builders import AGGREGATORS, DEVICES, directory, identity, keys
 
+from fedpruneshare import party as party_module
+from fedpruneshare import trust
 from fedpruneshare.directory import (
     DeviceEntry,
     Directory,
@@ -18,11 +22,12 @@ from fedpruneshare.directory import (
     sign_directory,
     write_directory,
 )
-from fedpruneshare.errors import ProtocolError, SettingsError, SignatureError
+from fedpruneshare.errors import ProtocolError, SettingsError, SignatureError, StoreError
 from fedpruneshare.keys import Identity
 from fedpruneshare.link import Delivery
 from fedpruneshare.messages import Decline, DirectoryChunk, Hello, digest
 from fedpruneshare.party import Party, PartySettings
+from fedpruneshare.process import serve
 from fedpruneshare.topics import Role
 from fedpruneshare.trust import DirectoryWatcher
 
@@ -88,6 +93,18 @@ def test_there_is_no_way_back_also_after_a_restart(settings: PartySettings) -> N
     with pytest.raises(ProtocolError, match="version 2, expected 3 or later"):
         party_that_reloads = Party.load(settings, Role.AGGREGATOR)
         party_that_reloads.adopt(newer(2))
+
+
+def test_there_is_no_way_back_behind_what_a_service_has_started_with(settings: PartySettings) -> None:
+    Path(settings.directory).write_bytes(newer(5))
+    party = Party.load(settings, Role.AGGREGATOR)
+
+    async def work() -> int:
+        return 0
+
+    assert serve(work, party) == 0
+    Path(settings.directory).write_bytes(newer(4))
+    assert Party.load(settings, Role.AGGREGATOR).directory.version == 5
 
 
 def test_a_file_that_is_put_in_place_counts_after_a_reload(settings: PartySettings) -> None:
@@ -218,3 +235,24 @@ async def test_spoilt_chunks_change_nothing(settings: PartySettings, spoil: Any)
     await deliver(party, chunks(newer(2), 2))
     assert party.directory.version == 2
     assert read_directory(Path(settings.keep) / "directory-in-force-key.json", ROOT_KEY).version == 2
+
+
+async def test_a_directory_that_a_full_disk_does_not_take_comes_into_force_when_there_is_room(
+    settings: PartySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust, "_FULL_DISK_PAUSE_S", 0.01)
+    with monkeypatch.context() as full:
+
+        def no_room(*_: Any, **__: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        full.setattr(party_module, "write_atomically", no_room)
+        party = Party.load(settings, Role.AGGREGATOR)
+        with pytest.raises(StoreError, match=r"directory-in-force-key\.json: No space left on device, expected a disk"):
+            party.adopt(newer(2))
+        await deliver(party, chunks(newer(2), 2))
+        assert party.directory == directory()
+    in_force = asyncio.Event()
+    party.on_change(in_force.set)
+    await asyncio.wait_for(in_force.wait(), 5)
+    assert Party.load(settings, Role.AGGREGATOR).directory.version == 2

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
-from builders import AGGREGATORS, DEVICES, directory, plain_directory, plain_plan, plan, view
+from builders import AGGREGATORS, DEVICES, directory, keys, plain_directory, plain_plan, plan, view
 
 import fedpruneshare.plan as plan_module
+from fedpruneshare.directory import Service
 from fedpruneshare.errors import PlanError
 from fedpruneshare.messages import (
     Coding,
@@ -263,3 +266,19 @@ def test_an_update_without_sharing_is_all_of_its_numbers() -> None:
 
 def view_of(made: RoundPlan) -> PlanView:
     return check_plan(made, digest(encode(made)), plain_directory())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sharing": Sharing(5, 2, 1), "freeze_quorum": 4},  # two that collude read every update
+        {"sharing": Sharing(5, 4, 1)},  # two that collude read a part of every update
+    ],
+)
+def test_no_plan_has_devices_deal_for_fewer_than_the_root_wants(changes: dict[str, Any]) -> None:
+    names = tuple(f"aggregator-{number}" for number in range(1, 6))
+    services = {name: Service(keys(name), host="127.0.0.1", port=1883) for name in names}
+    made = plan(points={name: place for place, name in enumerate(names, 1)}, **changes)
+    check_plan(made, digest(encode(made)), directory(aggregators=services))
+    with pytest.raises(PlanError, match="t = 1, expected at least the directory's privacy_threshold, 2"):
+        check_plan(made, digest(encode(made)), directory(aggregators=services, privacy_threshold=2))
