@@ -307,6 +307,8 @@ class RoundLedger:
             )
         if aggregator_id not in freeze.aggregators or message.x != self.view.plan.points[aggregator_id]:
             raise ProtocolError(f"sum of {aggregator_id!r} at x = {message.x}, which the freeze does not name")
+        if message.suite not in self.view.plan.suites:
+            raise ProtocolError(f"sum sealed with {message.suite}, expected {' or '.join(self.view.plan.suites)}")
         expected = self.view.chunks(self._answer_bytes)
         if message.chunks != expected or message.chunk >= expected:
             raise ProtocolError(f"sum chunk {message.chunk} of {message.chunks}, expected {expected} chunks")
@@ -342,7 +344,7 @@ class RoundLedger:
 
     def is_every_answer_in(self) -> bool:
         """Whether every named aggregator has answered with a sum or a refusal."""
-        return len(self._answered()) + len(self._refusals) >= len(self.frozen.aggregators)
+        return len({*self._answered(), *self._refusals}) >= len(self.frozen.aggregators)
 
     def can_open(self) -> bool:
         """Whether at least k answers are complete."""

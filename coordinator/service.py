@@ -176,7 +176,7 @@ class Coordinator:
         """Take up keys and a directory that were put in place. Raises `SettingsError` if none of ours counts."""
         try:
             self._party.reload()
-        except (SettingsError, PeerError, OSError) as error:
+        except (SettingsError, PeerError, StoreError) as error:
             _log.error("directory-not-reloaded", in_force=self._party.directory.version, reason=str(error))
         if not self._party.is_current():
             version = self._party.directory.version
@@ -331,6 +331,7 @@ class Coordinator:
     async def _pass_on_directory(self) -> None:
         try:
             await self._publisher.say_directory()
+            await self._decider.send()  # it may have been refused, as signed by a key that only this directory has
         except (LinkError, StoreError) as error:
             _log.error("directory-not-passed-on", reason=str(error))
 

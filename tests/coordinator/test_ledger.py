@@ -439,3 +439,40 @@ def test_a_round_with_a_quorum_needs_as_many_attendances() -> None:
         ledger.accept("stranger", Acceptance(1, digest(encode(found))))
         ledger.accept("aggregator-2", Acceptance(1, bytes(32)))
         assert ledger.why_not_opened().endswith("accepted by 1 aggregators, freeze_quorum = 3")
+
+
+def test_an_aggregator_that_refuses_and_answers_ends_the_wait_for_nobody_else() -> None:
+    current = view()
+    ledger, uploads = RoundLedger(current), tuple(Contribution(device, bytes(16), 0) for device in DEVICES)
+    for name in AGGREGATORS:
+        ledger.attend(name, Attendance(1, current.digest, uploads, ()))
+    freeze = ledger.choose_freeze()
+    assert isinstance(freeze, Freeze)
+    of = digest(encode(freeze))
+    ledger.freeze(freeze, of)
+    size, chunk = current.sum_bytes(freeze), current.plan.chunk_bytes
+    for name in AGGREGATORS[:2]:
+        for index, start in enumerate(range(0, size, chunk)):
+            ledger.add_answer_chunk(name, index, bytes(min(chunk, size - start)))
+    assert ledger.refuse(AGGREGATORS[0], of, "as it likes")
+    assert ledger.can_open() and not ledger.is_every_answer_in()
+    assert ledger.refuse(AGGREGATORS[2], of, "as it likes")
+    assert ledger.is_every_answer_in()
+
+
+def test_a_sum_in_a_suite_that_the_plan_does_not_name_is_refused() -> None:
+    current = view(suites=(Suite.X25519_CHACHA20,))
+    ledger, uploads = RoundLedger(current), tuple(Contribution(device, bytes(16), 0) for device in DEVICES)
+    for name in AGGREGATORS:
+        ledger.attend(name, Attendance(1, current.digest, uploads, ()))
+    freeze = ledger.choose_freeze()
+    assert isinstance(freeze, Freeze)
+    ledger.freeze(freeze, digest(encode(freeze)))
+    x, chunks = current.plan.points[AGGREGATORS[0]], current.chunks(current.sum_bytes(freeze))
+    for suite in (Suite.X25519_CHACHA20, Suite.X25519_AES256):
+        answer = SumShare(1, digest(encode(freeze)), x, 0, chunks, suite, bytes(8), bytes(64))
+        if suite in current.plan.suites:
+            ledger.check_answer(AGGREGATORS[0], answer)
+        else:
+            with pytest.raises(ProtocolError, match="sealed with x25519/aes-256-gcm, expected x25519/chacha20"):
+                ledger.check_answer(AGGREGATORS[0], answer)
