@@ -71,6 +71,8 @@ async def _ask_until(arrived: asyncio.Future[bytes], link: Link, topic: str, on_
 
 def _unsealed(party: Party, view: PlanView, message: ChecksumSeed) -> bytes:
     directory = party.directory
+    if message.suite not in view.plan.suites:
+        raise ProtocolError(f"checksum seed sealed with {message.suite}, expected {' or '.join(view.plan.suites)}")
     context = checksum_seed_context(directory.federation, view.digest, (directory.coordinator_id, party.ident))
     seed = party.identity.unseal(message.sealed, context, message.suite, message.key)
     if not hmac.compare_digest(commitment(seed), view.plan.checksum):

@@ -15,9 +15,10 @@ from edge_client.share_chunks import Share
 from edge_client.uploading import CountSent, Courier, Parcel, Uplink, WatchLink, is_accepted
 from edge_client.waiting import cancel, lap
 from fedpruneshare.crash_points import reach
+from fedpruneshare.errors import PeerError, SealError, SignatureError
 from fedpruneshare.link import Link
 from fedpruneshare.link.retry import Backoff
-from fedpruneshare.messages import Missing, Receipt
+from fedpruneshare.messages import Missing, Receipt, Verdict
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView
 
@@ -47,6 +48,7 @@ class Dispatch:
         self._party, self._uplinks, self._ledger = party, uplinks, ledger
         self._outstanding, self._backoff = outstanding, backoff
         self._couriers: dict[str, Courier] = {}
+        self._shut_out = 0
         self.watch: WatchLink | None = None
         """Told how long each chunk took."""
 
@@ -66,7 +68,7 @@ class Dispatch:
         `seconds` of the ledger's entry: `send` until the last receipt so far, without the `share` that making chunks
         between those that are sent took.
         """
-        started, uplink = time.monotonic(), Uplink()
+        started, uplink, self._shut_out = time.monotonic(), Uplink(), 0
         for aggregator_id, x in sent.view.plan.points.items():
             parcel = Parcel(sent.view, sent.upload, aggregator_id, x, sent.shares[x], sent.ends_at, sent.is_resumed)
             courier = Courier(self._party, self._uplinks[aggregator_id], parcel, self._backoff, self._outstanding)
@@ -81,6 +83,17 @@ class Dispatch:
         finally:
             await cancel(deliveries)
             self._count_seconds()
+
+    def _do_without(self, sent: Consignment, error: PeerError) -> Receipt:
+        """An aggregator has no key that its share can be sealed to: n − k of them may as well be down (§7.1).
+
+        Raises the error where too few are left.
+        """
+        self._shut_out += 1
+        if self._shut_out > len(sent.view.plan.points) - sent.view.plan.sharing.k:
+            raise error
+        _log.warning("aggregator-shut-out", round_id=sent.upload.round_id, reason=str(error))
+        return Receipt(sent.upload.round_id, sent.upload.upload_id, Verdict.MALFORMED, str(error)[:500])
 
     def _count_seconds(self) -> None:
         seconds = self._ledger.entry.seconds
@@ -98,7 +111,10 @@ class Dispatch:
 
     async def _bring(self, courier: Courier, sent: Consignment, started: float, count: CountSent) -> Receipt:
         entry = self._ledger.entry
-        receipt = await courier.deliver(count)
+        try:
+            receipt = await courier.deliver(count)
+        except (SignatureError, SealError) as error:
+            receipt = self._do_without(sent, error)
         if not is_accepted(receipt):
             entry.reason = f"{receipt.verdict}: {receipt.detail}"
             return receipt

@@ -138,6 +138,7 @@ class Rounds:
         """`take_part` with its bookkeeping: whatever happens inside, the device lives on and the ledger is written."""
         if self._party.ident not in view.plan.cohort:
             self._ledger.entry.status = "not-in-cohort"
+            self._work.finish(view.plan.round_id)  # no older plan is served any more, also after a restart
             self._work.end_entry()
             return
         part = asyncio.create_task(self._work.take_part(view, ends_at), name=f"round-{view.plan.round_id}")

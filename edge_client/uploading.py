@@ -34,6 +34,8 @@ _log = structlog.get_logger()
 _NOT_YET = (Verdict.WRONG_ROUND, Verdict.STORE_FULL)
 #: An answer is waited for so long, and so much longer for each device of the cohort.
 _PATIENCE_S, _SERVED_S = 2.0, 0.01
+#: Answers that wait to be looked at; an aggregator gives one to each question.
+_MOST_ANSWERS = 64
 #: How long a chunk that is cut off must have been under way to say something of the link.
 _CUT_OFF_S = 1.0
 #: (payload bytes, whether this chunk was never sent before)
@@ -96,6 +98,8 @@ class Courier:
             return
         if isinstance(message, Missing) and self._sending.issuperset(self._named(message)):
             return
+        if self._answers.qsize() >= _MOST_ANSWERS:
+            self._answers.get_nowait()
         self._answers.put_nowait(message)
 
     async def deliver(self, count_sent: CountSent) -> Receipt:

@@ -76,6 +76,14 @@ async def test_the_seed_that_waits_on_the_broker_is_taken(links: tuple[MemoryLin
     assert await taken(links, made, letter(made, SEED)) == SEED
 
 
+async def test_a_seed_in_a_suite_that_the_plan_does_not_name_is_refused(links: tuple[MemoryLink, MemoryLink]) -> None:
+    base = committed().plan
+    whole = msgspec.structs.replace(base, suites=(Suite.X25519_AES256,))
+    made = check_plan(whole, digest(encode(whole)), directory())
+    with pytest.raises(ProtocolError, match="checksum seed sealed with x25519/chacha20-poly1305, expected x25519/aes"):
+        await taken(links, made, letter(made, SEED))
+
+
 async def test_a_seed_that_the_broker_failed_to_hand_over_is_asked_for_again(
     links: tuple[MemoryLink, MemoryLink], monkeypatch: pytest.MonkeyPatch
 ) -> None:

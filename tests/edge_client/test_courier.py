@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from builders import directory, identity, view
+from builders import AGGREGATORS, directory, identity, view
 
 from edge_client import uploading
+from edge_client.byte_ledger import ByteLedger
+from edge_client.dispatch import Consignment, Dispatch
 from edge_client.outbox import Upload
 from edge_client.share_chunks import WholeShare
 from edge_client.uploading import Courier, Parcel, Uplink, is_accepted
-from fedpruneshare.errors import DisconnectedError
+from fedpruneshare.errors import DisconnectedError, SignatureError
 from fedpruneshare.link.chunks import Bitmap
 from fedpruneshare.link.retry import Backoff
 from fedpruneshare.messages import Missing, Receipt, ShareUpload, Verdict
@@ -36,7 +39,8 @@ class Counter:
 
     stored: set[int]
     sent: list[int] = field(default_factory=list)
-    courier: Courier | None = None
+    courier: Courier | Dispatch | None = None
+    name: str = ""
 
     async def publish(self, topic: str, payload: bytes, **options: Any) -> None:
         party = Party(identity("aggregator-1"), directory(), Role.AGGREGATOR)
@@ -49,10 +53,16 @@ class Counter:
         self.stored.add(upload.chunk)
         await asyncio.sleep(0)
         if len(self.stored) == CHUNKS:
-            self.courier.answer(Receipt(1, UPLOAD.upload_id, Verdict.ACCEPTED))
+            self._answer(Receipt(1, UPLOAD.upload_id, Verdict.ACCEPTED))
         elif is_repeat:
             absent = set(range(CHUNKS)) - self.stored
-            self.courier.answer(Missing(1, UPLOAD.upload_id, Bitmap.encode(absent, CHUNKS)))
+            self._answer(Missing(1, UPLOAD.upload_id, Bitmap.encode(absent, CHUNKS)))
+
+    def _answer(self, message: Receipt | Missing) -> None:
+        if isinstance(self.courier, Dispatch):
+            self.courier.answer(self.name, message)
+        elif self.courier is not None:
+            self.courier.answer(message)
 
 
 async def deliver(stored: set[int], *, is_resumed: bool) -> tuple[list[int], list[bool]]:
@@ -158,3 +168,40 @@ async def test_a_seed_that_queues_behind_other_shares_says_nothing_of_the_round_
     await deliver_behind("behind", 50_000)
     await deliver_behind("alone", 0)
     assert seen == ["alone"]
+
+
+async def brought(folder: Path, *shut_out: str) -> tuple[list[Receipt], ByteLedger]:
+    """An upload for three aggregators, of which some have no key any more."""
+    revoked = {identity(name).public()[0].key_id.hex(): name for name in shut_out}
+    party = Party(identity("device-03"), directory(version=2, revoked=revoked), Role.DEVICE)
+    links, ledger = {name: Counter(set(), name=name) for name in AGGREGATORS}, ByteLedger(folder)
+    ledger.begin(1, 0)
+    dispatch = Dispatch(party, links, ledger, 4, Backoff(random.Random(1)))  # type: ignore[arg-type]
+    for link in links.values():
+        link.courier = dispatch
+    ends_at = asyncio.get_running_loop().time() + 60.0
+    async with asyncio.timeout(10):
+        receipts = await dispatch.deliver(Consignment(VIEW, UPLOAD, dict.fromkeys((1, 2, 3), SHARE), ends_at))
+    assert not any(links[name].sent for name in shut_out)
+    return receipts, ledger
+
+
+async def test_an_aggregator_without_a_key_in_force_is_done_without(tmp_path: Path) -> None:
+    receipts, ledger = await brought(tmp_path, AGGREGATORS[1])
+    assert [is_accepted(receipt) for receipt in receipts].count(True) == 2
+    assert ledger.entry.status == "uploaded"
+    assert "every key of 'aggregator-2' is revoked" in ledger.entry.reason
+
+
+async def test_with_fewer_than_k_that_have_keys_nothing_is_to_be_had(tmp_path: Path) -> None:
+    with pytest.raises(SignatureError, match="is revoked, in version 2"):
+        await brought(tmp_path, *AGGREGATORS[1:])
+
+
+async def test_what_an_aggregator_says_without_end_is_not_kept_without_end() -> None:
+    parcel = Parcel(VIEW, UPLOAD, "aggregator-1", 2, SHARE, asyncio.get_running_loop().time() + 60.0)
+    party = Party(identity("device-03"), directory(), Role.DEVICE)
+    courier = Courier(party, Mute(), parcel, Backoff(random.Random(1)), 4)  # type: ignore[arg-type]
+    for _ in range(10_000):
+        courier.answer(Missing(1, UPLOAD.upload_id, Bitmap.encode({0}, CHUNKS)))
+    assert courier._answers.qsize() <= 64

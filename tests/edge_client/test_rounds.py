@@ -38,6 +38,14 @@ async def test_a_newer_plan_and_the_close_end_a_round(tmp_path: Path) -> None:
         await device.until(lambda: device.work.finished == [1, 2], "the end of round 2")
 
 
+async def test_a_round_without_this_device_is_over_for_ever_too(tmp_path: Path) -> None:
+    """Else, after a restart, a broker could have it take part in a plan older than that."""
+    async with lone_device(tmp_path) as device:
+        await device.publish_plan(builders.plan(5, cohort=tuple(n for n in builders.DEVICES if n != DEVICE)))
+        await device.until(lambda: device.work.finished == [5], "round 5")
+        assert device.work.taken == []
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
