@@ -133,7 +133,8 @@ def check_plan(plan: RoundPlan, digest: bytes, directory: Directory, now: float 
     if view.is_plain or directory.plain_updates:
         _check_plain(view, directory)
     else:
-        _check_sharing(view, directory)
+        _check_threshold(view, directory)
+        _check_sharing(view)
     _check_checksum(view)
     _check_coding(view)
     _check_segments(view)
@@ -222,12 +223,15 @@ def _check_plain(view: PlanView, directory: Directory) -> None:
         raise PlanError(f"value_bits = {coding.value_bits}, vector_bits = {coding.vector_bits}, expected 16 or 32 each")
 
 
-def _check_sharing(view: PlanView, directory: Directory) -> None:
+def _check_threshold(view: PlanView, directory: Directory) -> None:
+    """What an aggregator refuses, devices have dealt for already: so the root says how many may collude."""
+    found, least = view.scheme.t, directory.privacy_threshold
+    if found < least:
+        raise PlanError(f"t = {found}, expected at least the directory's privacy_threshold, {least}")
+
+
+def _check_sharing(view: PlanView) -> None:
     sharing, coding, scheme = view.plan.sharing, view.plan.coding, view.scheme
-    if scheme.t < directory.privacy_threshold:
-        raise PlanError(
-            f"t = {scheme.t}, expected at least the directory's privacy_threshold, {directory.privacy_threshold}"
-        )
     if max(coding.value_bits, coding.vector_bits) > 16:
         raise PlanError(f"value_bits = {coding.value_bits}, vector_bits = {coding.vector_bits}, expected at most 16")
     if scheme.k + scheme.t < scheme.n and not view.plan.freeze_quorum:
