@@ -374,6 +374,12 @@ SABOTAGES: tuple[Sabotage, ...] = (
         (SHARED + "test_topics.py::test_a_device_writes_only_in_its_own_name",),
     ),
     Sabotage(
+        17,
+        "the root says how many may collude",
+        (("fedpruneshare.plan:_check_threshold", OFF),),
+        (SHARED + "test_plan.py::test_no_plan_has_devices_deal_for_fewer_than_the_root_wants",),
+    ),
+    Sabotage(
         10,
         "the model of a device never falls",
         (("edge_client.progress:Progress.check_model", OFF),),
