@@ -181,6 +181,16 @@ def _forgiving(original: Any) -> Any:
     return signing_key
 
 
+def _without(line: str) -> Replacement:
+    return lambda original: lambda *rest: [one for one in original(*rest) if one != line]
+
+
+def _all_retained(channels: Any) -> Any:
+    from dataclasses import replace
+
+    return {name: replace(channel, retained=True) for name, channel in channels.items()}
+
+
 def _newest_key(_: Any) -> Any:
     return lambda self, key_id: self.keys[0]
 
@@ -374,10 +384,24 @@ SABOTAGES: tuple[Sabotage, ...] = (
         (SHARED + "test_topics.py::test_a_device_writes_only_in_its_own_name",),
     ),
     Sabotage(
+        9,
+        "a broker takes nobody without a certificate",
+        (("firmware_configs.brokers.mosquitto:_security", _without("require_certificate true")),),
+        (
+            "tests/firmware_configs/brokers/test_brokers.py::test_shipped_brokers_take_certificates_alone_and_keep_their_limits",
+        ),
+    ),
+    Sabotage(
         17,
         "the root says how many may collude",
         (("fedpruneshare.plan:_check_threshold", OFF),),
         (SHARED + "test_plan.py::test_no_plan_has_devices_deal_for_fewer_than_the_root_wants",),
+    ),
+    Sabotage(
+        9,
+        "nothing is retained where nothing is to be kept",
+        (("fedpruneshare.party:CHANNELS", _all_retained),),
+        (SHARED + "test_party.py::test_a_retained_message_on_a_channel_that_keeps_nothing_is_refused",),
     ),
     Sabotage(
         10,
@@ -468,6 +492,12 @@ SABOTAGES: tuple[Sabotage, ...] = (
         "private keys that others can read are refused",
         (("fedpruneshare.keys:os", _blind_to_modes),),
         (SHARED + "test_sealing.py::test_keys_are_kept_from_others",),
+    ),
+    Sabotage(
+        16,
+        "a request is signed by the key it is for, or by the one in force",
+        (("firmware_configs.provision.enrolment:verify", gives(True)),),
+        ("tests/firmware_configs/provision/test_enrolment.py::test_a_request_that_was_changed_on_its_way_is_refused",),
     ),
     Sabotage(
         17,

@@ -1,7 +1,7 @@
 """F05: brokers restarted by SIGTERM and SIGKILL at five phases of a round, as they ship and with their own defaults.
 
-As shipped a broker writes down what it holds; by default it forgets all of it when it is killed. No round depends on
-either: what has a receipt is in the sum, and what has none is sent again.
+As shipped the coordinator's broker writes down what is retained and the others keep nothing; by default all forget when
+they are killed. No round depends on either: what has a receipt is in the sum, and what has none is sent again.
 """
 
 from __future__ import annotations

@@ -151,12 +151,16 @@ def test_a_request_that_is_not_what_it_seems_is_refused(
     assert not device.root.bundle("pi-09").exists()
 
 
-def test_a_request_that_was_changed_on_its_way_is_refused(device: Device) -> None:
+@pytest.mark.parametrize("field", ["sealing", "csr"])
+def test_a_request_that_was_changed_on_its_way_is_refused(device: Device, field: str) -> None:
     device.ask()
     text = device.request.read_text()
     signed = json.loads(text)
     body = json.loads(signed["request"])
-    body["keys"]["sealing"] = "0" * 64
+    if field == "csr":
+        body["csr"] = other_csr()  # of the same party, and of somebody else's key
+    else:
+        body["keys"][field] = "0" * 64
     device.request.write_text(json.dumps(signed | {"request": json.dumps(body)}))
     assert "is not signed by its key" in device.root.refused("enrol accept", device.request)
 
