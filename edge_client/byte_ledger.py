@@ -26,6 +26,8 @@ _log = structlog.get_logger()
 _CAUSES: Final = {"round": "plan", "model": "model", "ack": "receipts"}
 _CHANNEL_LEVEL: Final = 3
 _MOST_UNWRITTEN: Final = 1000
+#: A ledger longer than this becomes the old one, `ledger.jsonl.1`, instead of the one that was it before.
+_MOST_BYTES: Final = 32 * 1024 * 1024
 
 
 @dataclass
@@ -107,7 +109,8 @@ class ByteLedger:
     next one appends it with status "killed", unless it was appended already (`ledger_bytes` in it says how long
     `ledger.jsonl` was before): killed while it ends an entry, it counts no byte twice. With `is_durable` false there is
     no such file, and lines are not synced: for thousands of emulated devices on one disk. While the disk takes no
-    lines they wait in memory, the last thousand of them: a device does not end for want of figures.
+    lines they wait in memory, the last thousand of them: a device does not end for want of figures. What has grown long
+    is kept once, as `ledger.jsonl.1`: nor does it fill its disk with them.
     """
 
     def __init__(self, folder: Path, *, is_durable: bool = True) -> None:
@@ -177,10 +180,19 @@ class ByteLedger:
     def begin(self, round_id: int, plan_bytes: int = 0) -> None:
         """Write what was counted before and start a round's entry with the bytes of its plan."""
         self.end()
+        self._turn_over()
         self.entry = RoundEntry(round=round_id)
         self._plan_waiting -= plan_bytes
         if plan_bytes:
             self.received("plan", plan_bytes)
+
+    def _turn_over(self) -> None:
+        """Between two entries: what `ledger.partial` may hold then is in no line yet."""
+        if self._size_bytes() > _MOST_BYTES:
+            self._keep(self._set_aside)
+
+    def _set_aside(self) -> None:
+        self._path.replace(self._path.with_name(f"{self._path.name}.1"))
 
     def end(self) -> None:
         """Append the entry; what follows counts as outside any round until the next `begin`."""

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from edge_client import byte_ledger
 from edge_client.byte_ledger import ByteLedger
 from edge_client.outbox import Outbox, Upload
 from edge_client.progress import Progress
@@ -240,3 +241,22 @@ def test_a_ledger_that_need_not_survive_writes_lines_alone(tmp_path: Path) -> No
     ledger.end()
     assert [path.name for path in tmp_path.iterdir()] == ["ledger.jsonl"]
     assert lines(tmp_path)[0]["traffic"] is None
+
+
+def test_a_ledger_that_has_grown_long_is_kept_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(byte_ledger, "_MOST_BYTES", 2000)
+    ledger = ByteLedger(tmp_path)
+    for round_id in range(1, 41):
+        ledger.begin(round_id, 10)
+        ledger.sent("shares", 7)
+        if round_id % 5 == 0:  # killed in the middle of a round
+            ledger = ByteLedger(tmp_path)
+    ledger.close()
+    lines = [
+        json.loads(line)
+        for name in ("ledger.jsonl.1", "ledger.jsonl")
+        for line in (tmp_path / name).read_text().splitlines()
+    ]
+    kept = [line["round"] for line in lines if line["round"]]
+    assert kept == list(range(kept[0], 41)) and len(kept) < 20
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 6000
