@@ -136,5 +136,9 @@ class Outbox:
         reach("device.round-finished.after")
 
     def last_round(self) -> int:
-        """The highest round that is over for this device, also after a restart; 0 if there was none."""
-        return self.progress.reached.round_id
+        """The highest round that is over for this device, also after a restart; 0 if there was none.
+
+        So are those before the one whose model it has taken, though that may not be over.
+        """
+        reached = self.progress.reached
+        return max(reached.round_id, reached.model_round - 1)

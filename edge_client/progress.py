@@ -65,7 +65,7 @@ class Progress:
     def take_model(self, model_version: int, round_id: int) -> None:
         """A model is taken; it may be no older than the one before. Raises `PlanError`, `OSError`."""
         self.check_model(model_version, round_id)
-        if model_version != self.reached.model_version or self.is_new_epoch(round_id):
+        if model_version != self.reached.model_version or round_id > self.reached.model_round:
             self._write(msgspec.structs.replace(self.reached, model_version=model_version, model_round=round_id))
 
     def _write(self, reached: Reached) -> None:

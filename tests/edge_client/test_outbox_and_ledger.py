@@ -260,3 +260,14 @@ def test_a_ledger_that_has_grown_long_is_kept_once(tmp_path: Path, monkeypatch: 
     kept = [line["round"] for line in lines if line["round"]]
     assert kept == list(range(kept[0], 41)) and len(kept) < 20
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 6000
+
+
+def test_a_round_that_was_begun_is_the_oldest_that_is_served_after_a_restart(tmp_path: Path) -> None:
+    """A broker that kept the plan of a round this device has missed could else have it take part in that."""
+    outbox = Outbox(tmp_path)
+    outbox.progress.take_model(3, 9)
+    outbox.finish(9)
+    outbox.progress.take_model(3, 12)  # the model is the same after rounds that FAILED, in which it was away
+    assert Outbox(tmp_path).last_round() == 11
+    outbox.finish(12)
+    assert Outbox(tmp_path).last_round() == 12
