@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -80,6 +81,27 @@ async def test_whom_a_new_directory_revokes_is_left_out_of_the_open_round(tmp_pa
     coordinator._store.greet(dict.fromkeys(DEVICES, 0))
     assert sorted(coordinator._fleet().limits) == [device for device in DEVICES if device != "device-04"]
     assert coordinator._roster_size() == 9
+    await coordinator.stop()
+
+
+async def test_a_decision_is_said_again_after_the_directory_that_knows_its_key(tmp_path: Path) -> None:
+    """An aggregator that got the Freeze of a new key first has refused it, and nothing has it ask."""
+    coordinator = Federation(tmp_path, 15, Weather()).coordinator()
+    coordinator._desk.open(RoundLedger(view()))
+    coordinator._desk.decision = ("freeze", b"the one that was committed")
+    said: list[Any] = []
+
+    async def say_directory() -> None:
+        said.append("directory")
+
+    async def send(decision: Any, within_s: float) -> None:
+        said.append(decision)
+
+    coordinator._publisher.say_directory, coordinator._publisher.send = say_directory, send  # type: ignore[method-assign]
+    coordinator._party.on_change(coordinator._on_directory)
+    coordinator._party._put_in_force(directory(version=2))
+    await asyncio.gather(*coordinator._passing_on)
+    assert said == ["directory", coordinator._desk.decision]
     await coordinator.stop()
 
 
