@@ -29,7 +29,19 @@ from firmware_configs.provision.words import (
 )
 
 
-@click.group()
+class _OneLine(click.Group):
+    """What the disk does not take or give ends a command in one line, as other mistakes do."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does, with errors by name. Raises `SettingsError`."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            found = f"{error.filename or 'the disk'}: {error.strerror or error}"
+            raise SettingsError(f"{found}, expected a place that this user can read and write") from None
+
+
+@click.group(cls=_OneLine)
 def provision() -> None:
     """Make keys and certificates: the offline root, one bundle a party, renewal, revocation."""
 

@@ -353,6 +353,15 @@ def test_two_commands_do_not_work_in_one_folder(root: Root) -> None:
     root.call("device", "pi-04")
 
 
+def test_what_the_disk_refuses_is_one_line(root: Root, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "file/x" in root.refused("device", "pi-04", "--out", tmp_path / "file" / "x")
+    assert "nowhere" in root.refused("directory", "--copy-to", tmp_path / "nowhere" / "directory.json")
+    assert "pi-04" not in (root.folder / "register.json").read_text()
+    root.run(["enrol", "request", tmp_path / "file", "--federation", "lab", "--name", "pi-05"], code=2)
+    assert "Traceback" not in root.error
+
+
 def test_a_folder_without_a_federation_is_named(root: Root, tmp_path: Path) -> None:
     root.folder = tmp_path / "elsewhere"
     assert "holds no federation" in root.refused("device", "pi-04")
