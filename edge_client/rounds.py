@@ -286,6 +286,8 @@ class Rounds:
         async def on_ack(delivery: Delivery) -> None:
             opened = self._party.take("ack", delivery)
             if opened is None or not isinstance(opened.message, (Receipt, Missing)):
+                if delivery.payload:  # perhaps signed by a key that only a newer directory has
+                    self._soon(self._watch_directory())
                 return
             if opened.sender == aggregator_id:
                 self.dispatch.answer(aggregator_id, opened.message)

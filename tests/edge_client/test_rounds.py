@@ -14,7 +14,10 @@ from structlog.testing import capture_logs
 
 from fedpruneshare.directory import DeviceEntry, Service, party_keys
 from fedpruneshare.errors import GateError
+from fedpruneshare.messages import Receipt, Verdict
+from fedpruneshare.party import Party
 from fedpruneshare.sealing import Identity
+from fedpruneshare.topics import Role
 
 
 async def test_rounds_are_served_in_order_and_once(tmp_path: Path) -> None:
@@ -142,6 +145,30 @@ async def test_a_rotation_of_the_coordinators_key_loses_no_round(tmp_path: Path)
         await device.publish_plan(plan)
         await device.until(lambda: device.work.finished == [1], "the round of the new key")
         assert device.party.directory.version == 2
+
+
+async def test_a_receipt_by_a_key_that_only_a_newer_directory_has_makes_the_device_read_it(tmp_path: Path) -> None:
+    """Aggregators have it in force at once; without it a device would hear no receipt until the next round."""
+    async with lone_device(tmp_path) as device:
+        device.work.is_long = True
+        await device.publish_plan(builders.plan(1))
+        await device.until(lambda: device.work.taken == [1], "round 1")
+        name = builders.AGGREGATORS[1]
+        rotated, base = builders.identity(name).rotated(), builders.directory()
+        both = tuple(party_keys(public) for public in rotated.public())
+        listed = {**base.aggregators, name: msgspec.structs.replace(base.aggregators[name], keys=both)}
+        newer = msgspec.structs.replace(base, version=2, aggregators=listed)
+        await device.publish_directory(newer)
+        receipt = Party(rotated, newer, Role.AGGREGATOR).sign(Receipt(1, bytes(16), Verdict.ACCEPTED))
+        heard: list[object] = []
+        device.rounds.dispatch.answer = lambda _, message: heard.append(message)  # type: ignore[method-assign]
+        topic = device.party.topics.name("ack", DEVICE)
+        await device.theirs.publish(topic, receipt)
+        await device.until(lambda: device.party.directory.version == 2, "the newer directory")
+        assert heard == []
+        await device.theirs.publish(topic, receipt)
+        await device.until(lambda: heard, "the receipt")
+        assert device.work.taken == [1] and device.work.finished == []
 
 
 async def test_a_revoked_device_says_so_and_takes_no_part(tmp_path: Path) -> None:
