@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from faults.harness import await_rounds, judge, real_fleet, synthetic_fleet, wait
+from faults.harness import await_rounds, judge, mosquitto_with, real_fleet, synthetic_fleet, wait
 
 from testbed.faults.disks import fill, give_room, small_disks, why_no_disks
 from testbed.faults.fleet import FaultFleet
@@ -116,8 +116,14 @@ def test_a_full_device(tmp_path: Path, folder: str) -> None:
 @pytest.mark.mosquitto
 @pytest.mark.parametrize("names", [("control",), ("aggregator-2",), ("aggregator-1", "aggregator-2", "aggregator-3")])
 def test_full_brokers(tmp_path: Path, names: tuple[str, ...]) -> None:
-    """What a broker cannot write down is sent again by those who need it."""
-    fleet = synthetic_fleet(tmp_path / "run", *QUICK, 'brokers.kind="mosquitto"', "brokers.tls=true")
+    """What a broker cannot write down is sent again by those who need it.
+
+    As they ship brokers of aggregators write nothing: these are set to write at every change.
+    """
+    is_shipped = names == ("control",)
+    kind = ('brokers.kind="mosquitto"', "brokers.tls=true") if is_shipped else ()
+    make = None if is_shipped else mosquitto_with("persistence true", "autosave_on_changes true", "autosave_interval 1")
+    fleet = synthetic_fleet(tmp_path / "run", *QUICK, *kind, own_broker=make)
     fleet.folder.create()
     disks = [fleet.folder.state / f"broker-{name}" for name in names]
     for disk in disks:
