@@ -85,11 +85,14 @@ class Publisher:
             for segment in [s for s in self._chunks if s >= len(said.blobs)]:
                 await self._clear_segment(segment, 0, is_wanted)
             await self._clear_seeds(self._seeded - set(said.plan.cohort), is_wanted)
-            payload, left_s = self._party.sign_body("round-plan", said.body), self._left_s(said)
-            await self._publish("round", (), payload, is_wanted, retain=True, expiry_s=left_s)
+            await self._say_plan(said)
             reach("coordinator.plan-published")
             if said.letters is not None:
                 await self._send_letters(said, said.letters, is_wanted)
+
+    async def _say_plan(self, said: Announcement) -> None:
+        payload, left_s = self._party.sign_body("round-plan", said.body), self._left_s(said)
+        await self._publish("round", (), payload, lambda: self._newest is said, retain=True, expiry_s=left_s)
 
     @staticmethod
     def _left_s(said: Announcement) -> float:
@@ -133,11 +136,14 @@ class Publisher:
             if await self._publish("seed", (device,), b"", is_wanted, retain=True):
                 self._seeded.discard(device)
 
-    async def _say_directory(self) -> None:
-        """Publish the directory in force, once for each connection; chunks left over of a longer one are cleared."""
+    async def _say_directory(self) -> bool:
+        """Publish the directory in force, once for each connection; chunks left over of a longer one are cleared.
+
+        Whether there was anything to say.
+        """
         version, data = self._party.directory.version, self._party.directory_file()
         if data is None or version == self._directory:
-            return
+            return False
         pieces, name = cut(data, _DIRECTORY_CHUNK_BYTES), digest(data)
         before = self._store.noted(_DIRECTORY_CHUNKS)
         self._store.note(_DIRECTORY_CHUNKS, max(before, len(pieces)))
@@ -149,11 +155,16 @@ class Publisher:
             await self._publish("directory", (index,), b"", retain=True)
         self._store.note(_DIRECTORY_CHUNKS, len(pieces))
         self._directory = version
+        return True
 
     async def say_directory(self) -> None:
-        """Publish a directory that came into force while a round is open."""
+        """Publish a directory that came into force while a round is open, and once more that round's plan.
+
+        Aggregators then answer again: what they signed by a key of that directory before it was here, was refused.
+        """
         async with self._lock:
-            await self._say_directory()
+            if await self._say_directory() and isinstance(said := self._newest, Announcement):
+                await self._say_plan(said)
 
     # ------------------------------------------------------------------ what is not
 
