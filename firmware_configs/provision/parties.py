@@ -180,7 +180,7 @@ def renew(office: Office, name: str, wishes: Wishes, *, keys: bool = False) -> t
     record = office.register.party(name)
     if record.revoked_at:
         raise SettingsError(f"{name!r} is revoked, expected a party in good standing")
-    if keys and record.is_enrolled and len(record.keys) == 1:
+    if keys and record.is_enrolled and not _is_rotating(office, record):
         raise SettingsError(
             f"the keys of {name!r} were made where it runs: `provision enrol request --keys` there, then "
             "`provision enrol accept`"
@@ -220,8 +220,8 @@ def _public_key(office: Office, card: Card) -> ec.EllipticCurvePublicKey:
 
 
 def _rotated(office: Office, name: str, record: Record) -> tuple[dict[str, bytes], Record, str]:
-    """A new key before the current one, which ends after the overlap; or, where there are two, the old one gone."""
-    if len(record.keys) == 2:
+    """A new key before the current one, which ends after the overlap; or, where two are in force, the old one gone."""
+    if _is_rotating(office, record):
         register, record = drop_old_key(office.register, name, record)
         office.register = register
         return {}, record, f"key {record.key_ids()[0]} alone from now on"
@@ -229,6 +229,11 @@ def _rotated(office: Office, name: str, record: Record) -> tuple[dict[str, bytes
     record = with_new_key(office, record, (party_keys(identity.public()[0]),))
     what = f"key {record.key_ids()[0]}; {record.key_ids()[1]} ends in {office.settings.overlap_days:g} days"
     return {KEY: stored(identity)}, record, what
+
+
+def _is_rotating(office: Office, record: Record) -> bool:
+    """Whether two keys are in force, the older one not for long."""
+    return len(record.keys) == 2 and not 0 < record.keys[1].expires_at <= office.now
 
 
 def with_new_key(office: Office, record: Record, keys: KeysOfParty) -> Record:

@@ -140,6 +140,19 @@ def test_an_expired_key_leaves_the_next_directory(root: Root) -> None:
     assert len(made.devices["pi-01"].keys) == 1
 
 
+def test_a_rotation_after_the_last_one_ended_is_a_new_one(root: Root) -> None:
+    root.call("renew", "pi-01", "--keys")
+    (first, _) = directory(root).devices["pi-01"].keys
+    later = at(root, 365)
+    with Office.open(root.folder, clock=lambda: later) as office:
+        office.unlock(PASSPHRASE)
+        renew(office, "pi-01", Wishes(replace=True), keys=True)
+        office.commit()
+    new, old = directory(root).devices["pi-01"].keys
+    assert new.signing != first.signing
+    assert (old.signing, old.expires_at) == (first.signing, int(later.timestamp()) + 7 * 86_400)
+
+
 def test_a_key_file_is_not_merged_with_anothers(root: Root, tmp_path: Path) -> None:
     folder = carried(root, "pi-01", tmp_path)
     root.call("renew", "pi-02", "--keys")
