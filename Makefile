@@ -59,12 +59,12 @@ bench: $(STAMP)
 	$(BIN)/fedpruneshare bench width --json $(RUN_DIR)/bench-width.json
 	$(BIN)/fedpruneshare bench memory --json $(RUN_DIR)/bench-memory.json
 
-# The fault plan F01 to F15 (docs/threat-model.md): at most 12 minutes on two cores.
+# The fault plan F01 to F15 (docs/faults.md): at most 12 minutes on two cores.
 faults: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'faults and not soak' tests
 
 soak: $(STAMP)
-	$(BIN)/python -m pytest -m soak tests
+	$(BIN)/python -m pytest -s -m soak tests
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
