@@ -67,6 +67,8 @@ class RoundLedger:
         self.lone_devices: tuple[str, ...] = ()
         self.revoked: frozenset[str] = frozenset()
         """Devices whose keys were revoked since the plan was made: nothing of theirs is summed."""
+        self.shut_out: frozenset[str] = frozenset()
+        """Aggregators whose keys were: no sum of theirs would be taken, so none is asked for."""
         self.earlier: tuple[Freeze, ...] = ()
         """Freezes of rounds that failed on the same model, newest first: this one must not differ by a few devices."""
 
@@ -188,8 +190,8 @@ class RoundLedger:
 
     def _choose_set(self, at_least: int) -> tuple[tuple[str, ...], tuple[Contribution, ...]]:
         """At least so many aggregators, and the uploads that all of them hold."""
-        liars = self.judgement.points if self.judgement else ()
-        names = [name for name in self.attended if self.view.plan.points[name] not in liars]
+        liars, points = self.judgement.points if self.judgement else (), self.view.plan.points
+        names = [name for name in self.attended if points[name] not in liars and name not in self.shut_out]
         holders, places = self._holders(names), range(len(names))
         subsets = [c for size in range(len(names), at_least - 1, -1) for c in combinations(places, size)]
         chosen = max(subsets, key=lambda subset: (_devices_of(holders, subset), len(subset)), default=())

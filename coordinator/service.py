@@ -342,8 +342,9 @@ class Coordinator:
     def _leave_out_revoked(self) -> None:
         ledger, directory = self._desk.ledger, self._party.directory
         if ledger is not None:
-            cohort = ledger.view.plan.cohort
+            cohort, points = ledger.view.plan.cohort, ledger.view.plan.points
             ledger.revoked = frozenset(device for device in cohort if directory.is_revoked(Role.DEVICE, device))
+            ledger.shut_out = frozenset(name for name in points if directory.is_revoked(Role.AGGREGATOR, name))
             if ledger.revoked:
                 _log.warning("revoked-devices-left-out", devices=sorted(ledger.revoked))
 

@@ -476,3 +476,14 @@ def test_a_sum_in_a_suite_that_the_plan_does_not_name_is_refused() -> None:
         else:
             with pytest.raises(ProtocolError, match="sealed with x25519/aes-256-gcm, expected x25519/chacha20"):
                 ledger.check_answer(AGGREGATORS[0], answer)
+
+
+def test_an_aggregator_that_was_shut_out_after_its_attendance_is_asked_for_no_sum() -> None:
+    current = view()
+    ledger, uploads = RoundLedger(current), tuple(Contribution(device, bytes(16), 0) for device in DEVICES)
+    for name in AGGREGATORS:
+        ledger.attend(name, Attendance(1, current.digest, uploads, ()))
+    ledger.shut_out = frozenset(AGGREGATORS[:1])
+    freeze = ledger.choose_freeze()
+    assert isinstance(freeze, Freeze)
+    assert freeze.aggregators == AGGREGATORS[1:]

@@ -77,7 +77,7 @@ async def test_whom_a_new_directory_revokes_is_left_out_of_the_open_round(tmp_pa
     gone = identity("device-04").public()[0].key_id.hex()
     coordinator._party.on_change(coordinator._on_directory)
     coordinator._party._put_in_force(directory(version=2, revoked={gone: "device-04"}))
-    assert coordinator._desk.round.revoked == {"device-04"}
+    assert (coordinator._desk.round.revoked, coordinator._desk.round.shut_out) == ({"device-04"}, frozenset())
     coordinator._store.greet(dict.fromkeys(DEVICES, 0))
     assert sorted(coordinator._fleet().limits) == [device for device in DEVICES if device != "device-04"]
     assert coordinator._roster_size() == 9
