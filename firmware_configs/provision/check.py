@@ -25,12 +25,10 @@ from fedpruneshare.party import LinkSettings, Party, PartySettings
 from fedpruneshare.settings import load_settings
 from fedpruneshare.topics import Role
 from firmware_configs.provision.authority import belong_together, certificate_fault, read_certificate
-from firmware_configs.provision.findings import FAILED, OK, WARNING, Finding
+from firmware_configs.provision.findings import FAILED, OK, SOON_S, WARNING, Finding
 from firmware_configs.provision.probing import probe_brokers
 from firmware_configs.provision.vault import refuse_open_file
 
-#: Certificates and directories that end sooner are worth a word.
-_SOON_S: Final = 14 * 86_400
 _SET_CLOCK: Final = "set the clock (timedatectl; a board that keeps no time needs NTP before this service starts)"
 _RENEW: Final = "`provision renew` at the root, then `provision enrol finish` here"
 
@@ -126,7 +124,7 @@ def _directory(read: Examined, now: float) -> Iterator[Finding]:
     fix = "`provision directory` at the root signs another"
     if 0 < directory.expires_at <= now:
         yield Finding(FAILED, "directory", ends, fix)
-    elif 0 < directory.expires_at <= now + _SOON_S:
+    elif 0 < directory.expires_at <= now + SOON_S:
         yield Finding(WARNING, "directory", ends, fix)
     own = {public.key_id for public in read.identity.public()}
     for public in own:
@@ -169,7 +167,7 @@ def _dates(
         elif moment >= end:
             found = f"{place}: ended at {end:%Y-%m-%d %H:%M} UTC, this machine's clock says {utc(now)}"
             yield Finding(FAILED, "certificate", found, _RENEW)
-        elif (end - moment).total_seconds() < _SOON_S:
+        elif (end - moment).total_seconds() < SOON_S:
             yield Finding(WARNING, "certificate", f"{place}: ends at {end:%Y-%m-%d %H:%M} UTC", _RENEW)
         else:
             yield Finding(OK, "certificate", f"{place}: until {end:%Y-%m-%d}")

@@ -8,17 +8,22 @@ where something retained waits for it.
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
+import time
 from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
+from fedpruneshare.directory import utc
 from fedpruneshare.errors import LinkError, RefusedError
 from fedpruneshare.link import BrokerAddress, Delivery, Link
+from fedpruneshare.link.tls import TlsSettings, client_context
 from fedpruneshare.party import LinkSettings, Party
 from fedpruneshare.process import open_link
 from fedpruneshare.topics import TABLE, Broker, Channel, Role
-from firmware_configs.provision.findings import FAILED, OK, WARNING, Finding
+from firmware_configs.provision.findings import FAILED, OK, SOON_S, WARNING, Finding
 
 _CONNECT_S: Final = 5.0
 _ANSWER_S: Final = 5.0
@@ -55,6 +60,8 @@ async def _broker(name: str, address: BrokerAddress, party: Party, settings: Lin
     try:
         await link.connect()
         findings = [Finding(OK, what, f"{where}: connected, {'mutual TLS' if address.tls else 'no TLS'}")]
+        if address.tls and settings.tls is not None:
+            findings += await asyncio.to_thread(_dates, what, address, settings.tls)
         kind = Broker.CONTROL if name == _CONTROL else Broker.OWN
         return findings + await _access(what, kind, party, link)
     except RefusedError as error:
@@ -64,6 +71,24 @@ async def _broker(name: str, address: BrokerAddress, party: Party, settings: Lin
         return [Finding(FAILED, what, f"{where}: {error}", fix)]
     finally:
         await link.close()
+
+
+def _dates(what: str, address: BrokerAddress, tls: TlsSettings) -> list[Finding]:
+    """A warning if the certificate that the broker shows ends soon: it may be an older one than lies in its folder."""
+    place, context = (address.host, address.port), client_context(tls)
+    try:
+        with (
+            socket.create_connection(place, _CONNECT_S) as plain,
+            context.wrap_socket(plain, server_hostname=address.host) as secure,
+        ):
+            shown = secure.getpeercert() or {}
+    except OSError as error:
+        return [Finding(WARNING, what, f"its certificate was not shown a second time: {error}")]
+    end = ssl.cert_time_to_seconds(str(shown["notAfter"]))
+    if end - time.time() >= SOON_S:
+        return []
+    fix = "`provision renew` at the root, `provision enrol finish` there, SIGHUP the broker"
+    return [Finding(WARNING, what, f"the certificate it shows ends at {utc(end)}", fix)]
 
 
 async def _access(what: str, kind: Broker, party: Party, link: Link) -> list[Finding]:

@@ -244,6 +244,14 @@ def check(root: Root, name: str, code: int) -> list[str]:
 
 
 @pytest.mark.mosquitto
+def test_a_broker_whose_certificate_ends_soon_is_told(brokers: Brokers, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any("the certificate it shows ends" in line for line in check(brokers.root, "pi-01", 0))
+    monkeypatch.setattr(probing, "SOON_S", 91 * 86_400)
+    lines = check(brokers.root, "pi-01", 0)
+    assert sum(line.startswith("warning broker") and "the certificate it shows ends" in line for line in lines) == 4
+
+
+@pytest.mark.mosquitto
 def test_brokers_are_tried_by_connections_and_messages(brokers: Brokers) -> None:
     root = brokers.root
     for name, count in (("pi-01", 4), ("a", 2), ("coordinator", 1)):
