@@ -26,7 +26,8 @@ class AggregatorFloors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `allow_reveal_each`: whether a plan may have every single update shown to the coordinator; `allow_plain`: also to
     this aggregator, which is then the only one (docs/protocol.md §5.10). `freeze_quorum`: the fewest aggregators that
     must have accepted a Freeze before a sum leaves, 0 for none. `differencing_rounds`: sums of so many last rounds may
-    differ by no few devices, whatever their models; those of one model may not in any case (§4.4).
+    differ by no few devices, whatever their models; those of one model may not in any case (§4.4). The coordinator does
+    not choose by it: for fleets that stay as they are, for after one device has gone for good nothing is allowed.
     """
 
     min_devices: Floor = LOWEST_FLOOR
