@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 Event = dict[str, Any]
-#: Reasons for which a device that has all receipts may be left out of a Freeze.
-LEFT_OUT = ("lone-rung", "dealer")
+LEFT_OUT = ("lone-rung", "dealer")  # why a device that has all receipts may be left out of a Freeze
 
 
 class Judge:
@@ -117,13 +116,14 @@ class Judge:
                 yield f"{where}: {min(gone)} was revoked"
 
     def nothing_after_the_end(self) -> Iterator[str]:
-        """I6: what an aggregator accepts after its attendance or its burn was in its attendance."""
-        listed: dict[tuple[str, int], set[tuple[str, str]]] = defaultdict(set)
+        """I6: what an aggregator first accepts after its attendance or its burn was in its attendance."""
+        first = {(e["aggregator"], e["upload"]): e for e in self.of("receipt")[::-1] if e["verdict"] == "accepted"}
+        listed: dict[tuple[str, int], set[str]] = defaultdict(set)
         for e in self.of("attendance", "burned", "receipt"):
             who = e["aggregator"], e["round"]
             if e["event"] != "receipt":
-                listed[who] |= {(u[0], u[1]) for u in e.get("uploads", ())}
-            elif e["verdict"] == "accepted" and who in listed and (e["device"], e["upload"]) not in listed[who]:
+                listed[who] |= {upload[1] for upload in e.get("uploads", ())}
+            elif e is first.get((who[0], e["upload"])) and who in listed and e["upload"] not in listed[who]:
                 yield f"I6 round {who[1]} {who[0]}: accepted {e['device']} after its attendance"
 
     def models_never_fall(self) -> Iterator[str]:
