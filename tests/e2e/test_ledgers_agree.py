@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -68,8 +69,8 @@ def test_what_a_killed_run_leaves_is_whole_as_far_as_it_goes(tmp_path: Path) -> 
             parent.send_signal(signal.SIGKILL)
     os.close(terminal)
     os.close(side)
-    for part in ("waiting for the devices", "of 1000 done", "round 2: ", "training", "up ", "accuracy"):
-        assert part.encode() in drawn
+    for part in ("waiting for the devices", "of 1000 done", r"round \d+: ", "training", "up ", "accuracy"):
+        assert re.search(part.encode(), drawn), part
     assert b"\x1b[1A" in drawn  # drawn over itself
     rounds = read_rounds(out / ROUNDS)
     assert [line.round for line in rounds] == list(range(1, len(rounds) + 1))
@@ -146,8 +147,10 @@ def test_interfaces_exceed_payloads_by_what_framing_explains(tmp_path: Path) -> 
     assert wire.up == sum(line.wire_up or 0 for line in rounds) == sum(one.wire_up or 0 for one in devices)
     assert wire.down == sum(line.wire_down or 0 for line in rounds) == sum(one.wire_down or 0 for one in devices)
     later = [one for one in devices if one.round >= 2]  # the first round begins before it is seen
-    up, down = sum(one.up.total for one in later), sum(one.down.total for one in later)
     shares = [size for one in later for size in one.shares_by.values() if size > 1000]
     assert min(shares) >= 20_000
+    up = sum(one.up.total for one in later)
     assert up < sum(one.wire_up or 0 for one in later) <= 1.12 * up
-    assert down < sum(one.wire_down or 0 for one in later) <= 1.25 * down
+    # A model is fetched where one round ends and the next begins: its bytes at the interface may fall into either.
+    down = sum(one.down.total for one in devices)
+    assert down < wire.down <= 1.25 * down
