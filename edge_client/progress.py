@@ -57,6 +57,10 @@ class Progress:
         """Whether the root has begun anew since the newest model was taken (docs/protocol.md §4.1)."""
         return _epoch(round_id) > _epoch(self.reached.model_round)
 
+    def is_outdated(self, round_id: int) -> bool:
+        """Whether the root has begun anew since this round, by the newest model taken."""
+        return _epoch(round_id) < _epoch(self.reached.model_round)
+
     def check_model(self, model_version: int, round_id: int) -> None:
         """Raises `PlanError` for a model older than one taken before, unless the root began a new epoch since."""
         if not self.is_new_epoch(round_id) and model_version < self.reached.model_version:

@@ -73,11 +73,16 @@ class Device:
         self._trying: asyncio.Task[None] | None = None
 
     def _last_model(self) -> Known | None:
-        """The last model that was taken, also after a restart: what the next one is held against."""
+        """The last model that is on disk: what the next one is held against after a restart.
+
+        It says itself which version it is: one may have been taken since that was lost before it was kept.
+        """
         stored = ModelSlots(self._folder).newest()
         if stored is None or stored.table != self._work.table:
             return None
-        return Known(self._outbox.progress.reached.model_version, stored.weights, stored.vectors)
+        if self._outbox.progress.is_outdated(stored.facts.round_id):
+            return None
+        return Known(stored.facts.model_version, stored.weights, stored.vectors)
 
     async def run(self) -> None:
         """Serve rounds until cancelled; the outbox stays, so that a restart resumes."""
@@ -215,6 +220,7 @@ class Device:
         known = await self._in_worker(check_model, received, plan.model_version, table, settings, before, has_probe)
         reach("device.model-verified")
         await self._in_worker(progress.take_model, plan.model_version, plan.round_id)
+        reach("device.model-taken")
         await self._in_worker(keep_model, self._folder, received_model(view, received, self._work))
         self._known = known
         reach("device.model-stored")

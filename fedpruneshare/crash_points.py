@@ -25,6 +25,7 @@ POINTS: Final[dict[str, tuple[str, ...]]] = {
         "device.round-finished.before",
         "device.round-finished.after",
         "device.model-verified",
+        "device.model-taken",
         "device.slot-switched.before",
         "device.slot-switched.after",
     ),

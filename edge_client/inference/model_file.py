@@ -35,6 +35,7 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which model it is, and what it takes.
 
     `bundle` is the SHA-256 of the task's bundle; `input_shape` that of one example, after the task's transform().
+    `model_version`: its number of applied rounds, as the plan said.
     """
 
     task: str
@@ -46,6 +47,7 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rung: Annotated[int, Meta(ge=0, le=15)]
     width: Annotated[float, Meta(gt=0, le=1)]
     density: Annotated[float, Meta(gt=0, le=1)]
+    model_version: Annotated[int, Meta(ge=0, lt=2**32)] = 0
 
     @property
     def has_classes(self) -> bool:
@@ -124,6 +126,7 @@ def received_model(view: PlanView, received: ReceivedModel, work: Workplace) -> 
         rung=received.rung,
         width=segment.width,
         density=segment.density,
+        model_version=view.plan.model_version,
     )
     return StoredModel(facts, work.table, weights, vectors, received.groups, received.kept)
 

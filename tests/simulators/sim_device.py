@@ -95,6 +95,7 @@ class SimDevice:
             await receive_model(self._party, self._links[0], view, rung)
             reach("device.model-verified")
             self._outbox.progress.take_model(view.plan.model_version, view.plan.round_id)
+            reach("device.model-taken")
             reach("device.model-stored")
             self._world.note(
                 "device-model", round=view.plan.round_id, device=ident, plan=view.digest,
