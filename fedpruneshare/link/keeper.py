@@ -76,18 +76,21 @@ class Keeper:
     async def _connect_first(self, wait: bool) -> asyncio.Future[str]:
         limit_s = self._limits.connect_timeout_s
         give_up_s = math.inf if wait else time.monotonic() + limit_s
-        failures, wrong_date = 0, None
+        failures, told = 0, None
         while True:
+            begun_s = time.monotonic()
+            allowed_s = min(limit_s, give_up_s - begun_s)
             try:
-                return await self._attempt(min(limit_s, give_up_s - time.monotonic()))
+                return await self._attempt(allowed_s)
             except RefusedError:
                 raise
             except LinkError as error:
-                # It says more than the time-out of the last attempt, which has less time than the others.
-                wrong_date = error if isinstance(error, CertificateDateError) else wrong_date
+                # An earlier reason says more than that the last attempt, with the little time it had, got no answer.
+                is_cut_short = allowed_s < limit_s and time.monotonic() - begun_s >= allowed_s
+                told = told if told and (is_cut_short or isinstance(told, CertificateDateError)) else error
                 pause_s = self._pause_s(failures)
                 if time.monotonic() + pause_s >= give_up_s:
-                    raise wrong_date or error from None
+                    raise told from None
                 log.info("broker not reached yet", broker=self._name, reason=str(error))
             failures += 1
             await asyncio.sleep(pause_s)

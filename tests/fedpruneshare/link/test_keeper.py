@@ -1,0 +1,43 @@
+"""What is told of attempts to connect that all fail."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from fedpruneshare.errors import CertificateDateError, LinkError
+from fedpruneshare.link import LinkLimits
+from fedpruneshare.link.keeper import Keeper
+
+LIMITS = LinkLimits(connect_timeout_s=0.3, reconnect_min_s=0.01, reconnect_max_s=0.01)
+
+
+async def told(*reasons: LinkError) -> str:
+    """Why a connect failed whose attempts fail so, one after the other, and whose last one uses up its time."""
+    left = list(reasons)
+
+    async def attempt(timeout_s: float) -> asyncio.Future[str]:
+        if left:
+            raise left.pop(0)
+        await asyncio.sleep(timeout_s)
+        raise LinkError(f"no answer, expected one within {timeout_s:.1f} s")
+
+    keeper = Keeper("broker", attempt, LIMITS, random.Random(1))
+    with pytest.raises(LinkError) as caught:
+        await keeper.connect(wait=False)
+    assert not left
+    return str(caught.value)
+
+
+async def test_the_last_attempt_that_had_too_little_time_does_not_hide_the_reason() -> None:
+    assert await told(LinkError("first"), LinkError("nobody listens")) == "nobody listens"
+
+
+async def test_a_broker_that_never_answers_is_told_with_the_whole_time() -> None:
+    assert await told() == "no answer, expected one within 0.3 s"
+
+
+async def test_a_wrong_date_is_told_whatever_comes_later() -> None:
+    assert await told(CertificateDateError("the clock is wrong"), LinkError("closed")) == "the clock is wrong"
