@@ -22,4 +22,13 @@ FOUND: dict[str, Schedule] = {
         Setup(8, devices=5, field="F61", freeze_quorum=3),
         (Operation("bad_weather", 57.4385911169152, 3739288517),),
     ),
+    # The judge took a receipt that was said again, while the attendance was still on its way, for a late acceptance.
+    "a receipt said again after the burn": Schedule(
+        Setup(30399, devices=3),
+        (
+            Operation("broker_restart", 2.6180771865250456, 3126198868),
+            Operation("equivocate", 3.1285278296691317, 2188042123),
+            Operation("replay", 0.2065229325201058, 2825473807),
+        ),
+    ),
 }

@@ -218,6 +218,12 @@ def accepted_after_the_attendance(events: Events) -> None:
     events.insert(place, {**receipt, "aggregator": "a3"})
 
 
+def accepted_once_more_after_the_burn(events: Events) -> None:
+    """What was accepted and is said again is fine; what is accepted for the first time is not, nor when said again."""
+    receipts_said_again(events)
+    accepted_after_the_burn(events)
+
+
 def an_older_model_on_a_device(events: Events) -> None:
     at_the_end_of(events, 3, {"event": "device-model", "round": 1, "device": "d2", "plan": "p1", "version": 0})
 
@@ -315,6 +321,7 @@ BAD: list[tuple[str, Callable[[Events], None]]] = [
     ("I5", a_sum_with_a_revoked_device),
     ("I6", accepted_after_the_burn),
     ("I6", accepted_after_the_attendance),
+    ("I6", accepted_once_more_after_the_burn),
     ("I7", an_older_model_on_a_device),
     ("I7", a_model_no_plan_names),
     ("I7", a_version_that_the_plan_does_not_have),
@@ -357,6 +364,20 @@ def test_a_history_that_does_not_tell_how_a_model_came_about_is_refused(kind: st
     """Else a recorder that has lost its seam would have every rule about such events hold."""
     found = checker.judge([event for event in good_history() if event["event"] != kind])
     assert any(violation.startswith(("H", "I1")) for violation in found)
+
+
+def receipts_said_again(events: Events) -> None:
+    """In both rounds and by every aggregator, after the burn; the attendances never reached a broker, nor a history."""
+    events[:] = [e for e in events if e["event"] != "attendance" or e["aggregator"] == "a1"]
+    for number in (1, 3):
+        for receipt in [e for e in events if e["event"] == "receipt" and e["round"] == number]:
+            at_the_end_of(events, number, receipt)
+
+
+def test_a_receipt_that_is_said_again_is_no_new_acceptance() -> None:
+    events = good_history()
+    receipts_said_again(events)
+    assert checker.judge(events) == []
 
 
 def test_a_receipted_device_may_be_left_out_for_an_allowed_reason() -> None:
