@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import structlog
@@ -22,7 +24,10 @@ from fedpruneshare.sparse.support import Frame, check_prefix, decode_values
 
 _log = structlog.get_logger()
 #: A model segment larger than this is refused before anything is allocated.
-_MAX_SEGMENT_BYTES = 512 * 1024 * 1024
+_MAX_SEGMENT_BYTES: Final = 512 * 1024 * 1024
+#: Chunks asked for at once. Of retained messages that match, a broker may hand over only as many as it may have in
+#: flight, and drop the rest unsaid (the embedded one: 100 for a connection).
+_CHUNKS_AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True)
@@ -60,47 +65,91 @@ async def receive_model(party: Party, link: Link, view: PlanView, rung: int) -> 
 
     Subscribes to the segments' retained chunks for as long as it takes.
     """
-    try:  # a group, so that no segment is waited for once another has failed
-        async with asyncio.TaskGroup() as group:
-            blobs = [
-                group.create_task(_receive_segment(party, link, (index, segment, view.plan.chunk_bytes)))
-                for index, segment in enumerate(view.plan.segments[: rung + 1])
-            ]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [blob.result() for blob in blobs]
+    plan = view.plan
+    incoming = [_Incoming(party, index, one, plan.chunk_bytes) for index, one in enumerate(plan.segments[: rung + 1])]
+    for part in _parts(incoming):
+        try:  # a group, so that no segment is waited for once another has failed
+            async with asyncio.TaskGroup() as group:
+                for segment, topic_filter, chunks in part:
+                    group.create_task(_fetch(link, topic_filter, segment, chunks))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+    return [segment.blob for segment in incoming]
 
 
-async def _receive_segment(party: Party, link: Link, wanted: tuple[int, Segment, int]) -> bytes:
-    index, segment, chunk_bytes = wanted
-    if segment.blob_bytes > _MAX_SEGMENT_BYTES:
-        raise ProtocolError(f"segment {index} of {segment.blob_bytes} bytes, expected at most {_MAX_SEGMENT_BYTES}")
-    joiner = Joiner(segment.blob_bytes, chunk_bytes, limit_bytes=_MAX_SEGMENT_BYTES)
-    complete = asyncio.Event()
+class _Incoming:
+    """A model segment on its way in. Raises `ProtocolError` for one that is too large to be kept."""
 
-    async def on_chunk(delivery: Delivery) -> None:
+    def __init__(self, party: Party, index: int, segment: Segment, chunk_bytes: int) -> None:
+        if segment.blob_bytes > _MAX_SEGMENT_BYTES:
+            found = f"segment {index} of {segment.blob_bytes} bytes"
+            raise ProtocolError(f"{found}, expected at most {_MAX_SEGMENT_BYTES}")
+        self._party, self.index, self._segment = party, index, segment
+        self.joiner = Joiner(segment.blob_bytes, chunk_bytes, limit_bytes=_MAX_SEGMENT_BYTES)
+        self.blob = b""
+
+    def requests(self) -> Iterator[_Request]:
+        """All chunks by one filter; by their names where a broker would not hand over so many at once."""
+        topics, count = self._party.topics, self.joiner.count
+        if count <= _CHUNKS_AT_ONCE:
+            yield self, topics.segment(self.index), range(count)
+        else:
+            yield from ((self, topics.name("model", self.index, one), range(one, one + 1)) for one in range(count))
+
+    def take(self, delivery: Delivery) -> None:
+        """Take a chunk in; what is wrong with it is logged."""
         if not delivery.payload:  # the broker's eraser, not a message
             return
         try:
-            message = party.open("model", delivery.payload).message
+            message = self._party.open("model", delivery.payload).message
             assert isinstance(message, ModelChunk)
-            if message.segment == index and message.blob == segment.blob:  # another one is an older or newer model
-                _add(joiner, message)
+            # Another one is an older or newer model.
+            if message.segment == self.index and message.blob == self._segment.blob:
+                _add(self.joiner, message)
         except PeerError as error:
             _log.warning("model-chunk-refused", topic=delivery.topic, reason=str(error))
-        if joiner.is_complete:
-            complete.set()
 
-    topic_filter = party.topics.segment(index)
+    def finish(self) -> None:
+        """Note the blob if it is whole. Raises `ProtocolError` if it is not what the plan says."""
+        if self.joiner.is_complete and not self.blob:
+            blob = self.joiner.payload()
+            if digest(blob) != self._segment.blob:
+                raise ProtocolError(f"model segment {self.index} does not match its digest in the plan")
+            self.blob = blob
+
+
+#: A segment, the filter to subscribe to, and which of its chunks are then to come.
+_Request = tuple[_Incoming, str, range]
+
+
+def _parts(incoming: Sequence[_Incoming]) -> Iterator[list[_Request]]:
+    """All requests in order, so many together as a broker hands over at once."""
+    part, chunks = list[_Request](), 0
+    for request in (request for segment in incoming for request in segment.requests()):
+        more = len(request[2])
+        if chunks + more > _CHUNKS_AT_ONCE:
+            yield part
+            part, chunks = [], 0
+        part.append(request)
+        chunks += more
+    yield part
+
+
+async def _fetch(link: Link, topic_filter: str, segment: _Incoming, chunks: range) -> None:
+    """Subscribe until these chunks of the segment are here."""
+    arrived = asyncio.Event()
+
+    async def on_chunk(delivery: Delivery) -> None:
+        segment.take(delivery)
+        if segment.joiner.has(chunks):
+            arrived.set()
+
     await link.subscribe(topic_filter, on_chunk)
     try:
-        await complete.wait()
+        await arrived.wait()
     finally:
         await link.unsubscribe(topic_filter)
-    blob = joiner.payload()
-    if digest(blob) != segment.blob:
-        raise ProtocolError(f"model segment {index} does not match its digest in the plan")
-    return blob
+    segment.finish()
 
 
 def _add(joiner: Joiner, message: ModelChunk) -> None:

@@ -79,6 +79,10 @@ class Joiner:
         self._left -= 1
         return True
 
+    def has(self, chunks: range) -> bool:
+        """Whether all of these chunks have come."""
+        return all(self._have[chunk] for chunk in chunks)
+
     def missing(self) -> list[int]:
         """The chunks that have not come, ascending."""
         return [chunk for chunk in range(self.count) if not self._have[chunk]]
