@@ -9,6 +9,7 @@ import click
 from aggregator.service import Aggregator
 from aggregator.settings import AggregatorSettings
 from fedpruneshare import logs
+from fedpruneshare.at_work import at_work
 from fedpruneshare.party import Party
 from fedpruneshare.process import open_link, serve
 from fedpruneshare.settings import load_settings
@@ -24,7 +25,9 @@ def aggregator() -> None:
 @click.option("--config", type=click.Path(path_type=Path), required=True, help="Settings of this aggregator.")
 def run(config: Path) -> int:
     """Run one aggregator until SIGTERM."""
-    return main(load_settings(config, AggregatorSettings))
+    settings = load_settings(config, AggregatorSettings)
+    with at_work(Path(settings.store)):
+        return main(settings)
 
 
 def main(settings: AggregatorSettings) -> int:

@@ -11,6 +11,7 @@ from coordinator.settings import CoordinatorSettings
 from coordinator.supports import check_widths
 from coordinator.workbench import Workbench
 from fedpruneshare import logs
+from fedpruneshare.at_work import at_work
 from fedpruneshare.party import Party
 from fedpruneshare.process import open_link, serve
 from fedpruneshare.settings import load_settings
@@ -26,7 +27,9 @@ def coordinator() -> None:
 @click.option("--config", type=click.Path(path_type=Path), required=True, help="Settings of the coordinator.")
 def run(config: Path) -> int:
     """Run all rounds of the settings, resuming from the store. Exit code 1 if too many rounds failed."""
-    return main(load_settings(config, CoordinatorSettings))
+    settings = load_settings(config, CoordinatorSettings)
+    with at_work(Path(settings.store)):
+        return main(settings)
 
 
 def main(settings: CoordinatorSettings) -> int:

@@ -16,6 +16,7 @@ from edge_client.settings import DeviceSettings, DeviceTask, SplitKind, SplitSet
 from edge_client.tasks import Task, load_task, parameter_table
 from edge_client.training import TrainingSettings, fit
 from fedpruneshare import logs
+from fedpruneshare.at_work import at_work
 from fedpruneshare.link import Link
 from fedpruneshare.party import Party
 from fedpruneshare.process import OpenLink, open_link, serve
@@ -66,7 +67,15 @@ def workplace_of(where: DeviceTask, torch_threads: int) -> Workplace:
 
 
 def main(settings: DeviceSettings, open_link: OpenLink = open_link) -> int:
-    """Run one device until SIGTERM; returns its exit code. `open_link`: what makes its links to the brokers."""
+    """Run one device until SIGTERM; returns its exit code. `open_link`: what makes its links to the brokers.
+
+    Raises `SettingsError` where another process is at work on its store.
+    """
+    with at_work(Path(settings.store)):
+        return _run(settings, open_link)
+
+
+def _run(settings: DeviceSettings, open_link: OpenLink) -> int:
     party = Party.load(settings.party, Role.DEVICE)
     logs.rename("device", party.ident)
     work = workplace(settings)
