@@ -20,9 +20,10 @@ from fedpruneshare.process import open_link
 from testbed.fleet import Fleet
 from testbed.scenario import load_scenario
 
+#: Grace and the wait for the roster cost nothing where everybody is there, and a crowded machine needs them.
 SMALL = (
-    "fleet.devices=8", "rounds.cohort=8", "rounds.min_devices=4", "rounds.grace_s=1.0", 'task.data="fixture"',
-    "training.local_epochs=1",
+    "fleet.devices=8", "rounds.cohort=8", "rounds.min_devices=4", "rounds.grace_s=30.0",
+    "rounds.wait_for_devices_s=90.0", 'task.data="fixture"', "training.local_epochs=1",
 )  # fmt: skip
 
 
@@ -53,10 +54,10 @@ def held(fleet: Fleet, *silent: str) -> Iterator[dict[str, int]]:
     pids |= {"coordinator": fleet.start_coordinator()}
     pids |= {ident: fleet.start_device(ident) for ident in silent}
     greeted = "SELECT device_id FROM devices"
-    fleet.wait_for(lambda: len(coordinator_rows(fleet, greeted)) == len(silent), 60, f"the hello of {silent}")
+    fleet.wait_for(lambda: len(coordinator_rows(fleet, greeted)) == len(silent), 90, f"the hello of {silent}")
     with paused(*(pids[ident] for ident in silent)):
         pids |= {ident: fleet.start_device(ident) for ident in fleet.devices if ident not in silent}
-        fleet.wait_for(lambda: begun_rounds(fleet) >= 1, 60, "the first plan")
+        fleet.wait_for(lambda: begun_rounds(fleet) >= 1, 90, "the first plan")
         yield pids
 
 

@@ -9,7 +9,7 @@ from simulators.federation import Federation
 
 from fedpruneshare.link.memory import Weather
 
-pytestmark = [pytest.mark.timeout(170)]
+pytestmark = [pytest.mark.timeout(300)]
 
 
 async def test_in_fair_weather_everybody_counts(tmp_path: Path) -> None:

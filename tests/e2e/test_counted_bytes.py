@@ -23,7 +23,7 @@ from testbed.scenario import load_scenario
 from testbed.summary import ARM
 from testbed.watching.progress import Progress
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 ROUNDS, DEVICES = 3, 8
 
@@ -65,7 +65,7 @@ class TappedFleet(Fleet):
         try:
             if self._tap is not None:
                 with self._tap:
-                    self.wait_for(self._is_written, 30, "every device to end its last round")
+                    self.wait_for(self._is_written, 90, "every device to end its last round")
         finally:
             super().stop()
 
@@ -79,7 +79,7 @@ def test_bytes_in_the_summary_are_those_that_passed_the_brokers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
     monkeypatch.setattr(testbed.run, "Fleet", TappedFleet)
-    overrides = [*SMALL, f"rounds.count={ROUNDS}", "rounds.deadline_s=90", f"coding.chunk_bytes={chunk_bytes}"]
+    overrides = [*SMALL, f"rounds.count={ROUNDS}", "rounds.deadline_s=300", f"coding.chunk_bytes={chunk_bytes}"]
     lines: list[str] = []
     progress = Progress(Console(file=io.StringIO()), lines.append)
     assert run_scenario(load_scenario("demo", overrides), RunOptions(tmp_path / "run"), progress).succeeded

@@ -45,7 +45,7 @@ from firmware_configs.brokers import Broker
 from firmware_configs.brokers.embedded import embedded_broker
 from firmware_configs.brokers.mosquitto import MosquittoSettings, mosquitto_broker
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 DEVICES = tuple(f"device-{index}" for index in range(9))
 RUNGS = dict(zip(DEVICES, (0, 0, 0, 1, 1, 1, 2, 2, 2), strict=True))

@@ -31,7 +31,7 @@ from testbed.summary import ARM
 from testbed.watching.progress import Progress
 from testbed.watching.state import read_progress
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 ROUND_BYTES = 20_000
 

@@ -295,8 +295,8 @@ async def shut_out(shell: Shell, lab: Path) -> None:
         until(lambda: log(lab, "a").count("directory-in-force") > known, "the new directory at the aggregator")
         # The session lives, the broker takes the message, the aggregator does not.
         await session.publish(topic, share)
-        await eventually(lambda: "upload-dropped" in log(lab, "a"), "the refusal at the aggregator")
-        (line,) = [line for line in log(lab, "a").splitlines() if "upload-dropped" in line]
+        await eventually(lambda: "message-dropped" in log(lab, "a"), "the refusal at the aggregator")
+        (line,) = [line for line in log(lab, "a").splitlines() if "message-dropped" in line]
         assert "device=pi-10" in line
         assert "not on the roster" in line
         assert await thief.is_let_in(thief.brokers["b"])

@@ -17,7 +17,7 @@ from fedpruneshare.bundle import Bundle
 from fedpruneshare.sparse.onnx_codec import build_model, read_model
 from testbed.summary import ARM, read_summary
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(170)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 NAMES = ("aggregator-1", "aggregator-2", "aggregator-3")
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,19 +25,19 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_a_round_closes_when_all_have_uploaded_not_at_its_deadline(tmp_path: Path) -> None:
     with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=3600", "rounds.grace_s=600") as fleet:
         start(fleet)
-        assert fleet.wait_done(60) == 0  # far below the deadline, and below the grace time too
+        assert fleet.wait_done(150) == 0  # far below the deadline, and below the grace time too
         assert [line.phase for line in fleet.rounds()] == ["APPLIED", "APPLIED"]
 
 
 @pytest.mark.parametrize(("allowed", "code"), [(0, 1), (2, 0)])
 def test_too_few_devices_fail_the_round_and_keep_the_model(tmp_path: Path, allowed: int, code: int) -> None:
     """Three of eight are silent: they are in the cohort (of round 1 at least), and never upload."""
-    overrides = ("rounds.count=2", "rounds.deadline_s=4", "rounds.min_devices=6", f"max_failed_rounds={allowed}")
+    overrides = ("rounds.count=2", "rounds.deadline_s=12", "rounds.min_devices=6", f"max_failed_rounds={allowed}")
     with small_fleet(tmp_path / "run", *overrides) as fleet:
         with held(fleet, "device-00", "device-01", "device-02"):
             for device in ("device-00", "device-01", "device-02"):
                 fleet.kill_device(device)
-        assert fleet.wait_done(60) == code
+        assert fleet.wait_done(150) == code
         rounds = fleet.rounds()
         assert [line.phase for line in rounds] == ["FAILED"] * (2 if allowed else 1)
         reason = "5 devices uploaded to k aggregators, expected min_devices = 6"
@@ -60,7 +60,7 @@ def test_the_model_file_loads_anywhere_and_scores_as_reported(tmp_path: Path) ->
     fast = ("rounds.count=4", "pruning.dense_rounds=0", "pruning.final_round=2", "training.local_epochs=2")
     with small_fleet(tmp_path / "run", *fast) as fleet:
         start(fleet)
-        assert fleet.wait_done(90) == 0
+        assert fleet.wait_done(150) == 0
         rounds = fleet.rounds()
         bundle = Bundle.open(fleet.folder.bundle)
         data = (fleet.folder.store("coordinator") / "model.onnx").read_bytes()

@@ -18,7 +18,7 @@ from report_folders import Made, made_folder
 
 from testbed.report.page import write_comparison, write_report
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(170)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 WIDTH = 1100
 #: Left, top, width and height of every picture that the browser has loaded and shows.

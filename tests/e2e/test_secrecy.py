@@ -15,7 +15,7 @@ from fedpruneshare.sealing import Identity, share_context, sum_context
 from fedpruneshare.topics import Role
 from testbed.federation import FEDERATION
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 def channel(topic: str) -> str:
@@ -23,15 +23,15 @@ def channel(topic: str) -> str:
 
 
 def test_a_listener_on_every_broker_learns_nothing(tmp_path: Path) -> None:
-    overrides = ("rounds.count=2", "rounds.deadline_s=90", "rounds.grace_s=60", "coding.chunk_bytes=4096")
+    overrides = ("rounds.count=2", "rounds.deadline_s=300", "rounds.grace_s=60", "coding.chunk_bytes=4096")
     with small_fleet(tmp_path / "run", *overrides) as fleet:
         capture = Capture({name: broker.address for name, broker in fleet.brokers.items()})
         with capture.running():
             pids = start(fleet)
             # One aggregator says nothing for a while, so every device keeps its upload until the test has read it.
             with paused(pids["aggregator-3"]):
-                uploads = fleet.wait_for(lambda: outboxes(fleet), 60, "every device's upload")
-            assert fleet.wait_done(90) == 0
+                uploads = fleet.wait_for(lambda: outboxes(fleet), 90, "every device's upload")
+            assert fleet.wait_done(150) == 0
             identities = {name: Identity.load(fleet.folder.key(name)) for name in ("coordinator", "aggregator-2")}
         rounds = fleet.rounds()
         directory = fleet.directory
@@ -90,7 +90,7 @@ def test_sums_are_sealed_to_the_coordinator(tmp_path: Path) -> None:
         capture = Capture({"control": fleet.brokers["control"].address})
         with capture.running():
             start(fleet)
-            assert fleet.wait_done(60) == 0
+            assert fleet.wait_done(150) == 0
             stranger = Identity.load(fleet.folder.key("aggregator-1"))
         directory = fleet.directory
     assert directory is not None

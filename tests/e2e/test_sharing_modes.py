@@ -13,7 +13,7 @@ from aggregator.settings import AggregatorFloors
 from coordinator.settings import CodingSettings, SharingSettings
 from fedpruneshare.link.memory import Weather
 
-pytestmark = [pytest.mark.timeout(170)]
+pytestmark = [pytest.mark.timeout(300)]
 BAD = Weather(loss=0.05, duplication=0.1, delay_s=(0.0, 0.01))
 EACH = AggregatorFloors(allow_reveal_each=True)
 

@@ -28,7 +28,7 @@ from testbed.ledger.rounds import read_ledgers
 from testbed.scenario import load_scenario
 from testbed.synthetic.words import random_words
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 SEED, DROPPED = 5, "device-03"
 OVERRIDES = (
@@ -47,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         fleet.kill_device(DROPPED)
         assert not fleet.is_running(DROPPED)
         assert all(fleet.is_running(device) for device in fleet.devices if device != DROPPED)
-        fleet.wait_done(90)
+        fleet.wait_done(150)
     yield fleet
 
 

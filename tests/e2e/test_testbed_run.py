@@ -18,7 +18,7 @@ from testbed.ledger.rounds import read_rounds
 from testbed.report.page import REPORT_FILES
 from testbed.summary import ARM, read_summary
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 SMALL = ("fleet.devices=6", "rounds.cohort=6", "rounds.count=3", "rounds.min_devices=4", 'task.data="fixture"')
 

@@ -133,7 +133,7 @@ class Federation:
                 count=self.rounds,
                 cohort=10,
                 deadline_s=self.deadline_s,
-                grace_s=0.5,
+                grace_s=0.5 if self.absent else 6.0,  # nobody waits for it where all are there
                 sum_timeout_s=12.0,
                 wait_for_devices_s=10.0,
                 max_failed=self.max_failed,
