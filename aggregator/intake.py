@@ -13,15 +13,16 @@ from typing import Final
 import structlog
 
 from aggregator.desk import Desk
-from aggregator.quota import Quota, allowance
+from aggregator.quota import allowance
 from aggregator.store import NewChunk
 from aggregator.summing import check_share
 from aggregator.uploads import Attempt, Refused
 from fedpruneshare.crash_points import reach
 from fedpruneshare.errors import PeerError, StoreDamagedError, StoreError
 from fedpruneshare.link import Delivery, Link
-from fedpruneshare.messages import KINDS, Missing, Receipt, ShareUpload, Verdict
+from fedpruneshare.messages import Missing, Receipt, ShareUpload, Verdict
 from fedpruneshare.plan import PlanView
+from fedpruneshare.quota import Turnstile
 from fedpruneshare.sealing import Opened, share_context
 
 _log = structlog.get_logger()
@@ -39,8 +40,7 @@ class Intake:
     def __init__(self, desk: Desk, own: Link, uploads_per_device: int, on_complete: Callable[[], None]) -> None:
         self._desk, self._own, self._uploads_per_device = desk, own, uploads_per_device
         self._on_complete = on_complete
-        self._quota = Quota(KINDS["share-upload"][1])
-        self._over: set[str] = set()
+        self._turnstile = Turnstile(desk.party, "up")
         self._batch: list[NewChunk] = []
         self._batch_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -48,8 +48,7 @@ class Intake:
     def begin_round(self, view: PlanView, x: int) -> None:
         """A round has opened: what still waits is of another one, and what devices have sent is counted anew."""
         self.end_round()
-        self._quota.open_round(allowance(view, x, self._uploads_per_device))
-        self._over = set()
+        self._turnstile.open_round(allowance(view, x, self._uploads_per_device))
 
     def end_round(self) -> None:
         """Forget what waits for a commit; whoever sent it gets no receipt, and asks."""
@@ -61,20 +60,9 @@ class Intake:
     async def on_upload(self, delivery: Delivery) -> None:
         """Take one message of a device."""
         reach("aggregator.chunk-received")
-        party = self._desk.party
-        device_id = party.topics.party("up", delivery.topic)
-        if reason := self._quota.refuse(device_id, len(delivery.payload), party.directory.devices):
-            if device_id not in self._over:
-                _log.warning("upload-dropped", device=device_id, reason=reason)
-                self._over.add(device_id)
-            return
-        opened = party.take("up", delivery)
-        if opened is None or not isinstance(opened.message, ShareUpload):
-            return
-        if opened.sender != device_id:
-            _log.warning("upload-refused", device=opened.sender, reason="published on another device's topic")
-            return
-        self._admit(opened, opened.message)
+        opened = self._turnstile.take(delivery)
+        if opened is not None and isinstance(opened.message, ShareUpload):
+            self._admit(opened, opened.message)
 
     def _admit(self, opened: Opened, upload: ShareUpload) -> None:
         book, device_id = self._desk.book, opened.sender

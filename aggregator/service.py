@@ -29,6 +29,7 @@ from fedpruneshare.link.retry import Backoff
 from fedpruneshare.messages import Decline, Outcome, Reveal, RoundPlan, decode, digest, encode
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView, check_plan
+from fedpruneshare.quota import Turnstile, usual_allowance
 from fedpruneshare.sealing import Opened
 from fedpruneshare.topics import Role
 from fedpruneshare.trust import watch_directory
@@ -47,6 +48,7 @@ class Aggregator:
         self._desk = Desk(party, self._book, self._store, self._post, self._disk)
         self._intake = Intake(self._desk, own, settings.uploads_per_device, self._attend_if_done)
         self._answers = Answers(self._desk, self._intake.flush, settings.floors.differencing_rounds)
+        self._declines = Turnstile(party, "decline")
         self._deadline: asyncio.TimerHandle | None = None
         self._waiting: tuple[Opened, RoundPlan, float] | None = None
 
@@ -105,8 +107,7 @@ class Aggregator:
         attended = stored.attendance is not None or stored.freeze is not None  # nothing is admitted to a frozen round
         attempts, declined = self._store.attempts(stored.round_id), self._store.declined(stored.round_id)
         self._book.resume(attempts, declined, Committed(attended, stored.check_digest, stored.freeze_digest))
-        self._intake.begin_round(view, self._book.x)
-        self._answers.begin_round(view)
+        self._begin_round(view)
         self._disk.keep("revoked", self._expel_revoked)
         if not attended:
             # The wall clock is only a hint here: at worst the round waits once more, never longer than planned.
@@ -146,13 +147,17 @@ class Aggregator:
         self._disk.forget()
         self._waiting = None
         self._book.open_round(view)
-        self._intake.begin_round(view, self._book.x)
-        self._answers.begin_round(view)
+        self._begin_round(view)
         self._set_deadline(remaining_s)
         self._expel_revoked()
         _log.info("round-open", round_id=plan.round_id, cohort=len(plan.cohort), deadline_s=remaining_s)
         if plan.sharing.reveal is not Reveal.SUM:
             _log.warning("updates-revealed", round_id=plan.round_id, reveal=plan.sharing.reveal)
+
+    def _begin_round(self, view: PlanView) -> None:
+        self._intake.begin_round(view, self._book.x)
+        self._answers.begin_round(view)
+        self._declines.open_round(usual_allowance("decline", view.plan.deadline_s))
 
     def _set_deadline(self, remaining_s: float) -> None:
         if self._deadline:
@@ -187,7 +192,7 @@ class Aggregator:
     # ------------------------------------------------------------------ attendance
 
     async def _on_decline(self, delivery: Delivery) -> None:
-        opened = self._party.take("decline", delivery)
+        opened = self._declines.take(delivery)
         if opened is not None and isinstance(opened.message, Decline):
             step = partial(self._decline, opened.sender, opened.message)
             self._disk.keep(f"decline of {opened.sender}", step)

@@ -1,7 +1,7 @@
 """The desk of the open round: what arrives for it, and waiting for that (docs/protocol.md §2, §4.3-§4.6).
 
-Every message is authenticated by `Party.take`, judged by the round's ledger, and wakes whoever waits. What the desk
-knows of devices goes to the store at once.
+Every message is authenticated by `Party.take`, those of devices once they are counted, judged by the round's ledger,
+and wakes whoever waits. What the desk knows of devices goes to the store at once.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fedpruneshare.messages import (
     SumShare,
 )
 from fedpruneshare.party import Party
+from fedpruneshare.quota import Turnstile, usual_allowance
 from fedpruneshare.sealing import sum_context
 
 _log = structlog.get_logger()
@@ -50,6 +51,7 @@ class Desk:
         self.is_repeat_wanted = False
         self._changed = asyncio.Event()
         self._greetings: dict[str, int] = {}
+        self._turnstiles = {channel: Turnstile(party, channel) for channel in ("hello", "heartbeat")}
 
     async def subscribe(self) -> None:
         """Subscribe to everything the coordinator reads."""
@@ -64,9 +66,21 @@ class Desk:
         ):
             await self._link.subscribe(topics.every(channel), handler)
 
+    async def hear(self, devices: Collection[str], within_s: float) -> None:
+        """Have the broker hand over again what it keeps of the hellos of these devices. Raises `LinkError`."""
+        topics = [self._party.topics.name("hello", device) for device in devices]
+        heard = self._greetings_heard()
+        try:
+            await asyncio.gather(*(self._link.subscribe(topic, self._on_hello) for topic in topics))
+            await self.wait_until(lambda: XX, within_s)
+        finally:
+            await asyncio.gather(*(self._link.unsubscribe(topic) for topic in topics))
+
     def open(self, ledger: RoundLedger) -> None:
         """Begin, or take up again, a round."""
         self.ledger, self.decision, self.is_repeat_wanted = ledger, None, False
+        for channel, turnstile in self._turnstiles.items():
+            turnstile.open_round(usual_allowance(channel, ledger.view.plan.deadline_s))
 
     def close(self) -> None:
         """No round is open any more."""
@@ -115,7 +129,7 @@ class Desk:
     # ------------------------------------------------------------------ of devices
 
     async def _on_hello(self, delivery: Delivery) -> None:
-        opened = self._party.take("hello", delivery)
+        opened = self._turnstiles["hello"].take(delivery)
         if opened and isinstance(opened.message, Hello):
             if not self._greetings:  # a fleet says hello at once: those that come together are one commit
                 asyncio.get_running_loop().call_later(_GREETING_PAUSE_S, self._save_greetings)
@@ -133,7 +147,7 @@ class Desk:
         self.wake()
 
     async def _on_heartbeat(self, delivery: Delivery) -> None:
-        opened = self._party.take("heartbeat", delivery)
+        opened = self._turnstiles["heartbeat"].take(delivery)
         if opened and isinstance(opened.message, Heartbeat):
             is_held_back = opened.message.constraint not in ("", "plan", "rung_max")
             try:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,6 +62,16 @@ class OpenRound:
     seed: bytes | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True)
+class FrozenRound:
+    """A round that is over and was frozen: bodies of its plan and Freeze, and who is known to have summed it."""
+
+    plan: bytes
+    freeze: bytes
+    is_applied: bool
+    summed_by: frozenset[str]
+
+
 class RoundStore:
     """SQLite database and `rounds.jsonl` in one folder.
 
@@ -108,8 +119,7 @@ class RoundStore:
         if not rows:
             return None
         *columns, digest = rows[0]
-        if row_digest(columns) != digest:
-            raise damaged(self._path, f"round {columns[0]} is not as it was written")
+        self._check(columns, digest)
         return OpenRound(*columns)
 
     def next_round_id(self, epoch: int = 0) -> int:
@@ -157,6 +167,7 @@ class RoundStore:
                 "UPDATE rounds SET outcome = ?, phase = ?, seed = NULL WHERE round_id = ?",
                 (json.dumps(outcome), outcome["phase"], round_id),
             )
+            self._stamp(round_id)
             old = "SELECT round_id FROM rounds ORDER BY round_id DESC LIMIT -1 OFFSET ?"
             self._db.execute(
                 f"UPDATE rounds SET plan = NULL, checked = NULL, freeze = NULL WHERE plan IS NOT NULL"
@@ -166,19 +177,27 @@ class RoundStore:
             if model is not None:
                 self._insert_model(model)
 
-    def frozen_in_vain(self, since: int) -> list[bytes]:
-        """Bodies of the Freezes of rounds from `since` on that failed after the last applied one, newest first."""
-        found = []
+    def frozen(self, since: int = 0) -> list[FrozenRound]:
+        """The rounds from `since` on that are over and were frozen, newest first, as far as plans are kept."""
         rows = self._rows(
-            "SELECT freeze, phase FROM rounds WHERE outcome IS NOT NULL AND round_id >= ? ORDER BY round_id DESC",
+            f"SELECT {_ROUND}, digest, phase, outcome FROM rounds"
+            " WHERE outcome IS NOT NULL AND freeze IS NOT NULL AND round_id >= ? ORDER BY round_id DESC",
             since,
         )
-        for freeze, phase in rows:
-            if phase == RoundPhase.APPLIED:
-                break
-            if freeze is not None:
-                found.append(freeze)
+        found = []
+        for *columns, digest, phase, outcome in rows:
+            self._check(columns, digest)
+            names = self._decoded(outcome).get("aggregators", ())
+            found.append(FrozenRound(columns[1], columns[5], phase == RoundPhase.APPLIED, frozenset(names)))
         return found
+
+    def frozen_in_vain(self, since: int) -> list[bytes]:
+        """Bodies of the Freezes of rounds from `since` on that failed after the last applied one, newest first."""
+        return [old.freeze for old in takewhile(lambda old: not old.is_applied, self.frozen(since))]
+
+    def _check(self, columns: list[Any], digest: bytes) -> None:
+        if row_digest(columns) != digest:
+            raise damaged(self._path, f"round {columns[0]} is not as it was written")
 
     def _stamp(self, round_id: int) -> None:
         columns = self._db.execute(f"SELECT {_ROUND} FROM rounds WHERE round_id = ?", (round_id,)).fetchone()
@@ -289,7 +308,8 @@ class RoundStore:
         with self._writing():
             self._db.executemany(
                 "INSERT INTO devices VALUES (?, ?, 0, NULL) ON CONFLICT (device_id)"
-                " DO UPDATE SET rung_limit = excluded.rung_limit, missed = 0, last_rung = NULL",
+                " DO UPDATE SET rung_limit = excluded.rung_limit, missed = 0, last_rung = NULL"
+                " WHERE rung_limit != excluded.rung_limit OR missed != 0 OR last_rung IS NOT NULL",
                 list(devices.items()),
             )
 

@@ -30,6 +30,7 @@ from fedpruneshare.messages import (
     Attendance,
     CheckReply,
     DealerCheck,
+    Decline,
     Freeze,
     Refusal,
     RoundPhase,
@@ -328,6 +329,31 @@ def test_a_flood_of_one_device_costs_no_signature_and_nobody_else_anything(tmp_p
         chunks = current.chunks(current.share_bytes(2, current.plan.points[FIRST]))
         assert checked.count(flooder) <= 16 * chunks + 64 + current.plan.deadline_s
         assert lab.verdicts(DEVICES[2]) == ["accepted"]
+
+    play(tmp_path, scene)
+
+
+def test_a_flood_of_declines_costs_no_signature_and_nobody_else_anything(tmp_path: Path) -> None:
+    async def scene(lab: Lab) -> None:
+        await lab.start(FIRST)
+        current = view(1)
+        await lab.open(current)
+        flooder, other = (lab.party(device, Role.DEVICE) for device in DEVICES[:2])
+        topic, link = flooder.topics.name("decline", DEVICES[0]), await lab.link("control", DEVICES[0])
+        with patch.object(sealing, "verify", wraps=key_module.verify) as verify:
+            for number in range(1000):
+                await link.publish(topic, flooder.sign(Decline(number + 2, bytes(32), "busy")))
+            assert verify.call_count <= 256 + current.plan.deadline_s / 10
+        await link.publish(topic, flooder.sign(Decline(1, current.digest, "in vain")))
+        await link.publish(other.topics.name("decline", DEVICES[1]), other.sign(Decline(1, current.digest, "busy")))
+        await lab.quiet()
+        assert lab.aggregators[FIRST]._book.attendance().declined == (DEVICES[1],)
+        await lab.end(current)
+        following = view(2)
+        await lab.open(following)  # and it counts anew
+        await link.publish(topic, flooder.sign(Decline(2, following.digest, "busy")))
+        await lab.quiet()
+        assert lab.aggregators[FIRST]._book.attendance().declined == (DEVICES[0],)
 
     play(tmp_path, scene)
 

@@ -219,6 +219,12 @@ def _with_one_id(original: Any) -> Any:
     return lambda *rest, **options: replace(original(*rest, **options), upload_id=bytes(16))
 
 
+def _without_end(original: Any) -> Any:
+    from dataclasses import replace
+
+    return lambda *rest: replace(original(*rest), messages=10**9, total_bytes=10**12)
+
+
 def _nobody_found_out(_: Any) -> Any:
     def judge(*_: Any) -> Any:
         from fedpruneshare.sharing.dealer_check import Judgement
@@ -532,8 +538,20 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         21,
         "a device has a quota before any signature is checked",
-        (("aggregator.quota:Quota.refuse", gives("")),),
+        (("fedpruneshare.quota:Quota.refuse", gives("")),),
         (AGGREGATOR + "test_service.py::test_a_flood_of_one_device_costs_no_signature_and_nobody_else_anything",),
+    ),
+    Sabotage(
+        21,
+        "what devices say on the control broker is counted, too",
+        (("fedpruneshare.quota:usual_allowance", _without_end),),
+        (COORDINATOR + "test_desk.py::test_a_flood_of_one_device_costs_the_coordinator_next_to_nothing",),
+    ),
+    Sabotage(
+        21,
+        "declines are counted, too",
+        (("fedpruneshare.quota:usual_allowance", _without_end),),
+        (AGGREGATOR + "test_service.py::test_a_flood_of_declines_costs_no_signature_and_nobody_else_anything",),
     ),
     Sabotage(
         21,
@@ -562,6 +580,12 @@ SABOTAGES: tuple[Sabotage, ...] = (
     ),
     Sabotage(
         0,
+        "commits behind a break in a store's log are not given up in silence",
+        (("fedpruneshare.storage:lost_commits", gives(0)),),
+        (SHARED + "test_wal.py::test_a_bit_in_the_log_costs_no_more_than_two_commits_in_silence",),
+    ),
+    Sabotage(
+        0,
         "a flipped bit in a stored share is noticed",
         (("fedpruneshare.storage:row_digest", gives(bytes(32))),),
         ("tests/faults/test_f09_damage.py::test_damaged_databases",),
@@ -571,6 +595,12 @@ SABOTAGES: tuple[Sabotage, ...] = (
         "a model of somebody else can open nothing",
         (("fedpruneshare.sparse.contained_model:ContainedModel._start", _without_a_fence_of_its_own),),
         (SHARED + "sparse/test_contained_model.py::test_the_process_can_open_nothing",),
+    ),
+    Sabotage(
+        0,
+        "a store is one process's",
+        (("fedpruneshare.at_work:_is_taken", gives(True)),),
+        (SHARED + "test_at_work.py::test_a_store_is_one_process_s_and_free_again_when_that_is_killed",),
     ),
     Sabotage(
         0,
