@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from fedpruneshare.errors import SettingsError, StoreDamagedError, StoreError
+from fedpruneshare.wal import lost_commits
 
 if TYPE_CHECKING:
     import sqlite3
@@ -39,6 +40,8 @@ def open_database(path: Path, schema: str) -> sqlite3.Connection:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         sync_folder(path.parent)
+        if lost := lost_commits(path):  # before SQLite reads the log: it would go on without them
+            raise damaged(path, f"its log is broken, with {lost} commits behind the break")
         database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         _prepare(database, path, version)
         database.execute(f"PRAGMA user_version = {version}")  # first: power lost in between leaves no unknown tables

@@ -398,7 +398,10 @@ def filled(role: str, folder: Path, steps: int) -> None:
 @pytest.mark.parametrize(("role", "steps"), [("aggregator", 9), ("coordinator", 11)])
 @pytest.mark.parametrize("part", ["", "-wal"])
 def test_damaged_databases(role: str, steps: int, part: str, tmp_path: Path, expected: dict[str, list[Any]]) -> None:
-    """Killed in the middle, then damaged. A log that is cut is a commit that was not; a bit is noticed, or nothing."""
+    """Killed in the middle, then damaged. A log that is cut is a commit that was not; a bit is noticed, or nothing.
+
+    A bit in the log may cost the last commit, and one in the mark of the commit before it both: no more, in silence.
+    """
     filled(role, tmp_path / "whole", steps)
     name, (make, _, state) = store_scripts.ABOUT[role], store_scripts.SCRIPTS[role]
     if not part:
@@ -418,7 +421,8 @@ def test_damaged_databases(role: str, steps: int, part: str, tmp_path: Path, exp
             assert number, error
             met[type(error).__name__] += 1
             continue
-        assert found in expected[role][steps if number == 0 else 0 : steps + 1], f"{role}{part}: {what}"
+        most_lost = 0 if number == 0 else 2 if part and what.startswith("bit") else steps
+        assert found in expected[role][steps - most_lost : steps + 1], f"{role}{part}: {what}"
         met["a state that was"] += 1
     print(f"{role}{part}: {dict(met)}")
 
