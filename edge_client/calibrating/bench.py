@@ -213,7 +213,8 @@ async def _measure_link(bench: Bench, ident: str) -> LinkRate:
     """
     party, loop, watch = bench.party, asyncio.get_running_loop(), LinkWatch()
     noise = np.random.default_rng(0)  # as little to compress as a sealed share
-    # Another client id than the device's own: a broker ends the connection of a client that comes a second time.
+    # Another client id than the device's own: a broker ends the connection of a client that comes a second time. (One
+    # that takes the name from the certificate does so all the same: the command asks for a device that is stopped.)
     name = f"{party.ident}-calibrate"
     link = open_link(party.directory.aggregators[ident].address, name, bench.settings.link)
     await link.connect()

@@ -15,6 +15,7 @@ import click
 from edge_client.adaptation.calibration import Calibration, load_calibration, save_calibration
 from edge_client.board.profiles import find_board, load_board
 from edge_client.settings import DeviceSettings
+from fedpruneshare.at_work import is_at_work
 from fedpruneshare.errors import SettingsError
 from fedpruneshare.party import Party
 from fedpruneshare.settings import load_settings
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 #: What can be measured, in this order.
 NAMES = ("steps", "sharing", "links", "power", "memory")
+_WHY_NOT = (
+    "expected it to be stopped: it would share the processor, and a broker that knows it by its certificate would end "
+    "its connection; --force measures all the same"
+)
 
 
 def _names(_context: click.Context, _parameter: click.Parameter, given: str) -> tuple[str, ...]:
@@ -56,6 +61,7 @@ def _widths(_context: click.Context, _parameter: click.Parameter, given: str) ->
     type=click.Path(path_type=Path),
     help="Task bundle that names the channels to cut [default: that of the settings].",
 )
+@click.option("--force", is_flag=True, help="Measure beside the device that is at work.")
 def calibrate(
     *,
     config: Path,
@@ -65,6 +71,7 @@ def calibrate(
     widths: tuple[float, ...],
     batch_size: int,
     bundle: Path | None,
+    force: bool,
 ) -> int:
     """Measure step times, sharing, uplinks, power and memory of this device.
 
@@ -74,6 +81,8 @@ def calibrate(
     from edge_client.calibrating import bench as calibrating  # brings torch, which the other commands do without
 
     settings = load_settings(config, DeviceSettings)
+    if not force and is_at_work(Path(settings.store)):
+        raise SettingsError(f"store {settings.store}: its device is at work, {_WHY_NOT}")
     target = out or Path(settings.calibration or Path(settings.store) / "calibration.toml")
     party = Party.load(settings.party, Role.DEVICE)
     if bundle is None and settings.task.bundle:

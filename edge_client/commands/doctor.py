@@ -22,11 +22,12 @@ _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "dim
     "--root", type=click.Path(path_type=Path, exists=True), default=Path("/"), help="Read a copy of a board's files."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def doctor(*, config: Path | None, root: Path, as_json: bool) -> int:
+@click.option("--force", is_flag=True, help="Log in at brokers that end the connection of the device at work for it.")
+def doctor(*, config: Path | None, root: Path, as_json: bool, force: bool) -> int:
     """Check this device: board, software, federation. Exit code 1 if a check failed."""
     from edge_client.doctor.examination import as_lines, as_record, examine, verdict
 
-    visit, findings = examine(root, config)
+    visit, findings = examine(root, config, force)
     if as_json:
         click.echo(json.dumps(as_record(visit, findings), indent=2))
     elif not (sys.stdout.isatty() and _print_table(findings)):

@@ -15,13 +15,17 @@ from edge_client.doctor.software import software
 _WORST_FIRST: Final[tuple[Result, ...]] = ("failed", "warning", "ok")
 
 
-def examine(root: Path = Path("/"), config: Path | None = None) -> tuple[Visit, tuple[Finding, ...]]:
+def examine(
+    root: Path = Path("/"), config: Path | None = None, is_forced: bool = False
+) -> tuple[Visit, tuple[Finding, ...]]:
     """Check the board whose files lie under `root`, and, with a settings file, the federation it takes part in.
+
+    `is_forced`: log in also where that ends the connection of the device at work.
 
     Never raises for what it finds, and waits for nothing longer than two minutes (torch's import on a small board) and
     20 s (the brokers, all at once).
     """
-    visit = Visit.begin(root, config)
+    visit = Visit.begin(root, config, is_forced)
     return visit, (*board(visit), *software(visit), *federation(visit))
 
 

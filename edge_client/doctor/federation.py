@@ -21,6 +21,8 @@ from edge_client.doctor.findings import Check, Finding, Visit
 from edge_client.settings import DeviceSettings
 from fedpruneshare.errors import LinkError, RefusedError, SettingsError
 from fedpruneshare.link import BrokerAddress, Delivery, Link
+from fedpruneshare.link.tcp import connect_tcp
+from fedpruneshare.link.tls import start_tls
 from fedpruneshare.party import LinkSettings, Party
 from fedpruneshare.process import open_link
 
@@ -65,7 +67,7 @@ def federation(visit: Visit) -> list[Finding]:
         return [*findings, BROKERS.skipped("the directory cannot be read")]
     if not visit.is_here:
         return [*findings, BROKERS.skipped("a copied tree says nothing of this machine's network")]
-    return [*findings, *brokers(visit.party, visit.settings.link)]
+    return [*findings, *brokers(visit.party, visit.settings.link, visit.is_sparing)]
 
 
 def calibration_finding(settings: DeviceSettings, profile: BoardProfile | None) -> Finding:
@@ -145,8 +147,12 @@ def file_system(place: Path, root: Path) -> str:
 # --------------------------------------------------------------------------- the brokers
 
 
-def brokers(party: Party, settings: LinkSettings) -> list[Finding]:
-    """One finding a broker: does it accept a connection and a login, and how far away is it?"""
+def brokers(party: Party, settings: LinkSettings, is_sparing: bool = False) -> list[Finding]:
+    """One finding a broker: does it accept a connection and a login, and how far away is it?
+
+    `is_sparing`: a broker that knows devices by their certificates is not logged in at; one more login with it would
+    end the connection of the device at work.
+    """
     directory = party.directory
     addresses = {"control": directory.coordinator.address}
     addresses |= {ident: service.address for ident, service in directory.aggregators.items()}
@@ -157,7 +163,12 @@ def brokers(party: Party, settings: LinkSettings) -> list[Finding]:
     )
 
     async def all_of_them() -> list[Finding]:
-        return await asyncio.gather(*(_broker(name, place, party, bounded) for name, place in addresses.items()))
+        return await asyncio.gather(
+            *(
+                (_spared if is_sparing and place.tls else _broker)(name, place, party, bounded)
+                for name, place in addresses.items()
+            )
+        )
 
     return asyncio.run(all_of_them())
 
@@ -165,7 +176,8 @@ def brokers(party: Party, settings: LinkSettings) -> list[Finding]:
 async def _broker(name: str, address: BrokerAddress, party: Party, settings: LinkSettings) -> Finding:
     check = Check(f"broker {name}", BROKERS.why)
     where = f"{address.host}:{address.port}"
-    # A name of its own: under the service's name the broker would throw the running service out.
+    # A name of its own: under the device's the broker would throw the running one out. (One that takes the name from
+    # the certificate does so all the same: `_spared`.)
     link = open_link(address, f"{party.ident}-doctor", settings)
     try:
         async with asyncio.timeout(_BROKER_S):
@@ -189,6 +201,26 @@ async def _broker(name: str, address: BrokerAddress, party: Party, settings: Lin
     if rtt_s > _SLOW_S:
         return check.warning(found, "a link this slow needs longer rounds: rounds.deadline_s", **figures)
     return check.ok(found, **figures)
+
+
+async def _spared(name: str, address: BrokerAddress, _party: Party, settings: LinkSettings) -> Finding:
+    """As `_broker`, as far as the device at work is not disturbed."""
+    check = Check(f"broker {name}", BROKERS.why)
+    where = f"{address.host}:{address.port}"
+    try:
+        async with asyncio.timeout(_BROKER_S):
+            tcp_s = await _tcp(address, settings.connect_timeout_s)
+            if settings.tls is None:
+                raise LinkError("it speaks TLS, expected link.tls with a certificate for it")
+            connection, started_s = await connect_tcp(address), time.perf_counter()
+            (await start_tls(connection, address, settings.tls)).close()
+            tls_s = time.perf_counter() - started_s
+    except (LinkError, TimeoutError) as error:
+        found = str(error) or f"no answer within {_BROKER_S:.0f} s"
+        return check.failed(f"{where}: {found}", f"nc -vz {address.host} {address.port}; what does the device log?")
+    found = f"{where}: TCP in {tcp_s * 1e3:.1f} ms, TLS in {tls_s * 1e3:.1f} ms; no login"
+    why = "it would end the connection of the device at work, whose log says how it fares; --force logs in"
+    return check.ok(f"{found}: {why}", tcp_s=tcp_s, tls_s=tls_s)
 
 
 async def _tcp(address: BrokerAddress, limit_s: float) -> float:

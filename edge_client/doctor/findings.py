@@ -10,6 +10,7 @@ from typing import Literal
 from edge_client.board.profiles import BoardProfile, load_board
 from edge_client.device import Health, measure
 from edge_client.settings import DeviceSettings
+from fedpruneshare.at_work import is_at_work
 from fedpruneshare.errors import FedPruneShareError, SettingsError
 from fedpruneshare.party import Party
 from fedpruneshare.settings import load_settings
@@ -62,6 +63,7 @@ class Visit:
     """One look at a device: its board as it is now, and its settings and party where a settings file was given.
 
     `is_here`: the root is this machine's own; a copied tree says nothing of this machine's software and network.
+    `is_sparing`: the device is at work, and no connection of its own is to be ended.
     """
 
     root: Path
@@ -73,15 +75,18 @@ class Visit:
     party: Party | None = None
     party_error: str = ""
     profile_error: str = ""
+    is_sparing: bool = False
 
     @classmethod
-    def begin(cls, root: Path, config: Path | None) -> Visit:
+    def begin(cls, root: Path, config: Path | None, is_forced: bool = False) -> Visit:
         """Look at the board, read the settings, the key file and the directory; never raises."""
         health = measure(root)
         settings, settings_error = _settings(config)
         profile, profile_error = _profile(settings, health)
         party, party_error = _party(settings)
-        return cls(root, health, profile, config, settings, settings_error, party, party_error, profile_error)
+        errors = {"settings_error": settings_error, "party_error": party_error, "profile_error": profile_error}
+        is_sparing = settings is not None and not is_forced and is_at_work(Path(settings.store))
+        return cls(root, health, profile, config, settings, party=party, is_sparing=is_sparing, **errors)
 
     @property
     def is_here(self) -> bool:
