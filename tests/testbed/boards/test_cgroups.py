@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedpruneshare.errors import SettingsError
+from testbed.boards import self_check
 from testbed.boards.cgroups import ControlGroups, Make, open_groups, quota_us, sweep
 from testbed.boards.processor import CpuGroups
 from testbed.places import Place
@@ -123,7 +124,10 @@ def real() -> Iterator[Callable[..., list[ControlGroups]]]:
         groups.close()
 
 
-def test_a_real_group_holds_a_process_to_its_share(real: Callable[..., list[ControlGroups]]) -> None:
+def test_a_real_group_holds_a_process_to_its_share(
+    real: Callable[..., list[ControlGroups]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_check, "_TRIES", 12)  # on a crowded machine
     (groups,) = real("cpu")
     processor = CpuGroups(groups)
     assert processor.check(0.1) == pytest.approx(0.1, rel=0.1)

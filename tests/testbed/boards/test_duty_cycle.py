@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from testbed.boards import self_check
 from testbed.boards.clocks import cpu_s
 from testbed.boards.duty_cycle import Account, DutyCycle, Keeper
 from testbed.boards.processor import CpuDutyCycle
@@ -56,7 +57,8 @@ def until_stopped(pid: int, *, is_stopped: bool) -> None:
         time.sleep(0.001)
 
 
-def test_a_real_process_is_held_to_its_share(tmp_path: Path) -> None:
+def test_a_real_process_is_held_to_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_check, "_TRIES", 12)  # on a crowded machine
     processor = CpuDutyCycle(tmp_path / "keeper.log")
     try:
         assert processor.check(0.1) == pytest.approx(0.1, rel=0.1)
