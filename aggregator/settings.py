@@ -7,12 +7,10 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from fedpruneshare.floors import LOWEST_FLOOR, RETRY_ROUNDS
+from fedpruneshare.floors import KEPT_SETS, LOWEST_FLOOR, RETRY_ROUNDS
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_DEVICES
 from fedpruneshare.party import LinkSettings, PartySettings
 
-#: Sums whose contributors are kept for the rule on differences (docs/protocol.md §4.4).
-KEPT_SETS: Final = 64
 #: For so many rounds a sum is compared with those of the same model. Who claims a newer model evades this in any case,
 #: and is met by `differencing_rounds`.
 RETRIES: Final = RETRY_ROUNDS
@@ -25,9 +23,9 @@ class AggregatorFloors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `privacy_threshold`: the lowest t, the number of aggregators that may collude and still learn nothing.
     `allow_reveal_each`: whether a plan may have every single update shown to the coordinator; `allow_plain`: also to
     this aggregator, which is then the only one (docs/protocol.md §5.10). `freeze_quorum`: the fewest aggregators that
-    must have accepted a Freeze before a sum leaves, 0 for none. `differencing_rounds`: sums of so many last rounds may
-    differ by no few devices, whatever their models; those of one model may not in any case (§4.4). The coordinator does
-    not choose by it: for fleets that stay as they are, for after one device has gone for good nothing is allowed.
+    must have accepted a Freeze before a sum leaves, 0 for none. `differencing_rounds`: its so many last sums may
+    differ by no few devices, whatever their models; those of one model may not in any case (§4.4). The coordinator must
+    choose by it: its `rounds.differencing_rounds` has to be at least that of any aggregator.
     """
 
     min_devices: Floor = LOWEST_FLOOR

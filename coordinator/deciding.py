@@ -12,15 +12,16 @@ import msgspec
 import structlog
 
 from coordinator.desk import Desk
-from coordinator.ledger import Failure
+from coordinator.differences import Frozen, Past
+from coordinator.ledger import Failure, RoundLedger
 from coordinator.outcomes import Seconds
 from coordinator.publishing import Publisher
 from coordinator.settings import RoundSettings
-from coordinator.store import OpenRound, RoundStore
+from coordinator.store import FrozenRound, OpenRound, RoundStore
 from fedpruneshare.crash_points import reach
 from fedpruneshare.errors import SharingError
 from fedpruneshare.floors import RETRY_ROUNDS
-from fedpruneshare.messages import DealerCheck, Freeze, decode, digest, encode
+from fedpruneshare.messages import DealerCheck, Freeze, RoundPlan, decode, digest, encode
 from fedpruneshare.sharing.dealer_check import Judgement
 
 _log = structlog.get_logger()
@@ -81,17 +82,23 @@ class Decider:
 
     # ------------------------------------------------------------------ freeze
 
-    def frozen_in_vain(self, round_id: int) -> tuple[Freeze, ...]:
-        """What was frozen on the model of this round just before it, and may have been summed."""
-        found = [decode("freeze", body) for body in self._store.frozen_in_vain(round_id - RETRY_ROUNDS)]
-        return tuple(freeze for freeze in found if isinstance(freeze, Freeze))
+    def recall(self, ledger: RoundLedger) -> None:
+        """Tell a ledger which earlier Freezes aggregators will compare its own with.
+
+        Those of rounds that failed just before it on the same model, and with `differencing_rounds` those of the last
+        sums of each aggregator. Where every update is shown anyway no difference shows more, and nobody compares.
+        """
+        plan, last = ledger.view.plan, self._rounds.differencing_rounds
+        if ledger.view.is_each_revealed:
+            return
+        retried = tuple(map(_freeze_of, self._store.frozen_in_vain(plan.round_id - RETRY_ROUNDS)))
+        ledger.past = Past(retried, tuple(map(_frozen, self._store.frozen() if last else ())), last)
 
     def frozen_before(self, begun: OpenRound) -> Freeze | None:
         """The Freeze of this round, if it was committed before a restart."""
         if begun.freeze is None:
             return None
-        freeze = decode("freeze", begun.freeze)
-        assert isinstance(freeze, Freeze)
+        freeze = _freeze_of(begun.freeze)
         if begun.judged is not None:
             self._desk.round.judgement = msgspec.json.decode(begun.judged, type=Judgement)
         return self._enter_frozen(freeze, begun.freeze)
@@ -105,7 +112,7 @@ class Decider:
         body = encode(freeze)
         reach("coordinator.freeze-chosen")
         self._store.freeze(freeze.round_id, body)
-        found = {"contributors": len(freeze.contributors), "alone_on_their_rung": ledger.lone_devices}
+        found = {"contributors": len(freeze.contributors), "left_out": ledger.lone_devices}
         _log.info("frozen", round_id=freeze.round_id, by=freeze.aggregators, **found)
         return self._enter_frozen(freeze, body)
 
@@ -126,3 +133,15 @@ class Decider:
             lambda: ledger.is_every_answer_in() or ledger.can_open(), rounds.sum_timeout_s, self.send
         )
         await desk.wait_resending(ledger.is_every_answer_in, rounds.grace_s if ledger.can_open() else 0.0, self.send)
+
+
+def _freeze_of(body: bytes) -> Freeze:
+    freeze = decode("freeze", body)
+    assert isinstance(freeze, Freeze)
+    return freeze
+
+
+def _frozen(stored: FrozenRound) -> Frozen:
+    plan = decode("round-plan", stored.plan)
+    assert isinstance(plan, RoundPlan)
+    return Frozen(_freeze_of(stored.freeze), plan.freeze_quorum > 0, stored.summed_by)

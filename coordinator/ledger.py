@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from coordinator.differences import candidates, is_far_enough, sets_of
+from coordinator.differences import Choice, Past, choose
 from fedpruneshare.errors import ProtocolError
 from fedpruneshare.floors import lone_rungs, open_segments
 from fedpruneshare.link.chunks import Joiner
@@ -65,12 +65,13 @@ class RoundLedger:
         self._acceptances: dict[bytes, set[str]] = defaultdict(set)
         self.judgement: Judgement | None = None
         self.lone_devices: tuple[str, ...] = ()
+        """They uploaded and are not summed: alone on their rung, or the sum would tell too much beside another one."""
         self.revoked: frozenset[str] = frozenset()
         """Devices whose keys were revoked since the plan was made: nothing of theirs is summed."""
         self.shut_out: frozenset[str] = frozenset()
         """Aggregators whose keys were: no sum of theirs would be taken, so none is asked for."""
-        self.earlier: tuple[Freeze, ...] = ()
-        """Freezes of rounds that failed on the same model, newest first: this one must not differ by a few devices."""
+        self.past = Past()
+        """What earlier rounds froze: from those that count still, this one must not differ by a few devices."""
 
     # ------------------------------------------------------------------ attendance
 
@@ -164,23 +165,28 @@ class RoundLedger:
             name = "k" if self._least == plan.sharing.k else "freeze_quorum"
             return Failure(f"{found}, expected at least {name} = {self._least}{refusals}")
         floor = plan.min_devices_segment
-        past = [sets_of(freeze.contributors, freeze.segments) for freeze in self.earlier]
-        choices = [self._without_lone(part) for part in candidates(contributors, self.earlier, floor)]
-        allowed = [c for c in choices if c[1] and is_far_enough(sets_of(*c), past, floor)]
-        if not allowed:
-            if choices[0][1]:
-                return Failure(
-                    f"{len(contributors)} devices uploaded to k aggregators, but every set of them differs by fewer"
-                    f" than {floor} devices from one that was frozen on the same model"
-                )
-            return Failure(
-                f"{len(choices[0][0])} devices uploaded to k aggregators, expected min_devices = {plan.min_devices}"
-            )
-        chosen, segments = max(allowed, key=lambda choice: len(choice[0]))
+        past = self.past.freezes(self.attended if plan.freeze_quorum else best)
+        choice = choose(contributors, past, floor, self._without_lone, self.past.last > 0)
+        if choice is None:
+            return self._none_allowed(contributors)
+        chosen, segments = choice
         self.lone_devices = tuple(c.device_id for c in contributors if c not in chosen)
         return Freeze(plan.round_id, self.view.digest, best, chosen, segments)
 
-    def _without_lone(self, contributors: tuple[Contribution, ...]) -> tuple[tuple[Contribution, ...], tuple[int, ...]]:
+    def _none_allowed(self, contributors: tuple[Contribution, ...]) -> Failure:
+        """Why nothing of what was uploaded may be summed: too few devices, or too few without the difference's."""
+        kept, segments = self._without_lone(contributors)
+        plan, last = self.view.plan, self.past.last
+        if not segments:
+            return Failure(f"{len(kept)} devices uploaded to k aggregators, expected min_devices = {plan.min_devices}")
+        which = f"summed in the last rounds (differencing_rounds = {last})" if last else "frozen on the same model"
+        return Failure(
+            f"{len(contributors)} devices uploaded to k aggregators, but every set of at least min_devices ="
+            f" {plan.min_devices} of them differs by fewer than {plan.min_devices_segment} devices from one that was"
+            f" {which}"
+        )
+
+    def _without_lone(self, contributors: tuple[Contribution, ...]) -> Choice:
         """The contributors but for those alone on their rung, and the segments that these open."""
         plan = self.view.plan
         floors = (plan.min_devices, plan.min_devices_segment)

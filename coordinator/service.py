@@ -127,7 +127,7 @@ class Coordinator:
             await self._give_up(begun.round_id, str(error), seconds)
             return
         ledger = RoundLedger(view)
-        ledger.earlier = self._decider.frozen_in_vain(begun.round_id)
+        self._decider.recall(ledger)
         self._desk.open(ledger)
         self._leave_out_revoked()
         frozen = self._decider.frozen_before(begun)

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from fedpruneshare.errors import Fault
-from fedpruneshare.floors import LOWEST_FLOOR
+from fedpruneshare.floors import KEPT_SETS, LOWEST_FLOOR
 from fedpruneshare.messages import MAX_AGGREGATORS, MAX_CHUNK_BYTES, MAX_DEVICES, MAX_SEGMENTS
 from fedpruneshare.party import LinkSettings, PartySettings
 from fedpruneshare.sharing.checksum import CHECKSUM_WORDS
@@ -29,6 +29,10 @@ class RoundSettings(_Table, frozen=True):
 
     `strata`: draw them as if there were so many rungs, by what devices say they may take, whatever the plan offers and
     is expected of them: so different settings draw the same devices. 0: by the plan (docs/protocol.md §8.2).
+
+    `differencing_rounds`: at least the largest of the aggregators' `floors.differencing_rounds`. Sets are then chosen
+    so that no aggregator refuses one for differing by few devices from any of its last so many sums (§4.4): where
+    devices come and go, others wait until as many as the floor can come back together.
     """
 
     count: Annotated[int, Meta(ge=1)] = 20
@@ -42,6 +46,7 @@ class RoundSettings(_Table, frozen=True):
     max_failed: Annotated[int, Meta(ge=0)] = 0
     seed: Annotated[int, Meta(ge=0)] = 0
     strata: Annotated[int, Meta(ge=0, le=MAX_SEGMENTS)] = 0
+    differencing_rounds: Annotated[int, Meta(ge=0, le=KEPT_SETS)] = 0
 
     def faults(self, path: str) -> Iterator[Fault]:
         """Cross-field checks."""

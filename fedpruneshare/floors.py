@@ -17,6 +17,8 @@ LOWEST_FLOOR: Final = 3
 #: A sum is compared with those of so many rounds before it on the same model (docs/protocol.md §4.4): where a device of
 #: a failed round has gone for good, no set of a small federation would ever be allowed again.
 RETRY_ROUNDS: Final = 8
+#: Sums whose contributors an aggregator keeps, to compare later ones with: the most that `differencing_rounds` can be.
+KEPT_SETS: Final = 64
 #: Contributors to each device that may be left out for being alone on its rung.
 _PER_LEFT_OUT: Final = 10
 

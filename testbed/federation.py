@@ -210,7 +210,13 @@ class Federation:
         return AggregatorSettings(
             party=self._party(ident, root_key),
             store=str(self.folder.store(ident)),
-            floors=AggregatorFloors(rounds.min_devices, rounds.min_devices_segment, max(sharing.t, 1), **allowed),
+            floors=AggregatorFloors(
+                rounds.min_devices,
+                rounds.min_devices_segment,
+                max(sharing.t, 1),
+                differencing_rounds=rounds.differencing_rounds,
+                **allowed,
+            ),
             link=self._link(ident),
         )
 

@@ -80,6 +80,8 @@ class Setup:
     checksum: bool = True
     liar: str = ""
     """An aggregator whose sums are wrong."""
+    differencing_rounds: int = 0
+    """At the coordinator and at every aggregator."""
     real_crypto: bool = False
     deadline_s: float = 20.0
     grace_s: float = 2.0
@@ -330,7 +332,9 @@ class World:
         settings = AggregatorSettings(
             party=PartySettings("", "", "0" * 64),
             store=str(self.folder / name),
-            floors=AggregatorFloors(allow_reveal_each=self.setup.reveal == "each"),
+            floors=AggregatorFloors(
+                allow_reveal_each=self.setup.reveal == "each", differencing_rounds=self.setup.differencing_rounds
+            ),
         )
         service = Aggregator(party, settings, self.link(name, name), self.link("control", name))
         self._note_stored(name, service._store)
@@ -361,6 +365,7 @@ class World:
         rounds = RoundSettings(
             count=10**6, cohort=32, deadline_s=setup.deadline_s, grace_s=setup.grace_s,
             sum_timeout_s=setup.sum_timeout_s, wait_for_devices_s=5.0, max_failed=10**6,
+            differencing_rounds=setup.differencing_rounds,
         )  # fmt: skip
         return CoordinatorSettings(
             party=PartySettings("", "", "0" * 64),
