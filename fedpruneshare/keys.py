@@ -19,7 +19,7 @@ from Crypto.PublicKey import ECC
 from Crypto.Signature import eddsa
 
 from fedpruneshare.errors import SealError, SettingsError
-from fedpruneshare.storage import write_atomically
+from fedpruneshare.storage import refuse_open_file, write_atomically
 from fedpruneshare.wire_types import KEY_ID_BYTES, Suite
 
 _SEAL_DOMAIN: Final = b"fedpruneshare/seal/1"
@@ -151,13 +151,14 @@ class Identity:
     @classmethod
     def load(cls, path: Path) -> Identity:
         """Read a key file. Raises `SettingsError` if it is missing, readable by others, or not a key file."""
+        refuse_open_file(path)
         try:
             with open(path, "rb") as file:
-                mode, body = os.fstat(file.fileno()).st_mode & 0o077, json.loads(file.read(_MAX_KEY_FILE_BYTES))
-        except (OSError, ValueError, RecursionError) as error:
-            raise SettingsError(f"key file {path}: {type(error).__name__}, expected a readable key file") from None
-        if mode:
-            raise SettingsError(f"key file {path} is open to others (mode {mode:03o}), expected 0600: chmod 600 {path}")
+                body = json.loads(file.read(_MAX_KEY_FILE_BYTES))
+        except OSError as error:
+            raise SettingsError(f"key file {path}: {error.strerror}, expected one that this user can read") from None
+        except (ValueError, RecursionError) as error:  # JSON's own message would quote the file
+            raise SettingsError(f"key file {path}: {type(error).__name__}, expected a whole key file") from None
         try:
             keys = tuple(KeyPair.restored(stored) for stored in body["keys"])
             if not 1 <= len(keys) <= MAX_KEYS or not isinstance(body["id"], str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -109,6 +110,16 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def _primary_code(error: sqlite3.Error) -> int:
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def refuse_open_file(path: Path) -> None:
+    """Raise `SettingsError` if a key file is missing, or others than its owner may read or write it."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        raise SettingsError(f"key file {path}: {error.strerror}, expected one that this user can read") from None
+    if mode & 0o077:
+        raise SettingsError(f"key file {path} is open to others (mode {mode:04o}), expected 0600: chmod 600 {path}")
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview, mode: int = 0o644) -> None:

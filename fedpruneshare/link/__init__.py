@@ -101,6 +101,9 @@ class BrokerAddress:
     port: int
     tls: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
 
 @dataclass
 class Subscription:

@@ -7,11 +7,9 @@ is driven by the asyncio loop on the non-blocking socket; nothing here blocks it
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import socket
 import ssl
-import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +19,7 @@ import msgspec
 
 from fedpruneshare.errors import CertificateDateError, CertificateError, LinkError, SettingsError
 from fedpruneshare.link import BrokerAddress
+from fedpruneshare.storage import refuse_open_file
 
 #: X.509 verification codes of OpenSSL that only the passing of time, a clock or a renewal changes.
 _NOT_YET_VALID, _EXPIRED = 9, 10
@@ -55,7 +54,7 @@ def client_context(settings: TlsSettings) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies the certificate and the host name by itself
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_flags |= ssl.VERIFY_X509_STRICT
-    check_private(Path(settings.key_file))
+    refuse_open_file(Path(settings.key_file))
     try:
         context.load_verify_locations(cafile=settings.ca_file)
     except OSError as error:  # an ssl.SSLError is one
@@ -68,16 +67,6 @@ def client_context(settings: TlsSettings) -> ssl.SSLContext:
             "expected a PEM certificate and its unencrypted key"
         ) from None
     return context
-
-
-def check_private(path: Path) -> None:
-    """Raises `SettingsError` if a key file is missing, or others than its owner may read or write it."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as error:
-        raise SettingsError(f"key file {path}: {error.strerror}, expected a file of mode 0600") from None
-    if stat.S_IMODE(mode) & 0o077:
-        raise SettingsError(f"key file {path} has mode {stat.S_IMODE(mode):04o}, expected 0600: others may read it")
 
 
 async def start_tls(sock: socket.socket, address: BrokerAddress, settings: TlsSettings) -> ssl.SSLSocket:
@@ -173,4 +162,4 @@ def _clock() -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
 
 
-__all__ = ["TlsSettings", "check_private", "client_context", "refusal", "start_tls"]
+__all__ = ["TlsSettings", "client_context", "refusal", "start_tls"]

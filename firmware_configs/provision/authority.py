@@ -264,7 +264,8 @@ def certificate_fault(certificate: x509.Certificate, authority: x509.Certificate
     try:
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature):
-        return f"issued by {certificate.issuer.rfc4514_string()}, expected the authority at hand"
+        issuer, known = certificate.issuer.rfc4514_string(), authority.subject.rfc4514_string()
+        return f"issued by {issuer}, expected {'another of that name' if issuer == known else known}"
     federation = str(authority.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
     expected = _name(name, role.value, federation)
     if certificate.subject != expected:

@@ -23,11 +23,11 @@ from fedpruneshare.keys import Identity
 from fedpruneshare.link.tls import TlsSettings
 from fedpruneshare.party import LinkSettings, Party, PartySettings
 from fedpruneshare.settings import load_settings
+from fedpruneshare.storage import refuse_open_file
 from fedpruneshare.topics import Role
 from firmware_configs.provision.authority import belong_together, certificate_fault, read_certificate
 from firmware_configs.provision.findings import FAILED, OK, SOON_S, WARNING, Finding
 from firmware_configs.provision.probing import probe_brokers
-from firmware_configs.provision.vault import refuse_open_file
 
 _SET_CLOCK: Final = "set the clock (timedatectl; a board that keeps no time needs NTP before this service starts)"
 _RENEW: Final = "`provision renew` at the root, then `provision enrol finish` here"

@@ -24,6 +24,7 @@ from fedpruneshare.directory import PartyKeys, party_keys
 from fedpruneshare.errors import SettingsError
 from fedpruneshare.keys import Identity, verify
 from fedpruneshare.messages import Identifier
+from fedpruneshare.storage import refuse_open_file
 from fedpruneshare.topics import Role
 from firmware_configs.provision.authority import new_request, read_request
 from firmware_configs.provision.bundles import write_folder
@@ -42,7 +43,6 @@ from firmware_configs.provision.parties import (
 )
 from firmware_configs.provision.register import Record
 from firmware_configs.provision.rendering import BROKER_CERTIFICATE, BROKER_KEY, KEY, TLS_CERTIFICATE, TLS_KEY
-from firmware_configs.provision.vault import refuse_open_file
 
 _DOMAIN: Final = b"fedpruneshare/enrol/1\0"
 _MAX_BYTES: Final = 64 * 1024

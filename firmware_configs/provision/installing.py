@@ -18,6 +18,7 @@ from fedpruneshare.directory import Directory, HexKey, parse_directory
 from fedpruneshare.errors import PeerError, SettingsError
 from fedpruneshare.keys import MAX_KEYS, Identity, KeyPair, PublicKeys
 from fedpruneshare.settings import load_settings
+from fedpruneshare.storage import refuse_open_file
 from fedpruneshare.topics import Role
 from firmware_configs.provision.authority import belong_together, certificate_fault, read_certificate
 from firmware_configs.provision.bundles import read_bundle, write_folder
@@ -37,7 +38,6 @@ from firmware_configs.provision.rendering import (
     TLS_KEY,
     settings_name,
 )
-from firmware_configs.provision.vault import refuse_open_file
 
 _SETTINGS: Final = tuple(settings_name(role) for role in Role)
 _KNOWN: Final = {

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from fedpruneshare.directory import utc
-from fedpruneshare.errors import LinkError, RefusedError
+from fedpruneshare.errors import CertificateDateError, CertificateError, LinkError, RefusedError
 from fedpruneshare.link import BrokerAddress, Delivery, Link
 from fedpruneshare.link.tls import TlsSettings, client_context
 from fedpruneshare.party import LinkSettings, Party
@@ -30,6 +30,12 @@ _ANSWER_S: Final = 5.0
 #: How long a retained message may take to arrive that the broker holds.
 _ARRIVAL_S: Final = 1.0
 _CONTROL: Final = "control"
+_UPDATE: Final = "copy the root's updates/ to that broker, and SIGHUP it"
+#: What can be done about a broker's certificate, by the reason of a `CertificateError`.
+_CERTIFICATE_FIXES: Final = {
+    "authority": "another federation's broker listens there, or this bundle is another's: look at host and port",
+    "host": "another broker listens there, or its host was renamed: look at host and port, then `provision renew` it",
+}
 
 
 def probe_brokers(party: Party, settings: LinkSettings) -> list[Finding]:
@@ -64,13 +70,21 @@ async def _broker(name: str, address: BrokerAddress, party: Party, settings: Lin
             findings += await asyncio.to_thread(_dates, what, address, settings.tls)
         kind = Broker.CONTROL if name == _CONTROL else Broker.OWN
         return findings + await _access(what, kind, party, link)
-    except RefusedError as error:
-        return [Finding(FAILED, what, f"{where}: {error}", "copy the root's updates/ to that broker, and SIGHUP it")]
     except LinkError as error:
-        fix = "is it up, and its host, port and certificate those of the directory? does this party run already?"
-        return [Finding(FAILED, what, f"{where}: {error}", fix)]
+        found = str(error) if str(error).startswith(where) else f"{where}: {error}"
+        return [Finding(FAILED, what, found, _what_to_do(error))]
     finally:
         await link.close()
+
+
+def _what_to_do(error: LinkError) -> str:
+    if isinstance(error, CertificateError):
+        return _CERTIFICATE_FIXES.get(error.reason, _UPDATE)
+    if isinstance(error, CertificateDateError):
+        return "set the clock that is wrong, or renew the certificate that has ended, here or there"
+    if isinstance(error, RefusedError):
+        return _UPDATE
+    return "is it up, and its host and port those of the directory? does this party run already?"
 
 
 def _dates(what: str, address: BrokerAddress, tls: TlsSettings) -> list[Finding]:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from fedpruneshare.errors import SettingsError
 from fedpruneshare.keys import Identity, KeyPair
-from fedpruneshare.storage import write_atomically
+from fedpruneshare.storage import refuse_open_file, write_atomically
 
 ROOT_FILE: Final = "root.key"
 SHORTEST_PASSPHRASE: Final = 12
@@ -57,16 +57,6 @@ def open_root(path: Path, passphrase: str) -> tuple[Identity, bytes]:
     except (InvalidTag, ValueError):
         raise SettingsError(f"{path} does not open: wrong passphrase, or the file is damaged") from None
     return Identity("root", (KeyPair.restored(body["root"]),)), body["authority"].encode()
-
-
-def refuse_open_file(path: Path) -> None:
-    """Raise `SettingsError` if a key file is missing or others than its owner may read it."""
-    try:
-        mode = path.stat().st_mode & 0o077
-    except OSError as error:
-        raise SettingsError(f"key file {path}: {error.strerror}, expected one that this user can read") from None
-    if mode:
-        raise SettingsError(f"key file {path} is open to others (mode {mode:03o}), expected 0600: chmod 600 {path}")
 
 
 def _key(head: dict[str, Any], passphrase: str) -> bytes:

@@ -10,9 +10,9 @@ import click
 
 from fedpruneshare.directory import Directory
 from fedpruneshare.errors import SettingsError
+from fedpruneshare.storage import refuse_open_file
 from firmware_configs.provision.office import UPDATES, Office
 from firmware_configs.provision.register import missing_services
-from firmware_configs.provision.vault import refuse_open_file
 
 PASSPHRASE_VARIABLE: Final = "FPS_PASSPHRASE_FILE"
 Command = Callable[..., Any]

@@ -149,7 +149,11 @@ def no_tls(folder: Path) -> None:
         (other_keys, "directory", "does not hold the key"),
         (others_certificate, "certificate", "CN=pi-02"),
         (others_key, "certificate", "not of the key"),
-        (other_authority, "certificate", "authority"),
+        (
+            other_authority,
+            "certificate",
+            "issued by CN=lab authority,OU=authority,O=lab, expected another of that name",
+        ),
         (aggregators_certificate, "certificate", "OU=aggregator"),
         (no_certificate, "certificate", "tls.pem"),
         (no_tls, "certificate", "no [link.tls]"),
@@ -179,8 +183,8 @@ def test_a_revoked_device_is_told(root: Root, folder: Path) -> None:
 class Brokers:
     """The four brokers of a provisioned federation, as rendered, in their bundles."""
 
-    def __init__(self, root: Root) -> None:
-        self.root = root
+    def __init__(self, root: Root, ports: list[int]) -> None:
+        self.root, self.ports = root, ports
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str) -> None:
@@ -191,7 +195,7 @@ class Brokers:
             command = [str(program), "-c", "broker/mosquitto.conf"]
             self._running[name] = subprocess.Popen(command, cwd=home, stdout=log, stderr=log)
         port = (home / "broker" / "mosquitto.conf").read_text().partition("listener ")[2].split()[0]
-        give_up_s = time.monotonic() + 10
+        give_up_s = time.monotonic() + 60
         while time.monotonic() < give_up_s:
             with socket.socket() as trial:
                 if not trial.connect_ex(("127.0.0.1", int(port))):
@@ -201,7 +205,7 @@ class Brokers:
     def stop(self, name: str) -> None:
         process = self._running.pop(name)
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
     def restart(self, name: str) -> None:
         self.stop(name)
@@ -220,9 +224,10 @@ def free_ports(count: int) -> list[int]:
 def brokers(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Brokers]:
     monkeypatch.setattr(probing, "_CONNECT_S", 1.0)
     monkeypatch.setattr(probing, "_ARRIVAL_S", 0.2)
-    made = fill(make_root(tmp_path / "root", ports=free_ports(4)), devices=2)
+    ports = free_ports(4)
+    made = fill(make_root(tmp_path / "root", ports=ports), devices=2)
     capsys.readouterr()
-    running = Brokers(Root(made.folder, capsys))
+    running = Brokers(Root(made.folder, capsys), ports)
     try:
         for name in ("coordinator", "a", "b", "c"):
             running.start(name)
@@ -291,3 +296,17 @@ def test_a_revoked_device_does_not_get_in(brokers: Brokers, tmp_path: Path) -> N
     shutil.copytree(lost, copied)  # with the directory of before: the device itself knows nothing of it
     lines = check(root, "pi-02", 1)
     assert sum(line.startswith("FAILED  broker") and "revoked" in line for line in lines) == 2
+
+
+@pytest.mark.mosquitto
+def test_another_federations_broker_is_named_as_such(
+    brokers: Brokers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No advice to copy this federation's files to it, and its address once."""
+    other = fill(make_root(tmp_path / "other", ports=brokers.ports), devices=1)
+    capsys.readouterr()
+    lines = [line for line in check(Root(other.folder, capsys), "pi-01", 1) if line.startswith("FAILED")]
+    assert len(lines) == 4
+    for line in lines:
+        assert line.count("127.0.0.1") == 1 and "not of this federation's authority" in line
+        assert line.endswith("look at host and port")
