@@ -7,7 +7,7 @@ and wakes whoever waits. What the desk knows of devices goes to the store at onc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 
@@ -66,13 +66,12 @@ class Desk:
         ):
             await self._link.subscribe(topics.every(channel), handler)
 
-    async def hear(self, devices: Collection[str], within_s: float) -> None:
-        """Have the broker hand over again what it keeps of the hellos of these devices. Raises `LinkError`."""
+    async def hear(self, devices: Iterable[str], are_heard: Callable[[], bool], within_s: float) -> None:
+        """Have the broker hand over what it keeps of these devices' hellos. Raises `LinkError`."""
         topics = [self._party.topics.name("hello", device) for device in devices]
-        heard = self._greetings_heard()
         try:
             await asyncio.gather(*(self._link.subscribe(topic, self._on_hello) for topic in topics))
-            await self.wait_until(lambda: XX, within_s)
+            await self.wait_until(are_heard, within_s)
         finally:
             await asyncio.gather(*(self._link.unsubscribe(topic) for topic in topics))
 

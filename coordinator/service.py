@@ -20,6 +20,7 @@ from coordinator.opening import Opening, Round, open_and_apply
 from coordinator.outcomes import Seconds, outcome_line, round_facts
 from coordinator.planning import AvailableDevices, ModelState, PublishedModel, Terms, plan_round, suites
 from coordinator.publishing import Announcement, Publisher
+from coordinator.roll_call import await_devices
 from coordinator.seeds import SeedLetters
 from coordinator.settings import CoordinatorSettings
 from coordinator.store import OpenRound, RoundStore
@@ -185,13 +186,18 @@ class Coordinator:
     async def _await_devices(self) -> None:
         """Before the first round for the whole roster, or the quickest would be the cohort; later for the floor."""
         rounds, is_first = self._settings.rounds, self._store.finished()[0] == 0
-        enough = self._roster_size() if is_first else rounds.min_devices
+        enough = len(self._roster()) if is_first else rounds.min_devices
         size, limit_s = self._store.fleet_size, rounds.wait_for_devices_s  # counted first: thousands say hello
-        await self._desk.wait_until(lambda: size(_ANY_NUMBER) >= enough <= len(self._fleet().limits), limit_s)
+        await await_devices(
+            self._desk, lambda: size(_ANY_NUMBER) >= enough <= len(self._fleet().limits), self._unheard, limit_s
+        )
 
-    def _roster_size(self) -> int:
+    def _roster(self) -> set[str]:
         directory = self._party.directory
-        return sum(not directory.is_revoked(Role.DEVICE, device) for device in directory.devices)
+        return {device for device in directory.devices if not directory.is_revoked(Role.DEVICE, device)}
+
+    def _unheard(self) -> set[str]:
+        return self._roster() - self._store.fleet(_ANY_NUMBER).limits.keys()
 
     def _fleet(self) -> AvailableDevices:
         """The devices that may be drawn: heard of, not revoked, and able to open the seed they will be sent."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ DEVICES = tuple(f"device-{index:02}" for index in range(10))
 AGGREGATORS = ("aggregator-1", "aggregator-2", "aggregator-3")
 
 
-@lru_cache
+@cache
 def identity(name: str) -> Identity:
     """Keys of a party, the same for the whole test run."""
     return Identity.generate(name)

@@ -80,7 +80,7 @@ async def test_whom_a_new_directory_revokes_is_left_out_of_the_open_round(tmp_pa
     assert (coordinator._desk.round.revoked, coordinator._desk.round.shut_out) == ({"device-04"}, frozenset())
     coordinator._store.greet(dict.fromkeys(DEVICES, 0))
     assert sorted(coordinator._fleet().limits) == [device for device in DEVICES if device != "device-04"]
-    assert coordinator._roster_size() == 9
+    assert len(coordinator._roster()) == 9
     await coordinator.stop()
 
 
