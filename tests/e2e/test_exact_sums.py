@@ -202,7 +202,7 @@ class Collector:
         self.changed.set()
 
     async def until(self, predicate) -> None:  # type: ignore[no-untyped-def]
-        async with asyncio.timeout(30.0):
+        async with asyncio.timeout(60.0):
             while not predicate():
                 self.changed.clear()
                 await self.changed.wait()

@@ -109,7 +109,7 @@ class Shell:
         """Kill the shell and all it started."""
         with suppress(ProcessLookupError):
             os.killpg(self._bash.pid, signal.SIGKILL)
-        self._bash.wait(10)
+        self._bash.wait(60)
 
 
 def free_ports(count: int) -> list[int]:

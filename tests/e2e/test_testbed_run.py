@@ -125,6 +125,6 @@ def test_however_a_run_is_ended_nothing_is_left_running(tmp_path: Path, number: 
             assert parent.wait(60) == code
         finally:
             parent.kill()  # a run of a thousand rounds must not outlive a test that has failed
-    until(lambda: of_run(out) == [], 10)
+    until(lambda: of_run(out) == [], 60)
     assert number == signal.SIGKILL or not (out / "state" / "keys").exists()
     assert os.path.exists(out / "logs" / "coordinator.log")

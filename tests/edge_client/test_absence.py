@@ -132,7 +132,7 @@ class World:
             await asyncio.gather(task, return_exceptions=True)
 
     async def until(self, condition: Callable[[], Any], what: str) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.005)
         assert condition(), what

@@ -254,5 +254,5 @@ async def test_a_directory_that_a_full_disk_does_not_take_comes_into_force_when_
         assert party.directory == directory()
     in_force = asyncio.Event()
     party.on_change(in_force.set)
-    await asyncio.wait_for(in_force.wait(), 5)
+    await asyncio.wait_for(in_force.wait(), 60)
     assert Party.load(settings, Role.AGGREGATOR).directory.version == 2

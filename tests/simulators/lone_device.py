@@ -99,7 +99,7 @@ class LoneDevice:
             await self.theirs.publish(topic, self.coordinator.sign_with_oldest(message), retain=True)
 
     async def until(self, condition: Callable[[], Any], what: str) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.002)
         assert condition(), what

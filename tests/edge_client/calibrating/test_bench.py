@@ -185,7 +185,7 @@ async def test_what_is_published_is_a_share_of_no_open_round(place: Place) -> No
     await watcher.connect()
     try:
         rate = await calibrating._measure_link(place.bench(), AGGREGATORS[0])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not kept:
                 await watcher.subscribe(party.topics.name("ack", NAME), keep)
     finally:

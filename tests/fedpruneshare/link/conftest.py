@@ -23,7 +23,7 @@ from firmware_configs.brokers.embedded import embedded_broker
 from firmware_configs.brokers.mosquitto import MosquittoSettings, mosquitto_broker
 
 BrokerKind = str
-WAIT_S = 10.0
+WAIT_S = 60.0
 #: Who issues the certificates that a broker takes, for those that want any.
 _CERTIFICATES: WeakKeyDictionary[Broker, Certificates] = WeakKeyDictionary()
 

@@ -50,7 +50,7 @@ async def test_bounds_by_messages_and_by_bytes_and_room_is_announced() -> None:
     # Each waiting message counts its payload, its topic and 1 KiB of its own, against 2 × 3000 bytes.
     assert states == [(False, False), (True, False), (True, True), (True, True)]
     inbox.start("test")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while inbox.is_full:
             await asyncio.sleep(0)
     assert announced and handled.is_set()
@@ -74,12 +74,12 @@ async def test_acknowledged_after_the_handler_and_not_when_it_was_cancelled() ->
     assert acknowledged == []
     entered.clear()
     leave.set()
-    await asyncio.wait_for(entered.wait(), 5)
+    await asyncio.wait_for(entered.wait(), 60)
     assert acknowledged[0] == "first"
     entered.clear()
     leave.clear()
     inbox.put(Delivery("third", b""), lambda: acknowledged.append("third"))
-    await asyncio.wait_for(entered.wait(), 5)
+    await asyncio.wait_for(entered.wait(), 60)
     await asyncio.wait(inbox.stop())
     assert acknowledged == ["first", "second"]
 
@@ -88,5 +88,5 @@ async def test_message_of_no_subscription_is_acknowledged() -> None:
     inbox, done = Inbox(LinkLimits(), Traffic(), lambda: 0.0, lambda: None), asyncio.Event()
     inbox.put(Delivery("x", b""), done.set)
     inbox.start("test")
-    await asyncio.wait_for(done.wait(), 5)
+    await asyncio.wait_for(done.wait(), 60)
     await asyncio.wait(inbox.stop())

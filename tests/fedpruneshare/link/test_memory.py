@@ -148,5 +148,5 @@ async def test_connecting_while_cut_off() -> None:
     await settle()
     assert not waiting.done()
     broker.heal("a")
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 60)
     await patient.close()

@@ -51,7 +51,7 @@ def state(pid: int) -> str:
 
 
 def until_stopped(pid: int, *, is_stopped: bool) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (state(pid) == "T") is not is_stopped:
         assert time.monotonic() < deadline, f"process {pid} is in state {state(pid)}"
         time.sleep(0.001)

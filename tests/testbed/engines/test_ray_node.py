@@ -66,7 +66,7 @@ def files(name: str) -> DeviceFiles:
     return DeviceFiles(name, settings, SECRET, b"directory")
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
+def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline

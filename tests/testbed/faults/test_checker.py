@@ -41,10 +41,11 @@ def good_round(number: int, version: int) -> Events:
     place = {"round": number, "freeze": f"f{number}"}
     events: Events = [
         {"event": "plan", "round": number, "plan": f"p{number}", "version": version, "k": 2, "segments": 2,
+         "model": [f"head of {version}", f"rest of {version}"],
          "points": {"a1": 1, "a2": 2, "a3": 3}, "cohort": list(DEVICES), "min_devices": 3, "min_devices_segment": 2,
          "deadline_s": 10.0},
-        *({"event": "device-model", "round": number, "device": d, "plan": f"p{number}", "version": version}
-          for d in DEVICES),
+        *({"event": "device-model", "round": number, "device": d, "plan": f"p{number}", "version": version,
+           "model": [f"head of {version}", f"rest of {version}"][: rung_of(d) + 1]} for d in DEVICES),
         *({"event": "upload", "round": number, "device": d, "upload": f"{d}-{number}", "rung": rung_of(d),
            "digest": f"words of {d} in {number}", "values": values(d, rung_of(d))} for d in DEVICES),
         *({"event": "receipt", "round": number, "aggregator": a, "device": d, "upload": f"{d}-{number}",
@@ -236,6 +237,14 @@ def a_version_that_the_plan_does_not_have(events: Events) -> None:
     find(events, "device-model", round=3, device="d2")["version"] = 7
 
 
+def a_model_of_other_bytes(events: Events) -> None:
+    find(events, "device-model", round=3, device="d2")["model"][1] = "rest of 0"
+
+
+def a_device_that_forgets_its_model_in_a_restart(events: Events) -> None:
+    at_the_end_of(events, 3, {"event": "device-model", "round": 1, "device": "d2", "version": 0})
+
+
 def a_canary_in_a_broker_file(events: Events) -> None:
     find(events, "canary")["found"] = 3
 
@@ -325,6 +334,8 @@ BAD: list[tuple[str, Callable[[Events], None]]] = [
     ("I7", an_older_model_on_a_device),
     ("I7", a_model_no_plan_names),
     ("I7", a_version_that_the_plan_does_not_have),
+    ("I7", a_model_of_other_bytes),
+    ("I7", a_device_that_forgets_its_model_in_a_restart),
     ("I8", a_canary_in_a_broker_file),
     ("I8", a_canary_in_one_aggregators_store),
     ("I9", a_round_that_hangs),
@@ -400,9 +411,9 @@ def test_the_command_orders_files_by_time_and_exits_with_1(tmp_path: Path) -> No
     for place, path in enumerate(files):
         path.write_text("".join(json.dumps(e) + "\n" for e in events[place::2]))
     command = [sys.executable, "-m", "testbed.faults.checker"]
-    good = subprocess.run([*command, *map(str, files)], capture_output=True, text=True, timeout=30, check=False)
-    bad = subprocess.run([*command, str(files[0])], capture_output=True, text=True, timeout=30, check=False)
-    nothing = subprocess.run(command, capture_output=True, timeout=30, check=False)
+    good = subprocess.run([*command, *map(str, files)], capture_output=True, text=True, timeout=60, check=False)
+    bad = subprocess.run([*command, str(files[0])], capture_output=True, text=True, timeout=60, check=False)
+    nothing = subprocess.run(command, capture_output=True, timeout=60, check=False)
     assert (good.returncode, good.stdout) == (0, "")
     assert (bad.returncode, nothing.returncode) == (1, 1)
     assert "I1" in bad.stdout
