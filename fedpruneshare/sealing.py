@@ -84,6 +84,23 @@ def open_message(payload: bytes, federation: str, keys: KeyLookup, kinds: tuple[
     role that alone may send this kind, so a device cannot speak as an aggregator.
     Raises `MessageError` or `SignatureError`, both naming the kind.
     """
+    envelope = _read_envelope(payload, kinds)
+    key = keys(WRITER_OF_KIND[envelope.kind], envelope.sender, envelope.key)
+    if not verify(key, _signed_bytes(federation, envelope.kind, envelope.sender, envelope.body), envelope.signature):
+        raise SignatureError(f"{envelope.kind} in the name of {envelope.sender!r}: the signature does not verify")
+    message, name = decode(envelope.kind, envelope.body), digest(envelope.body)
+    return Opened(envelope.sender, message, name, envelope.body, envelope.key)
+
+
+def read_unverified(payload: bytes, kind: str) -> Message:
+    """The message of an envelope whoever signed it: only for what proves itself, as a directory does by its root.
+
+    Raises `MessageError`.
+    """
+    return decode(kind, _read_envelope(payload, (kind,)).body)
+
+
+def _read_envelope(payload: bytes, kinds: tuple[str, ...]) -> Envelope:
     if len(payload) > _LARGEST:
         raise MessageError(f"payload of {len(payload)} bytes, expected at most {_LARGEST}")
     try:
@@ -95,11 +112,7 @@ def open_message(payload: bytes, federation: str, keys: KeyLookup, kinds: tuple[
     if envelope.kind not in kinds:
         found = re.sub(r"[^a-z0-9-]", "?", envelope.kind)
         raise MessageError(f"message kind {found!r}, expected {' or '.join(kinds)}")
-    key = keys(WRITER_OF_KIND[envelope.kind], envelope.sender, envelope.key)
-    if not verify(key, _signed_bytes(federation, envelope.kind, envelope.sender, envelope.body), envelope.signature):
-        raise SignatureError(f"{envelope.kind} in the name of {envelope.sender!r}: the signature does not verify")
-    message, name = decode(envelope.kind, envelope.body), digest(envelope.body)
-    return Opened(envelope.sender, message, name, envelope.body, envelope.key)
+    return envelope
 
 
 # --------------------------------------------------------------------------- seal contexts (§7.3)
@@ -134,6 +147,6 @@ def _context(*parts: bytes) -> bytes:
 
 __all__ = [
     "ENVELOPE_BYTES", "Envelope", "Identity", "KeyLookup", "KeyPair", "Opened", "PublicKeys", "SharePosition", "Suite",
-    "checksum_seed_context", "open_message", "seal", "share_context", "sign_body", "sign_message", "sum_context",
-    "verify",
+    "checksum_seed_context", "open_message", "read_unverified", "seal", "share_context", "sign_body", "sign_message",
+    "sum_context", "verify",
 ]  # fmt: skip

@@ -22,7 +22,7 @@ from aggregator.store import ShareStore
 from fedpruneshare import keys as key_module
 from fedpruneshare import sealing
 from fedpruneshare.crash_points import POINTS, observe
-from fedpruneshare.directory import DeviceEntry, Service, party_keys, sign_directory
+from fedpruneshare.directory import ROUNDS_PER_EPOCH, DeviceEntry, Service, party_keys, sign_directory
 from fedpruneshare.errors import StoreDamagedError
 from fedpruneshare.link import Delivery
 from fedpruneshare.messages import (
@@ -41,6 +41,7 @@ from fedpruneshare.messages import (
 )
 from fedpruneshare.party import Party
 from fedpruneshare.plan import check_plan
+from fedpruneshare.sealing import Identity
 from fedpruneshare.topics import Role
 
 FIRST = AGGREGATORS[0]
@@ -438,6 +439,28 @@ def test_a_plan_for_a_newer_directory_waits_for_it(tmp_path: Path) -> None:
         assert {a._book.view.plan.directory_version for a in lab.aggregators.values() if a._book.view} == {2}
         await asyncio.sleep(newer.deadline_s)
         assert len(lab.heard(Attendance)) == 3
+
+    play(tmp_path, scene)
+
+
+def test_after_the_plan_key_was_lost_aggregators_go_on_by_themselves(tmp_path: Path) -> None:
+    async def scene(lab: Lab) -> None:
+        await lab.start()
+        await lab.open(view(1))
+        fresh, base = Identity.generate("coordinator"), directory()
+        service = replaced(base.coordinator, keys=(party_keys(fresh.public()[0]),))
+        lost = base.coordinator.keys[0].raw().key_id.hex()
+        newer = replaced(base, version=2, coordinator=service, revoked={lost: "coordinator"}, round_epoch=1)
+        await lab.publish_directory(newer, signer=fresh)
+        following = replaced(view(1).plan, round_id=ROUNDS_PER_EPOCH + 1, directory_version=2)
+        await lab.say("round", following, signer=fresh)
+        await lab.quiet()
+        opened = {a._book.view.plan.round_id for a in lab.aggregators.values() if a._book.view}
+        assert opened == {ROUNDS_PER_EPOCH + 1}
+        assert not lab.heard(Refusal)
+        await lab.say("round", replaced(following, round_id=ROUNDS_PER_EPOCH + 2))  # by the key that was lost
+        await lab.quiet()
+        assert opened == {a._book.view.plan.round_id for a in lab.aggregators.values() if a._book.view}
 
     play(tmp_path, scene)
 

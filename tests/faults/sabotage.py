@@ -225,6 +225,10 @@ def _without_end(original: Any) -> Any:
     return lambda *rest: replace(original(*rest), messages=10**9, total_bytes=10**12)
 
 
+def _all_alike(original: Any) -> Any:
+    return lambda self, payload: (original(self, payload)[0], self._known)
+
+
 def _nobody_found_out(_: Any) -> Any:
     def judge(*_: Any) -> Any:
         from fedpruneshare.sharing.dealer_check import Judgement
@@ -259,6 +263,12 @@ SABOTAGES: tuple[Sabotage, ...] = (
         "the directory is the root's",
         (("fedpruneshare.directory:verify", gives(True)),),
         (SHARED + "test_directory.py::test_another_root_is_refused",),
+    ),
+    Sabotage(
+        1,
+        "a directory of an unknown sender is the root's, too",
+        (("fedpruneshare.directory:verify", gives(True)),),
+        (SHARED + "test_trust.py::test_nothing_comes_into_force_that_the_root_has_not_signed_for_here[other root]",),
     ),
     Sabotage(
         2,
@@ -552,6 +562,18 @@ SABOTAGES: tuple[Sabotage, ...] = (
         "declines are counted, too",
         (("fedpruneshare.quota:usual_allowance", _without_end),),
         (AGGREGATOR + "test_service.py::test_a_flood_of_declines_costs_no_signature_and_nobody_else_anything",),
+    ),
+    Sabotage(
+        21,
+        "what unknown senders say of directories is kept apart",
+        (("fedpruneshare.trust:DirectoryWatcher._read", _all_alike),),
+        (SHARED + "test_trust.py::test_what_strangers_send_pushes_out_nothing_of_the_coordinators",),
+    ),
+    Sabotage(
+        21,
+        "what unknown senders say of directories is counted",
+        (("fedpruneshare.trust:DirectoryWatcher._may_look", gives(True)),),
+        (SHARED + "test_trust.py::test_in_a_minute_no_more_is_looked_at_than_the_largest_directory_twice",),
     ),
     Sabotage(
         21,

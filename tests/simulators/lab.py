@@ -174,14 +174,15 @@ class Lab:
         await self.say("outcome", Outcome(view.plan.round_id, phase, "as the test wants it"))
         await self.quiet()
 
-    async def publish_directory(self, newer: Directory, root: Identity | None = None) -> None:
+    async def publish_directory(
+        self, newer: Directory, root: Identity | None = None, signer: Identity | None = None
+    ) -> None:
         """Publish a directory; devices and the coordinator of the test have it at once."""
         data = sign_directory(newer, root or self.root)
         pieces = cut(data, 64 * 1024)
         for index, piece in enumerate(pieces):
-            await self.say(
-                "directory", DirectoryChunk(newer.version, digest(data), index, len(pieces), bytes(piece)), index
-            )
+            part = DirectoryChunk(newer.version, digest(data), index, len(pieces), bytes(piece))
+            await self.say("directory", part, index, signer=signer)
         await self.quiet()
 
     # ------------------------------------------------------------------ devices
