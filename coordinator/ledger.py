@@ -67,7 +67,7 @@ class RoundLedger:
         self.lone_devices: tuple[str, ...] = ()
         """They uploaded and are not summed: alone on their rung, or the sum would tell too much beside another one."""
         self.revoked: frozenset[str] = frozenset()
-        """Devices whose keys were revoked since the plan was made: nothing of theirs is summed."""
+        """Devices of which a key was revoked since the plan was made: aggregators drop what it has signed."""
         self.shut_out: frozenset[str] = frozenset()
         """Aggregators whose keys were: no sum of theirs would be taken, so none is asked for."""
         self.past = Past()

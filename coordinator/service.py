@@ -55,6 +55,7 @@ class Coordinator:
         self._decider = Decider(self._desk, self._store, self._publisher, settings.rounds)
         self._rendered: int | None = None
         self._told = 0
+        self._revoked_before = frozenset[str]()  # after a restart in mid-round: none, so that too many are left out
         self._passing_on: set[asyncio.Task[None]] = set()
 
     # ------------------------------------------------------------------ the run
@@ -348,9 +349,14 @@ class Coordinator:
     def _leave_out_revoked(self) -> None:
         ledger, directory = self._desk.ledger, self._party.directory
         if ledger is not None:
-            cohort, points = ledger.view.plan.cohort, ledger.view.plan.points
-            ledger.revoked = frozenset(device for device in cohort if directory.is_revoked(Role.DEVICE, device))
-            ledger.shut_out = frozenset(name for name in points if directory.is_revoked(Role.AGGREGATOR, name))
+            plan = ledger.view.plan
+            if plan.directory_version == directory.version:
+                self._revoked_before = frozenset(directory.revoked)
+            # What a key has signed is dropped with it. Whose key was revoked in this round may have used that one.
+            lost = {name for key, name in directory.revoked.items() if key not in self._revoked_before}
+            gone = {device for device in plan.cohort if directory.is_revoked(Role.DEVICE, device)}
+            ledger.revoked = frozenset(gone | lost.intersection(plan.cohort))
+            ledger.shut_out = frozenset(name for name in plan.points if directory.is_revoked(Role.AGGREGATOR, name))
             if ledger.revoked:
                 _log.warning("revoked-devices-left-out", devices=sorted(ledger.revoked))
 

@@ -11,7 +11,7 @@ from builders import AGGREGATORS, DEVICES, plan, view
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.differences import Frozen, Past
+from coordinator.differences import Past
 from coordinator.ledger import Failure, RoundLedger
 from fedpruneshare.errors import PeerError, ProtocolError, SharingError
 from fedpruneshare.floors import open_segments

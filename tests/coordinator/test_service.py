@@ -84,6 +84,28 @@ async def test_whom_a_new_directory_revokes_is_left_out_of_the_open_round(tmp_pa
     await coordinator.stop()
 
 
+async def test_whose_key_was_replaced_and_revoked_since_the_plan_is_left_out_of_this_round(tmp_path: Path) -> None:
+    """Aggregators drop what the old key has signed, and nobody tells the coordinator which key that was."""
+    coordinator = Federation(tmp_path, 12, Weather()).coordinator()
+    old = {name: identity(name).public()[0].key_id.hex() for name in DEVICES[3:5]}
+    new = {**directory().devices, **{name: directory().devices["device-00"] for name in old}}
+    before = directory(version=1, devices=new, revoked={old[DEVICES[3]]: DEVICES[3]})
+    coordinator._party._put_in_force(before)
+    coordinator._desk.open(RoundLedger(view()))
+    coordinator._leave_out_revoked()
+    assert coordinator._desk.round.revoked == frozenset()
+    coordinator._party.on_change(coordinator._on_directory)
+    coordinator._party._put_in_force(directory(version=2, devices=new, revoked={old[name]: name for name in old}))
+    assert coordinator._desk.round.revoked == {DEVICES[4]}
+    await coordinator.stop()
+    again = Federation(tmp_path, 12, Weather()).coordinator()  # it cannot know any more what was revoked when
+    again._party._put_in_force(directory(version=2, devices=new, revoked={old[name]: name for name in old}))
+    again._desk.open(RoundLedger(view()))
+    again._leave_out_revoked()
+    assert again._desk.round.revoked == {*old}
+    await again.stop()
+
+
 async def test_a_decision_is_said_again_after_the_directory_that_knows_its_key(tmp_path: Path) -> None:
     """An aggregator that got the Freeze of a new key first has refused it, and nothing has it ask."""
     coordinator = Federation(tmp_path, 15, Weather()).coordinator()
