@@ -10,6 +10,8 @@ from aggregator.service import Aggregator
 from aggregator.settings import AggregatorSettings
 from fedpruneshare import logs
 from fedpruneshare.at_work import at_work
+from fedpruneshare.directory import Directory
+from fedpruneshare.moving import Brokers, brokers_of, follow
 from fedpruneshare.party import Party
 from fedpruneshare.process import open_link, serve
 from fedpruneshare.settings import load_settings
@@ -35,15 +37,14 @@ def main(settings: AggregatorSettings) -> int:
     party = Party.load(settings.party, Role.AGGREGATOR)
     logs.rename("aggregator", party.ident)
 
-    async def work() -> int:
-        own = open_link(party.directory.aggregators[party.ident].address, party.ident, settings.link)
-        control = open_link(party.directory.coordinator.address, party.ident, settings.link)
-        service = Aggregator(party, settings, own, control)
-        try:
-            await service.start()
-            await service.serve()
-        finally:
-            await service.stop()
-        return 0
+    first = brokers_of(party.directory)
 
-    return serve(work, party)
+    def places(directory: Directory) -> Brokers:
+        known = first | brokers_of(directory)
+        return {who: known[who] for who in (party.ident, directory.coordinator_id)}
+
+    def at(brokers: Brokers) -> Aggregator:
+        own, control = (open_link(place, party.ident, settings.link) for place in brokers.values())
+        return Aggregator(party, settings, own, control)
+
+    return serve(lambda: follow(party, places, at), party)

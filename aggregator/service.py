@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -35,6 +38,8 @@ from fedpruneshare.topics import Role
 from fedpruneshare.trust import watch_directory
 
 _log = structlog.get_logger()
+#: After an attendance, what a round may take until its outcome, where the own or the control broker is to be left.
+_ROUND_ENDS_S: Final = 120.0
 
 
 class Aggregator:
@@ -51,13 +56,36 @@ class Aggregator:
         self._declines = Turnstile(party, "decline")
         self._deadline: asyncio.TimerHandle | None = None
         self._waiting: tuple[Opened, RoundPlan, float] | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._forget: Callable[[], object] = lambda: None
 
     # ------------------------------------------------------------------ start and stop
+
+    async def run(self) -> int:
+        """Work until cancelled. Raises `StoreDamagedError` if the store turns out to be damaged."""
+        try:
+            await self.start()
+            await self.serve()
+        finally:
+            await self.stop()
+        return 0
+
+    async def until_free(self) -> None:
+        """See `Guest.until_free`: an open round ends where it began, if it ends in time.
+
+        Devices hear of another broker by the plan of the next.
+        """
+        loop = asyncio.get_running_loop()
+        left_s = max(0.0, self._deadline.when() - loop.time()) if self._deadline else 0.0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(left_s + _ROUND_ENDS_S):
+                await self._idle.wait()
 
     async def start(self) -> None:
         """Put back the stored round, subscribe, connect (as soon as both brokers are there)."""
         self._resume()
-        self._party.on_change(self._on_directory)
+        self._forget = self._party.on_change(self._on_directory)
         topics = self._party.topics
         self._control.on_connect(self._on_control_connected)
         await watch_directory(self._party, self._control)
@@ -76,6 +104,7 @@ class Aggregator:
 
     async def stop(self) -> None:
         """Stop cleanly; everything that was answered is stored."""
+        self._forget()
         if self._deadline:
             self._deadline.cancel()
         self._disk.forget()
@@ -104,6 +133,7 @@ class Aggregator:
 
     def _resume_round(self, stored: StoredRound, view: PlanView) -> None:
         self._book.open_round(view)
+        self._idle.clear()
         attended = stored.attendance is not None or stored.freeze is not None  # nothing is admitted to a frozen round
         attempts, declined = self._store.attempts(stored.round_id), self._store.declined(stored.round_id)
         self._book.resume(attempts, declined, Committed(attended, stored.check_digest, stored.freeze_digest))
@@ -147,6 +177,7 @@ class Aggregator:
         self._disk.forget()
         self._waiting = None
         self._book.open_round(view)
+        self._idle.clear()
         self._begin_round(view)
         self._set_deadline(remaining_s)
         self._expel_revoked()
@@ -250,6 +281,7 @@ class Aggregator:
         self._intake.end_round()
         self._answers.end_round()
         self._book.close_round()
+        self._idle.set()
         _log.info("round-closed", round_id=outcome.round_id, phase=outcome.phase, reason=outcome.reason)
 
     # ------------------------------------------------------------------ answers, again

@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import structlog
 
@@ -19,9 +19,8 @@ from edge_client.settings import DeviceLimits
 from edge_client.waiting import cancel, until
 from fedpruneshare import __version__
 from fedpruneshare.crash_points import reach
-from fedpruneshare.directory import Directory
 from fedpruneshare.errors import FedPruneShareError, LinkError, PeerError, PlanError
-from fedpruneshare.link import BrokerAddress, Delivery, Handler, Link
+from fedpruneshare.link import Delivery, Handler, Link
 from fedpruneshare.link.retry import Backoff, publish_until_taken
 from fedpruneshare.messages import Decline, Heartbeat, Hello, Missing, Outcome, Receipt, RoundPlan
 from fedpruneshare.party import Party
@@ -36,14 +35,6 @@ _NOT_CURRENT: Final = (
 )
 #: A link to the control broker, and one to each aggregator's.
 Links = tuple[Link, dict[str, Link]]
-
-
-def brokers_of(directory: Directory) -> dict[str, BrokerAddress]:
-    """Where the brokers of a federation's services listen."""
-    return {
-        directory.coordinator_id: directory.coordinator.address,
-        **{ident: service.address for ident, service in directory.aggregators.items()},
-    }
 
 
 class RoundWork(Protocol):
@@ -84,9 +75,7 @@ class Rounds:
         self.newest_round = 0
         self._current: PlanView | None = None
         self._is_closed = asyncio.Event()
-        self._brokers = brokers_of(party.directory)
-        self._has_moved = asyncio.Event()
-        self._is_over = False
+        self._forget: Callable[[], None] | None = None
         self._asking: set[asyncio.Task[None]] = set()
         self._is_watching = False
 
@@ -94,17 +83,18 @@ class Rounds:
         """Subscribe to all that a device reads outside its rounds; before the links connect."""
         topics = self._party.topics
         self._control.on_connect(self._on_connected)
-        self._party.on_change(self._on_directory)
+        self._forget = self._party.on_change(self._on_directory)
         await self._control.subscribe(topics.name("outcome"), self._on_outcome)
         await self._control.subscribe(topics.name("round"), self._on_plan)
         for aggregator_id, link in self._uplinks.items():
             await link.subscribe(topics.name("ack", self._party.ident), self._ack_handler(aggregator_id))
 
-    async def serve(self) -> None:
-        """One round at a time; a newer plan ends the round under way. Until cancelled, or a broker has moved."""
+    async def serve(self) -> NoReturn:
+        """One round at a time; a newer plan ends the round under way. Until cancelled."""
         round_task: asyncio.Task[None] | None = None
         try:
-            while (announced := await self._next()) is not None:
+            while True:
+                announced = await self._plans.get()
                 if round_task is not None:
                     self._is_closed.set()
                     await round_task
@@ -117,19 +107,10 @@ class Rounds:
             if round_task is not None:
                 await cancel([round_task])
 
-    async def _next(self) -> _Announced | None:
-        """The next plan; None once the links lead to brokers that the directory does not name any more."""
-        moved = asyncio.create_task(self._has_moved.wait())
-        plan = asyncio.create_task(self._plans.get())
-        try:
-            await asyncio.wait({moved, plan}, return_when=asyncio.FIRST_COMPLETED)
-            return None if moved.done() else plan.result()
-        finally:
-            await cancel([moved, plan])
-
     async def close(self) -> None:
         """Close all links, then the ledger."""
-        self._is_over = True
+        if self._forget is not None:
+            self._forget()
         await cancel(list(self._asking))
         await asyncio.gather(self._control.close(), *(link.close() for link in self._uplinks.values()))
         self._ledger.close()
@@ -236,14 +217,9 @@ class Rounds:
 
     def _on_directory(self) -> None:
         """Another directory or key is in force."""
-        if self._is_over:
-            return
         if not self._party.is_current():
             _log.error("not-taking-part", reason=_NOT_CURRENT.format(self._party.ident, self._party.directory.version))
             self._is_closed.set()
-        if brokers_of(self._party.directory) != self._brokers:
-            _log.warning("brokers-moved", device=self._party.ident, directory=self._party.directory.version)
-            self._has_moved.set()
         self._soon(self._ask_for_plan())
 
     def _soon(self, work: Coroutine[Any, Any, None]) -> None:

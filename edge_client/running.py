@@ -18,6 +18,7 @@ from edge_client.training import TrainingSettings, fit
 from fedpruneshare import logs
 from fedpruneshare.at_work import at_work
 from fedpruneshare.link import Link
+from fedpruneshare.moving import Brokers, brokers_of, follow
 from fedpruneshare.party import Party
 from fedpruneshare.process import OpenLink, open_link, serve
 from fedpruneshare.rng import stream
@@ -80,14 +81,8 @@ def _run(settings: DeviceSettings, open_link: OpenLink) -> int:
     logs.rename("device", party.ident)
     work = workplace(settings)
 
-    async def run() -> int:
-        while True:  # anew with other links, after a directory came into force whose brokers lie elsewhere
-            directory = party.directory
-            control = open_link(directory.coordinator.address, party.ident, settings.link)
-            uplinks: dict[str, Link] = {
-                ident: open_link(service.address, party.ident, settings.link)
-                for ident, service in directory.aggregators.items()
-            }
-            await Device(party, settings, work, (control, uplinks)).run()
+    def at(brokers: Brokers) -> Device:
+        uplinks: dict[str, Link] = {who: open_link(place, party.ident, settings.link) for who, place in brokers.items()}
+        return Device(party, settings, work, (uplinks.pop(party.directory.coordinator_id), uplinks))
 
-    return serve(run, party)
+    return serve(lambda: follow(party, brokers_of, at), party)

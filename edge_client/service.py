@@ -84,7 +84,7 @@ class Device:
             return None
         return Known(stored.facts.model_version, stored.weights, stored.vectors)
 
-    async def run(self) -> None:
+    async def run(self) -> int:
         """Serve rounds until cancelled; the outbox stays, so that a restart resumes."""
         await self._rounds.listen()
         connecting = [asyncio.create_task(link.connect(wait=True)) for link in self._uplinks.values()]
@@ -92,12 +92,15 @@ class Device:
             await self._control.connect(wait=True)
             self._account.begin()
             self._try_model()
-            await self._rounds.serve()
+            return await self._rounds.serve()
         finally:
             self._close_entry()
             await cancel([*connecting, *([self._trying] if self._trying else [])])
             await self._rounds.close()
             self._worker.shutdown(wait=False, cancel_futures=True)
+
+    async def until_free(self) -> None:
+        """See `Guest.until_free`. It has heard of it by the plan of a round that it takes part in over there."""
 
     # ------------------------------------------------------------------ what `Rounds` asks for
 

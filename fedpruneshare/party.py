@@ -99,9 +99,10 @@ class Party:
         """Seconds since 1970 by this machine, but never before the directory was issued (a board may have no clock)."""
         return max(self._clock(), float(self.directory.issued_at))
 
-    def on_change(self, watcher: Callable[[], None]) -> None:
-        """Register what to do after another directory or key came into force."""
+    def on_change(self, watcher: Callable[[], None]) -> Callable[[], None]:
+        """Register what to do after another directory or key came into force; what ends that again is returned."""
         self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher)
 
     def adopt(self, data: bytes) -> bool:
         """Take a newer directory file into force, once it is kept on disk; False if it is the one in force.
@@ -167,7 +168,7 @@ class Party:
     def _put_in_force(self, directory: Directory) -> None:
         self.directory = directory
         _log.info("directory-in-force", federation=directory.federation, version=directory.version)
-        for watcher in self._watchers:
+        for watcher in tuple(self._watchers):
             watcher()
 
     def _check_own_keys(self) -> None:

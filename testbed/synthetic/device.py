@@ -53,16 +53,19 @@ class SyntheticDevice:
         self._rounds = Rounds(party, settings.limits, links, self._ledger, self)
         self._ciphers = own_ciphers(settings.limits.prg)
 
-    async def run(self) -> None:
+    async def run(self) -> int:
         """Serve rounds until cancelled."""
         await self._rounds.listen()
         try:
             async with self._shared.connecting:  # the aggregators' brokers first: who says hello can upload
                 await asyncio.gather(*(link.connect(wait=True) for link in self._uplinks.values()))
                 await self._control.connect(wait=True)
-            await self._rounds.serve()
+            return await self._rounds.serve()
         finally:
             await self._rounds.close()
+
+    async def until_free(self) -> None:
+        """See `Guest.until_free`."""
 
     # ------------------------------------------------------------------ what `Rounds` asks for
 

@@ -25,6 +25,7 @@ from fedpruneshare import logs
 from fedpruneshare.directory import Directory, read_directory
 from fedpruneshare.errors import FedPruneShareError
 from fedpruneshare.link import Link
+from fedpruneshare.moving import Brokers, brokers_of, follow
 from fedpruneshare.party import Party
 from fedpruneshare.process import open_link
 from fedpruneshare.sealing import Identity
@@ -80,14 +81,13 @@ class Host:
         settings = load_settings(path, DeviceSettings)
         identity = Identity.load(Path(settings.party.key_file))
         party = Party(identity, self._directory(settings), Role.DEVICE, settings.party)
-        while True:  # anew with other links, after a directory came into force whose brokers lie elsewhere
-            directory = party.directory
-            control = open_link(directory.coordinator.address, name, settings.link)
-            uplinks: dict[str, Link] = {
-                ident: open_link(service.address, name, settings.link)
-                for ident, service in directory.aggregators.items()
-            }
-            await SyntheticDevice(party, settings, (control, uplinks), self._shared).run()
+
+        def at(brokers: Brokers) -> SyntheticDevice:
+            uplinks: dict[str, Link] = {who: open_link(place, name, settings.link) for who, place in brokers.items()}
+            links = uplinks.pop(party.directory.coordinator_id), uplinks
+            return SyntheticDevice(party, settings, links, self._shared)
+
+        await follow(party, brokers_of, at)
 
     def _directory(self, settings: DeviceSettings) -> Directory:
         """Read and verified once a host: a copy for each of thousands of devices would fill the memory."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from simulators.lone_device import DEVICE, lone_device
 from structlog.testing import capture_logs
 
-from fedpruneshare.directory import ROUNDS_PER_EPOCH, DeviceEntry, Service, party_keys
+from fedpruneshare.directory import ROUNDS_PER_EPOCH, DeviceEntry, party_keys
 from fedpruneshare.errors import GateError
 from fedpruneshare.messages import Receipt, Verdict
 from fedpruneshare.party import Party
@@ -207,16 +206,6 @@ async def test_a_revoked_device_says_so_and_takes_no_part(tmp_path: Path) -> Non
         device.work.is_long = False
         device.party.adopt(_signed(device.root, builders.directory(version=3)))
         await device.until(lambda: device.work.finished == [1, 2], "the round after it was let in again")
-
-
-async def test_a_broker_that_moved_ends_the_serving_so_that_links_are_made_anew(tmp_path: Path) -> None:
-    async with lone_device(tmp_path) as device:
-        moved = {**builders.directory().aggregators}
-        moved["aggregator-2"] = msgspec.structs.replace(moved["aggregator-2"], port=1999)
-        assert isinstance(moved["aggregator-2"], Service)
-        serving = asyncio.create_task(device.rounds.serve())
-        device.party.adopt(_signed(device.root, builders.directory(version=2, aggregators=moved)))
-        await asyncio.wait_for(serving, 60)
 
 
 def _signed(root: Identity, directory: object) -> bytes:
