@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 FLEET = (
     "rounds.count=3",
+    "rounds.deadline_s=300",
     'fleet.groups=[{rung_max=15, board="raspberry-pi-4b"}]',
     "pruning.rungs=[0.5, 1.0]",
     "pruning.widths=[0.5, 1.0]",
@@ -68,6 +69,7 @@ def test_a_round_leaves_its_joules_by_phase_and_its_prediction_beside_what_happe
             assert (entry.energy["train"].joules or 0) > 0
             predicted, actual = entry.prediction["predicted"], entry.prediction["actual"]
             assert actual["up_bytes"] == entry.up.shares + entry.up.resent
-            assert predicted["up_bytes"] == pytest.approx(actual["up_bytes"], rel=0.1)
+            # What an aggregator on a crowded machine was asked for again is sent, and not predicted.
+            assert predicted["up_bytes"] == pytest.approx(entry.up.shares, rel=0.1)
             assert predicted["down_bytes"] == pytest.approx(entry.down.model, rel=0.1)
             assert ("train" in predicted["seconds"]) == (number > 0)  # nothing was timed before the first round

@@ -163,11 +163,11 @@ def test_a_device_killed_in_mid_upload_is_counted_once(tmp_path: Path, is_outbox
         assert (mine == [before]) is not is_outbox_lost
         entries = [json.loads(line) for line in fleet.folder.ledger(victim).read_text().splitlines()]
         assert [e["status"] for e in entries if e["round"] == 1] == ["killed", "uploaded"]
-        if not is_outbox_lost:  # resumed, not begun again: only what is missing, and two questions to each aggregator
+        if not is_outbox_lost:  # resumed, not begun again: only what is missing, and two or more questions to each
             whole = next(e["up"]["shares"] for e in entries if e["round"] == 2)
             again = next(e["up"] for e in entries if e["round"] == 1 and e["status"] == "uploaded")
             assert again["shares"] == 0
-            assert whole - 3 * 4 * 1300 < again["resent"] < whole + 3 * 2 * 1300
+            assert whole - 3 * 4 * 1300 < again["resent"] < 1.5 * whole
 
 
 def test_a_device_killed_after_its_receipts_is_counted(tmp_path: Path) -> None:
