@@ -26,6 +26,7 @@ from message_examples import EXAMPLES
 
 from edge_client.settings import DeviceSettings
 from fedpruneshare import cli
+from fedpruneshare.directory import ROUNDS_PER_EPOCH
 from fedpruneshare.errors import CertificateError, RefusedError
 from fedpruneshare.link import BrokerAddress, Link
 from fedpruneshare.party import LinkSettings, Party
@@ -44,7 +45,7 @@ MARKS = {
     "bundles": "mv root/bundles/*",
     "brokers": "mosquitto -c run/",
     "check": "check --config run/$name/*.toml",
-    "run": "coordinator run",
+    "run": "device run",
     "watch": "rounds.jsonl",
     "revoke": "provision revoke",
     "reload": "kill -HUP $(cat run/$name/broker.pid)\n",
@@ -54,6 +55,7 @@ MARKS = {
     "tell": "for name in a b c coordinator",
     "renew": "renew root pi-01",
     "rotate": "renew root a --keys",
+    "lost": "coordinator root --replace",
 }
 BLOCK_S = 120.0
 
@@ -226,6 +228,8 @@ async def test_the_whole_page(shell: Shell) -> None:
     until(lambda: log(lab, "pi-01").count("directory-in-force") >= 2, "the directory with a's new key")
     see_applied(lab, 3, 11)
 
+    lose_the_plan_key(shell, lab)
+
     await shut_out(shell, lab)
     see_applied(lab, 2, 9)
 
@@ -233,6 +237,18 @@ async def test_the_whole_page(shell: Shell) -> None:
     await see_that_federations_are_strangers(shell, lab)
 
     see_all_end(shell, lab)
+
+
+def lose_the_plan_key(shell: Shell, lab: Path) -> None:
+    """Root and coordinator alone do something; everybody else follows by itself, and the next rounds are applied."""
+    others = ("a", "b", "c", "pi-01", "pi-09")
+    asked = {name: log(lab, name).count("reloaded") for name in others}
+    shell.run("lost")
+    see_applied(lab, 1, 11)
+    assert rounds(lab)[-1]["round"] > ROUNDS_PER_EPOCH
+    for name in others:
+        assert "directory-of-unknown-sender" in log(lab, name)
+        assert log(lab, name).count("reloaded") == asked[name]
 
 
 def see_all_end(shell: Shell, lab: Path) -> None:
