@@ -64,11 +64,8 @@ class Aggregator:
 
     async def run(self) -> int:
         """Work until cancelled. Raises `StoreDamagedError` if the store turns out to be damaged."""
-        try:
-            await self.start()
-            await self.serve()
-        finally:
-            await self.stop()
+        await self.start()
+        await self.serve()
         return 0
 
     async def until_free(self) -> None:

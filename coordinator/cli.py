@@ -12,6 +12,7 @@ from coordinator.supports import check_widths
 from coordinator.workbench import Workbench
 from fedpruneshare import logs
 from fedpruneshare.at_work import at_work
+from fedpruneshare.moving import Brokers, control_broker, follow
 from fedpruneshare.party import Party
 from fedpruneshare.process import open_link, serve
 from fedpruneshare.settings import load_settings
@@ -39,12 +40,8 @@ def main(settings: CoordinatorSettings) -> int:
     bench = Workbench.open(Path(settings.bundle), Path(settings.store), settings.coding)
     check_widths(settings, bench.facts.groups, bench.bundle.manifest.uncut_reason)
 
-    async def work() -> int:
-        link = open_link(party.directory.coordinator.address, party.ident, settings.link)
-        service = Coordinator(party, settings, link, bench)
-        try:
-            return await service.run()
-        finally:
-            await service.stop()
+    def at(brokers: Brokers) -> Coordinator:
+        (place,) = brokers.values()
+        return Coordinator(party, settings, open_link(place, party.ident, settings.link), bench)
 
-    return serve(work, party)
+    return serve(lambda: follow(party, control_broker, at), party)

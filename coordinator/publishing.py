@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from coordinator.seeds import SeedLetters
@@ -48,6 +49,9 @@ class Publisher:
         self._chunks: dict[int, int] = {}
         self._seeded: set[str] = set()
         self._directory = 0
+        self._named = 0
+        self._names_newer = asyncio.Event()
+        self._is_leaving = False
 
     # ------------------------------------------------------------------ what is retained
 
@@ -91,8 +95,24 @@ class Publisher:
                 await self._send_letters(said, said.letters, is_wanted)
 
     async def _say_plan(self, said: Announcement) -> None:
-        payload, left_s = self._party.sign_body("round-plan", said.body), self._left_s(said)
-        await self._publish("round", (), payload, lambda: self._newest is said, retain=True, expiry_s=left_s)
+        payload = self._party.sign_body("round-plan", said.body)
+        left_s = None if self._is_leaving else self._left_s(said)
+        if await self._publish("round", (), payload, lambda: self._newest is said, retain=True, expiry_s=left_s):
+            self._named = said.plan.directory_version
+            self._names_newer.set()
+
+    async def leave(self, most_s: float) -> None:
+        """The broker is to be left: return once a plan has named the directory in force to those who are there.
+
+        Devices fetch a directory when a plan asks for it. This plan stays there without an end, for who comes later.
+        Returns after `most_s` where nobody can be told any more.
+        """
+        self._is_leaving = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(most_s):
+                while self._named < self._party.directory.version:
+                    self._names_newer.clear()
+                    await self._names_newer.wait()
 
     @staticmethod
     def _left_s(said: Announcement) -> float:

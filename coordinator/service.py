@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from collections.abc import Callable
 
 import structlog
 
@@ -57,6 +58,7 @@ class Coordinator:
         self._told = 0
         self._revoked_before = frozenset[str]()  # after a restart in mid-round: none, so that too many are left out
         self._passing_on: set[asyncio.Task[None]] = set()
+        self._forget: Callable[[], object] = lambda: None
 
     # ------------------------------------------------------------------ the run
 
@@ -86,13 +88,20 @@ class Coordinator:
         return finished >= rounds.count or failed > rounds.max_failed
 
     async def _start(self) -> None:
-        self._party.on_change(self._on_directory)
+        self._forget = self._party.on_change(self._on_directory)
         self._link.on_connect(self._on_connected)
         await self._desk.subscribe()
         await self._link.connect(wait=True)
 
+    async def until_free(self) -> None:
+        """See `Guest.until_free`: those who are at the broker must hear of the directory first, if they can."""
+        rounds = self._settings.rounds  # what a round may take, and a plan
+        most_s = rounds.deadline_s + rounds.grace_s + rounds.sum_timeout_s + rounds.wait_for_devices_s
+        await self._publisher.leave(most_s)
+
     async def stop(self) -> None:
         """Disconnect and close the store; an open round is resumed by the next start."""
+        self._forget()
         for task in self._passing_on:
             task.cancel()
         await asyncio.gather(*self._passing_on, return_exceptions=True)

@@ -71,6 +71,7 @@ class Device:
         self._decision: DensityDecision | None = None
         self._known = self._last_model()
         self._trying: asyncio.Task[None] | None = None
+        self._beside: list[asyncio.Task[None]] = []
 
     def _last_model(self) -> Known | None:
         """The last model that is on disk: what the next one is held against after a restart.
@@ -87,17 +88,18 @@ class Device:
     async def run(self) -> int:
         """Serve rounds until cancelled; the outbox stays, so that a restart resumes."""
         await self._rounds.listen()
-        connecting = [asyncio.create_task(link.connect(wait=True)) for link in self._uplinks.values()]
-        try:
-            await self._control.connect(wait=True)
-            self._account.begin()
-            self._try_model()
-            return await self._rounds.serve()
-        finally:
-            self._close_entry()
-            await cancel([*connecting, *([self._trying] if self._trying else [])])
-            await self._rounds.close()
-            self._worker.shutdown(wait=False, cancel_futures=True)
+        self._beside += [asyncio.create_task(link.connect(wait=True)) for link in self._uplinks.values()]
+        await self._control.connect(wait=True)
+        self._account.begin()
+        self._try_model()
+        return await self._rounds.serve()
+
+    async def stop(self) -> None:
+        """Disconnect, and write what the entry under way has cost."""
+        self._close_entry()
+        await cancel([*self._beside, *([self._trying] if self._trying else [])])
+        await self._rounds.close()
+        self._worker.shutdown(wait=False, cancel_futures=True)
 
     async def until_free(self) -> None:
         """See `Guest.until_free`. It has heard of it by the plan of a round that it takes part in over there."""

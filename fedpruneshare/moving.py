@@ -29,14 +29,22 @@ def brokers_of(directory: Directory) -> dict[str, BrokerAddress]:
     }
 
 
+def control_broker(directory: Directory) -> Brokers:
+    """That of the coordinator alone."""
+    return {directory.coordinator_id: directory.coordinator.address}
+
+
 class Guest(Protocol):
     """A service at work at its brokers."""
 
     async def run(self) -> int:
-        """Work until the end (its exit code), or until cancelled; then all is stopped and kept."""
+        """Work until the end (its exit code), or until cancelled."""
 
     async def until_free(self) -> None:
-        """Its brokers have moved: go on until it loses nothing by being cancelled."""
+        """Its brokers have moved: return once it loses nothing by being stopped."""
+
+    async def stop(self) -> None:
+        """Disconnect, with everything kept; called in the end, whether it has run or not."""
 
 
 async def follow(party: Party, places: Callable[[Directory], Brokers], at: Callable[[Brokers], Guest]) -> int:
@@ -63,6 +71,7 @@ async def follow(party: Party, places: Callable[[Directory], Brokers], at: Calla
             for task in (running, leaving):
                 task.cancel()
             await asyncio.gather(running, leaving, return_exceptions=True)
+            await guest.stop()
         if has_ended or not running.cancelled():
             return running.result()
         leaving.result()

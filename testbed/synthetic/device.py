@@ -56,13 +56,14 @@ class SyntheticDevice:
     async def run(self) -> int:
         """Serve rounds until cancelled."""
         await self._rounds.listen()
-        try:
-            async with self._shared.connecting:  # the aggregators' brokers first: who says hello can upload
-                await asyncio.gather(*(link.connect(wait=True) for link in self._uplinks.values()))
-                await self._control.connect(wait=True)
-            return await self._rounds.serve()
-        finally:
-            await self._rounds.close()
+        async with self._shared.connecting:  # the aggregators' brokers first: who says hello can upload
+            await asyncio.gather(*(link.connect(wait=True) for link in self._uplinks.values()))
+            await self._control.connect(wait=True)
+        return await self._rounds.serve()
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        await self._rounds.close()
 
     async def until_free(self) -> None:
         """See `Guest.until_free`."""

@@ -38,11 +38,11 @@ class Guest:
 
     async def run(self) -> int:
         self.is_running.set()
-        try:
-            return await self.end
-        finally:
-            await asyncio.sleep(0)  # closing its links
-            self.has_stopped = True
+        return await self.end
+
+    async def stop(self) -> None:
+        await asyncio.sleep(0)  # closing its links
+        self.has_stopped = True
 
     async def until_free(self) -> None:
         self.is_asked.set()
