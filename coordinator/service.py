@@ -19,6 +19,7 @@ from coordinator.desk import Desk
 from coordinator.ledger import Failure, RoundLedger
 from coordinator.opening import Opening, Round, open_and_apply
 from coordinator.outcomes import Seconds, outcome_line, round_facts
+from coordinator.patience import Patience
 from coordinator.planning import AvailableDevices, ModelState, PublishedModel, Terms, plan_round, suites
 from coordinator.publishing import Announcement, Publisher
 from coordinator.roll_call import await_devices
@@ -56,6 +57,7 @@ class Coordinator:
         self._decider = Decider(self._desk, self._store, self._publisher, settings.rounds)
         self._rendered: int | None = None
         self._told = 0
+        self._patience = Patience()
         self._revoked_before = frozenset[str]()  # after a restart in mid-round: none, so that too many are left out
         self._passing_on: set[asyncio.Task[None]] = set()
         self._forget: Callable[[], object] = lambda: None
@@ -159,6 +161,7 @@ class Coordinator:
 
     async def _plan(self, seconds: Seconds) -> OpenRound | None:
         """Wait for devices, plan, commit. None if the round failed before it began."""
+        await self._pause()
         self._reload()
         await self._await_devices()
         directory, settings = self._party.directory, self._settings
@@ -182,6 +185,15 @@ class Coordinator:
         if plan.sharing.reveal is not Reveal.SUM:
             _log.warning("updates-revealed", round_id=round_id, reveal=plan.sharing.reveal)
         return OpenRound(round_id, body, now, seed=seed)
+
+    async def _pause(self) -> None:
+        """After rounds that failed in a row; a newer directory ends it."""
+        last, known = self._store.last_outcome(), self._party.directory.version
+        pause_s = self._patience.pause_s(last is not None and last["phase"] == RoundPhase.FAILED)
+        if last is not None and pause_s:
+            failed = self._patience.failed_in_a_row
+            _log.warning("round-waits", failed_in_a_row=failed, pause_s=pause_s, reason=last["reason"])
+            await self._desk.wait_until(lambda: self._party.directory.version != known, pause_s)
 
     def _reload(self) -> None:
         """Take up keys and a directory that were put in place. Raises `SettingsError` if none of ours counts."""
@@ -340,6 +352,7 @@ class Coordinator:
     def _on_directory(self) -> None:
         """Another directory is in force: pass it on, and leave out of the open round whom it revokes."""
         self._leave_out_revoked()
+        self._desk.wake()
         task = asyncio.create_task(self._pass_on_directory())
         self._passing_on.add(task)
         task.add_done_callback(self._passing_on.discard)

@@ -154,3 +154,30 @@ async def test_a_model_that_scores_too_much_worse_is_not_taken(tmp_path: Path) -
     assert state is not None
     assert state.applied == 1
     assert (tmp_path / "coordinator" / "model.onnx").read_bytes() == federation.rendered(state)
+
+
+async def test_rounds_that_fail_in_a_row_are_not_used_up_within_a_minute(tmp_path: Path) -> None:
+    """Aggregators that refuse every plan do so at once; whoever mends it is not waited for any longer."""
+    coordinator = Federation(tmp_path, 16, Weather()).coordinator()
+    store, wait_until, waited = coordinator._store, coordinator._desk.wait_until, []
+
+    async def note(_: Any, limit_s: float) -> bool:
+        waited.append(limit_s)
+        return False
+
+    coordinator._desk.wait_until = note  # type: ignore[method-assign]
+    phases = ["FAILED"] * 12 + ["APPLIED"] + ["FAILED"] * 3
+    for number, phase in enumerate(phases, 1):
+        store.finish(number, {"round": number, "phase": phase, "reason": "refused"}, None)
+        await coordinator._pause()
+    assert waited == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
+
+    coordinator._desk.wait_until = wait_until  # type: ignore[method-assign]
+    coordinator._patience.failed_in_a_row = 20
+    coordinator._party.on_change(coordinator._on_directory)
+    waiting = asyncio.create_task(coordinator._pause())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    coordinator._party._put_in_force(directory(version=2))
+    await asyncio.wait_for(waiting, 10.0)
+    await coordinator.stop()
