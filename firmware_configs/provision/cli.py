@@ -25,6 +25,7 @@ from firmware_configs.provision.words import (
     folder_argument,
     passphrase_option,
     read_passphrase,
+    unlock,
     wishes_options,
 )
 
@@ -123,7 +124,7 @@ def _threshold(profile: str | None, threshold: int | None, count: int) -> int:
 def _at_work(folder: Path, passphrase_file: Path | None) -> Iterator[Office]:
     """The office, unlocked."""
     with Office.open(folder) as office:
-        office.unlock(read_passphrase(passphrase_file))
+        unlock(office, passphrase_file)
         yield office
 
 

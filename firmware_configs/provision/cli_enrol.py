@@ -19,7 +19,7 @@ from firmware_configs.provision.words import (
     announce,
     folder_argument,
     passphrase_option,
-    read_passphrase,
+    unlock,
     wishes_options,
 )
 
@@ -64,7 +64,7 @@ def accept_command(*, folder: Path, requests: Sequence[Path], passphrase_file: P
     """At the root: answer REQUESTS with bundles that hold no keys. All of them, or none."""
     wanted = Wishes(**wishes)
     with Office.open(folder) as office:
-        office.unlock(read_passphrase(passphrase_file))
+        unlock(office, passphrase_file)
         before = office.register.version
         for path in requests:
             try:

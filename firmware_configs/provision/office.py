@@ -22,7 +22,7 @@ from typing import Final
 
 import msgspec
 
-from fedpruneshare.directory import Directory, parse_directory, sign_directory
+from fedpruneshare.directory import Directory, parse_directory, sign_directory, utc
 from fedpruneshare.errors import SettingsError
 from fedpruneshare.keys import Identity
 from fedpruneshare.settings import load_settings, render_toml
@@ -135,6 +135,17 @@ class Office:
                 f"{authority.not_before:%Y-%m-%d %H:%M} UTC: set the clock, or all that is made now is of the past"
             )
         self._keys = root, authority
+
+    def clock_fault(self) -> str:
+        """What is to be said where this machine's clock is before the date of the last directory; empty if nothing."""
+        known, _ = self._current()
+        if known is None or known.issued_at <= self.now:
+            return ""
+        return (
+            f"this machine's clock says {utc(self.now)}, and directory version {known.version} was signed at "
+            f"{utc(known.issued_at)}. If the clock went back, set it and call this again: what is made now is dated "
+            "too early. If it was ahead then, sign the directory now, and renew what was issued with it"
+        )
 
     @property
     def authority(self) -> Authority:

@@ -51,6 +51,13 @@ def read_passphrase(path: Path | None, *, confirm: bool = False) -> str:
         raise SettingsError(f"passphrase file {path}: expected one line of text") from None
 
 
+def unlock(office: Office, passphrase_file: Path | None) -> None:
+    """Unlock the office, and say where its clock seems to have gone back. Raises `SettingsError`."""
+    office.unlock(read_passphrase(passphrase_file))
+    if fault := office.clock_fault():
+        click.echo(f"warning: {fault}", err=True)
+
+
 def announce(office: Office, directory: Directory | None, before: int) -> None:
     """Say which directory is in force and, if it is newer than version `before`, what has to be carried where."""
     if directory is None:

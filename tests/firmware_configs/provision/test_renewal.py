@@ -293,6 +293,23 @@ def test_a_clock_before_the_federation_began_issues_nothing(root: Root) -> None:
         office.unlock(PASSPHRASE)
 
 
+def test_a_clock_that_went_back_is_told_and_the_directory_signed_with_the_right_one_counts(root: Root) -> None:
+    root.call("directory")
+    assert "warning" not in root.error
+    ahead = at(root, 30)
+    with Office.open(root.folder, clock=lambda: ahead) as office:
+        office.unlock(PASSPHRASE)
+        assert not office.clock_fault()
+        office.commit(sign=True)
+    for command in ("renew pi-01", "directory"):
+        words = command.split()
+        root.call(words[0], *words[1:])
+        assert "warning: this machine's clock says 20" in root.error
+        assert f"directory version 4 was signed at {ahead:%Y-%m-%d %H:%M:%S} UTC. If the clock went back" in root.error
+    root.call("directory")
+    assert "warning" not in root.error
+
+
 def test_nothing_outlives_the_authority(root: Root) -> None:
     later = at(root, 3600)
     with Office.open(root.folder, clock=lambda: later) as office:
