@@ -146,11 +146,9 @@ def test_interfaces_exceed_payloads_by_what_framing_explains(tmp_path: Path) -> 
     assert wire.source == "interface"
     assert wire.up == sum(line.wire_up or 0 for line in rounds) == sum(one.wire_up or 0 for one in devices)
     assert wire.down == sum(line.wire_down or 0 for line in rounds) == sum(one.wire_down or 0 for one in devices)
-    later = [one for one in devices if one.round >= 2]  # the first round begins before it is seen
-    shares = [size for one in later for size in one.shares_by.values() if size > 1000]
-    assert min(shares) >= 20_000
-    up = sum(one.up.total for one in later)
-    assert up < sum(one.wire_up or 0 for one in later) <= 1.12 * up
-    # A model is fetched where one round ends and the next begins: its bytes at the interface may fall into either.
-    down = sum(one.down.total for one in devices)
-    assert down < wire.down <= 1.25 * down
+    assert min(size for one in devices for size in one.shares_by.values() if size > 1000) >= 20_000
+    # Over the whole run: what passes where one round ends and the next begins may fall into either at the interface.
+    # Framing and connections are an eighth of the payload up and a sixth down; a crowded machine makes TCP repeat some.
+    up, down = sum(one.up.total for one in devices), sum(one.down.total for one in devices)
+    assert 1.04 * up < wire.up <= 1.25 * up
+    assert 1.04 * down < wire.down <= 1.25 * down

@@ -80,8 +80,15 @@ def test_extract_recordings_takes_one_file_of_bounded_size(tmp_path):
 
 def test_run_command_reports_bytes_and_reasons(tmp_path):
     reports = []
-    write = "import time; open('f', 'wb').write(bytes(1000)); time.sleep(0.5)"
-    fetching.run_command([sys.executable, "-c", write], tmp_path, 2000, lambda *r: reports.append(r[1:]))
+
+    def report(*said):
+        reports.append(said[1:])
+        if said[1:] == (1000, 2000):
+            (tmp_path / "seen").touch()
+
+    write = "open('f', 'wb').write(bytes(1000)); import os, time"
+    wait = "while not os.path.exists('seen'): time.sleep(0.01)"
+    fetching.run_command([sys.executable, "-c", f"{write}\n{wait}"], tmp_path, 2000, report, limit_s=60)
     assert (1000, 2000) in reports
     assert reports[-1] == (2000, 2000)
     with pytest.raises(DataError, match="code 3: no luck"):
