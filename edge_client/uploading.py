@@ -187,9 +187,8 @@ class Courier:
     async def _await_answer(self, attempt: int) -> Receipt | Missing | None:
         """The newest answer, or the final one if it is among those that have come; None if none comes in time."""
         try:
-            answer = await asyncio.wait_for(
-                self._answers.get(), self._patience_s() + 2.0 * self._backoff.wait_s(attempt)
-            )
+            async with asyncio.timeout(self._patience_s() + 2.0 * self._backoff.wait_s(attempt)):
+                answer = await self._answers.get()
         except TimeoutError:
             return None
         while not _is_final(answer) and not self._answers.empty():

@@ -142,6 +142,13 @@ def quality_of_service_2(source: str, module: ast.Module) -> Iterator[str]:
                 yield f"line {call.lineno}: QoS 2 is never used (docs/protocol.md §3)"
 
 
+def loses_cancellations(source: str, module: ast.Module) -> Iterator[str]:
+    """Before Python 3.12 `wait_for` drops a cancellation that comes when what it waits for has just come, too."""
+    for call in (node for node in ast.walk(module) if isinstance(node, ast.Call)):
+        if name_of(call.func) == "asyncio.wait_for":
+            yield f"line {call.lineno}: asyncio.wait_for(…) may go on after a SIGTERM; use `async with asyncio.timeout`"
+
+
 def global_randomness(source: str, module: ast.Module) -> Iterator[str]:
     for call in (node for node in ast.walk(module) if isinstance(node, ast.Call)):
         head, _, last = name_of(call.func).rpartition(".")
@@ -184,6 +191,7 @@ RULES: tuple[Callable[[str, ast.Module], Iterator[str]], ...] = (
     wrong_import,
     prints,
     quality_of_service_2,
+    loses_cancellations,
     global_randomness,
     undocumented,
 )
@@ -213,6 +221,7 @@ OFFENCES: list[tuple[Callable[[str, ast.Module], Iterator[str]], str]] = [
     (loads_code, "onnx.load('model.onnx')"),
     (prints, "print('x')"),
     (quality_of_service_2, "client.publish('a', b'', qos=2)"),
+    (loses_cancellations, "async def f():\n    await asyncio.wait_for(done.wait(), 1.0)"),
     (global_randomness, "np.random.shuffle(x)"),
     (global_randomness, "np.random.default_rng()"),
     (global_randomness, "random.choice(x)"),

@@ -165,7 +165,8 @@ async def _retained(kind: Broker, party: Party, link: Link) -> Finding | None:
     for channel in ("round", "outcome", "directory"):
         await link.subscribe(party.topics.every(channel), take)
     try:
-        topic = await asyncio.wait_for(came, _ARRIVAL_S)
+        async with asyncio.timeout(_ARRIVAL_S):
+            topic = await came
     except TimeoutError:
         return Finding(
             WARNING, f"broker {_CONTROL}", "nothing to read yet", "fine before the coordinator's first round"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
@@ -95,3 +96,19 @@ async def test_a_hello_that_says_nothing_new_writes_nothing(scene: tuple[Desk, M
     assert (store.fleet(1).limits, store.fleet(1).expected) == ({FLOODER.ident: 3}, {})
     store.greet({FLOODER.ident: 4})
     assert is_known(desk, FLOODER, 4)
+
+
+@pytest.mark.parametrize("steps", range(4))
+async def test_who_waits_is_ended_also_where_something_has_just_come(
+    scene: tuple[Desk, MemoryLink], steps: int
+) -> None:
+    """As by a SIGTERM in a round full of messages: it must not be taken for one of them."""
+    desk, _ = scene
+    waiting = asyncio.create_task(desk.wait_until(lambda: False, 30.0))
+    await asyncio.sleep(0.01)
+    desk.wake()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait({waiting}, timeout=5.0)
+    assert waiting.done() and waiting.cancelled()

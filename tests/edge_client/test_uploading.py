@@ -156,3 +156,20 @@ def test_a_share_ends_with_its_masks_and_a_resumed_upload_is_the_same() -> None:
     opened = view.scheme.open(points)
     assert opened[:-2].tolist() == upload.words.tolist()
     assert opened[-2:].tolist() == upload.masks.tolist()
+
+
+@pytest.mark.parametrize("steps", range(3))
+async def test_a_round_that_ends_stops_who_has_just_got_an_answer(steps: int) -> None:
+    view = view_of(Sharing(3, 2, 1), 4, 10, 100)
+    upload = upload_of(view, 100, 4)
+    parcel = Parcel(view, upload, "aggregator-1", 1, open_shares(view, DEVICE, upload)[1], 0.0)
+    courier = Courier(party(), Wire(), parcel, Backoff(random.Random(1)), 4)  # type: ignore[arg-type]
+    waiting = asyncio.create_task(courier._await_answer(0))
+    await asyncio.sleep(0.01)
+    courier.answer(Receipt(view.plan.round_id, upload.upload_id, Verdict.ACCEPTED))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    had_ended = waiting.done()
+    waiting.cancel()
+    await asyncio.wait({waiting}, timeout=5.0)
+    assert waiting.cancelled() or had_ended
