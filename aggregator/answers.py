@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from aggregator.burning import Burner
 from aggregator.desk import Desk
 from aggregator.post import Letter
 from aggregator.quorum import Quorum
@@ -38,7 +39,7 @@ class Answers:
 
     def __init__(self, desk: Desk, flush: Callable[[], None], differencing_rounds: int) -> None:
         self._desk, self._flush, self._differencing_rounds = desk, flush, differencing_rounds
-        self._quorum = Quorum()
+        self._quorum, self._burner = Quorum(), Burner(desk.store, desk.disk, self.repeat_sum)
         self._check: tuple[DealerCheck, bytes] | None = None
         self._reply: bytes | None = None
         self._accepted_at: dict[bytes, float] = {}
@@ -51,10 +52,17 @@ class Answers:
         self._quorum.resume(self._desk.store.acceptances(view.plan.round_id))
 
     def end_round(self) -> None:
-        """Nothing of the round is answered any more."""
+        """Nothing of the round is answered any more; what is left of its shares is burned."""
+        self.stop()
+        self._check, self._reply, self._accepted_at = None, None, {}
+        self._burner.start()
+
+    def stop(self) -> None:
+        """Do nothing by itself any more."""
+        self._burner.stop()
         if self._reminder is not None:
             self._reminder.cancel()
-        self._reminder, self._check, self._reply, self._accepted_at = None, None, None, {}
+        self._reminder = None
 
     # ------------------------------------------------------------------ dealer check
 
@@ -197,7 +205,7 @@ class Answers:
             self._sum(freeze, stored.freeze_digest)
 
     def _sum(self, freeze: Freeze, freeze_digest: bytes) -> None:
-        """Accept, add up, delete the shares, and send the sum as soon as enough others have accepted it."""
+        """Accept, add up, burn the shares, and send the sum once they are gone and enough others have accepted it."""
         if self._quorum.is_wanted:  # named or not: who helps it to its sum must refuse what is too like it
             self._note_sum(freeze)
         self._accept(freeze_digest)
@@ -213,6 +221,8 @@ class Answers:
             reach("aggregator.sum-persisted.before")
             self._desk.store.burn(freeze.round_id, answer)
             reach("aggregator.sum-persisted.after")
+        if self._burner.start():
+            return  # it comes back here
         if self._is_accepted(freeze_digest):
             self._note_sum(freeze)
             self._send_sum(freeze, freeze_digest, answer)

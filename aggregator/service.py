@@ -25,6 +25,7 @@ from aggregator.intake import Intake
 from aggregator.post import Letter, Post
 from aggregator.settings import AggregatorSettings
 from aggregator.store import ShareStore, StoredRound
+from aggregator.uploads import attended_attempts
 from fedpruneshare.crash_points import reach
 from fedpruneshare.errors import PeerError, ProtocolError
 from fedpruneshare.link import Delivery, Link
@@ -105,18 +106,20 @@ class Aggregator:
         if self._deadline:
             self._deadline.cancel()
         self._disk.forget()
-        self._answers.end_round()
+        self._answers.stop()
         if self._book.view is not None:
             self._intake.flush()
         await self._post.stop()
         await self._own.close()
         await self._control.close()
         self._intake.end_round()
+        self._answers.stop()
         self._disk.forget()
         self._store.close()
 
     def _resume(self) -> None:
         stored = self._store.latest()
+        self._answers.end_round()  # power may have failed before everything was burned
         if stored is None:
             return
         plan = decode("round-plan", stored.plan)
@@ -133,6 +136,8 @@ class Aggregator:
         self._idle.clear()
         attended = stored.attendance is not None or stored.freeze is not None  # nothing is admitted to a frozen round
         attempts, declined = self._store.attempts(stored.round_id), self._store.declined(stored.round_id)
+        if stored.answer is not None and stored.attendance is not None:  # of what is burned only the names are left
+            attempts = attended_attempts(attempts, stored.attendance)
         self._book.resume(attempts, declined, Committed(attended, stored.check_digest, stored.freeze_digest))
         self._begin_round(view)
         self._disk.keep("revoked", self._expel_revoked)

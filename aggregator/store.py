@@ -1,9 +1,9 @@
 """The aggregator's journal: what must survive a restart (docs/protocol.md §9.2).
 
 Plan, chunks, declines, attendance, Freeze and sum of the open round, in SQLite. Every method that returns has
-committed; one that raises `StoreError` has changed nothing, and may be called again. Shares are deleted in the
-transaction that stores their sum. What is read back is checked against its digest: a flipped bit in a share would
-make a wrong sum.
+committed; one that raises `StoreError` has changed nothing, and may be called again. The transaction that stores a sum
+deletes the shares, or the first of them: deleting overwrites, and many take seconds (`burn_more`). What is read back is
+checked against its digest: a flipped bit in a share would make a wrong sum.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from aggregator.settings import KEPT_SETS, RETRIES
+from aggregator.settings import RETRIES
 from aggregator.uploads import Attempt
 from fedpruneshare.crash_points import reach
 from fedpruneshare.errors import StoreError
+from fedpruneshare.floors import KEPT_SETS
 from fedpruneshare.messages import Contribution
 from fedpruneshare.storage import damaged, disk_errors, open_database, row_digest
 
@@ -30,9 +31,10 @@ CREATE TABLE IF NOT EXISTS rounds (
     digest BLOB);
 CREATE TABLE IF NOT EXISTS accepted_by (
     round_id INTEGER NOT NULL REFERENCES rounds ON DELETE CASCADE, of BLOB NOT NULL, aggregator_id TEXT NOT NULL,
-    PRIMARY KEY (round_id, of, aggregator_id));
+    digest BLOB NOT NULL, PRIMARY KEY (round_id, of, aggregator_id));
 CREATE TABLE IF NOT EXISTS sums_given (
-    round_id INTEGER PRIMARY KEY, model_version INTEGER NOT NULL, supports BLOB NOT NULL, freeze BLOB NOT NULL);
+    round_id INTEGER PRIMARY KEY, model_version INTEGER NOT NULL, supports BLOB NOT NULL, freeze BLOB NOT NULL,
+    digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS uploads (
     round_id INTEGER NOT NULL REFERENCES rounds ON DELETE CASCADE, device_id TEXT NOT NULL, upload_id BLOB NOT NULL,
     rung INTEGER NOT NULL, prg TEXT NOT NULL, chunks INTEGER NOT NULL, digest BLOB NOT NULL,
@@ -50,6 +52,13 @@ _KEPT_ROUNDS: Final = 8
 _ROUND: Final = "round_id, plan, deadline_at, attendance, checked, freeze, freeze_digest, sum, closed"
 #: What a disk has to have free beyond what the shares take: tables, log, and whatever else is written there.
 _RESERVE_BYTES: Final = 256 * 1024
+#: What is deleted at a time.
+_SLICE_BYTES: Final = 2 * 1024 * 1024
+_SLICE_ROWS: Final = 1024
+#: The first round whose shares, and the first whose uploads, may not be deleted yet.
+_LIVE: Final = (
+    "SELECT round_id + (closed OR sum IS NOT NULL), round_id + closed FROM rounds ORDER BY round_id DESC LIMIT 1"
+)
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,7 @@ class ShareStore:
         self._limit = limit_bytes
         self._held = self._count_held()
         self._given = 0
+        self._is_trimmed = True
         self._trim_log()  # a crash may have come between a deletion and this
 
     def _count_held(self) -> int:
@@ -147,9 +157,8 @@ class ShareStore:
             self._db.execute("UPDATE rounds SET digest = ? WHERE round_id = ?", (row_digest(row), round_id))
 
     def open_round(self, round_id: int, plan: bytes, deadline_at: float) -> None:
-        """Begin a round: the shares of earlier ones are dropped. `deadline_at` is wall time, a restart's hint only."""
-        with self._transaction() as db:
-            db.execute("DELETE FROM uploads")
+        """Begin a round: the shares of earlier ones are to be burned. `deadline_at` is wall time, a restart's hint."""
+        with self._burning() as db:
             db.execute("DELETE FROM declines")
             db.execute("DELETE FROM accepted_by")
             db.execute("DELETE FROM rounds WHERE round_id <= ?", (round_id - _KEPT_ROUNDS,))
@@ -158,9 +167,6 @@ class ShareStore:
                 "INSERT INTO rounds (round_id, plan, deadline_at) VALUES (?, ?, ?)", (round_id, plan, deadline_at)
             )
             self._stamp(round_id)
-        if self._held:
-            self._trim_log()
-        self._held = 0
 
     def attempts(self, round_id: int) -> list[Attempt]:
         """All attempts of a round with the chunks they have."""
@@ -172,9 +178,10 @@ class ShareStore:
             stored = self._db.execute(
                 "SELECT device_id, upload_id, chunk, signer FROM chunks WHERE round_id = ?", (round_id,)
             ).fetchall()
-        attempts = {(row[0], row[1]): Attempt(*row[:-1]) for row in rows}
-        if any(row_digest(row[:-1]) != row[-1] for row in rows) or any(row[:2] not in attempts for row in stored):
-            raise damaged(self._path, f"an upload of round {round_id} is not as it was written")
+        what = f"an upload of round {round_id}"
+        attempts = {columns[:2]: Attempt(*columns) for columns in self._checked(rows, what)}
+        if any(row[:2] not in attempts for row in stored):
+            raise damaged(self._path, f"{what} is not as it was written")
         for device_id, upload_id, chunk, signer in stored:
             attempts[device_id, upload_id].stored.add(chunk)
             attempts[device_id, upload_id].signers.add(signer)
@@ -223,9 +230,7 @@ class ShareStore:
                 " WHERE round_id = ? AND device_id = ? AND upload_id = ? ORDER BY chunk",
                 (round_id, device_id, upload_id),
             ).fetchall()
-        if any(row_digest(row[:-1]) != row[-1] for row in rows):
-            raise damaged(self._path, f"the share of {device_id!r} in round {round_id} is not as it was written")
-        return b"".join(row[-2] for row in rows)
+        return b"".join(row[-1] for row in self._checked(rows, f"the share of {device_id!r} in round {round_id}"))
 
     def keep_uploads(self, round_id: int, device_id: str, upload_ids: list[bytes]) -> None:
         """Drop a device's uploads that the book no longer knows."""
@@ -269,8 +274,7 @@ class ShareStore:
             return
         with self._transaction() as db:
             db.execute(
-                "INSERT OR IGNORE INTO sums_given VALUES (?, ?, ?, ?)",
-                (given.round_id, given.model_version, given.supports, given.freeze),
+                "INSERT OR IGNORE INTO sums_given VALUES (?, ?, ?, ?, ?)", (*astuple(given), row_digest(astuple(given)))
             )
             db.execute(
                 "DELETE FROM sums_given WHERE round_id NOT IN"
@@ -283,23 +287,30 @@ class ShareStore:
         """The sums sent in the rounds just before this one on the same model, and the `last` ones on any."""
         with disk_errors(self._path):
             rows = self._db.execute(
-                "SELECT round_id, model_version, supports, freeze FROM sums_given WHERE round_id < ?"
+                "SELECT round_id, model_version, supports, freeze, digest FROM sums_given WHERE round_id < ?"
                 " AND (model_version = ? AND round_id >= ? OR round_id IN"
                 " (SELECT round_id FROM sums_given ORDER BY round_id DESC LIMIT ?)) ORDER BY round_id",
                 (round_id, model_version, round_id - RETRIES, last),
             ).fetchall()
-        return [SumGiven(*row) for row in rows]
+        return [SumGiven(*columns) for columns in self._checked(rows, "whom an earlier sum is of")]
 
     def note_acceptance(self, round_id: int, of: bytes, aggregator_id: str) -> None:
         """Commit that an aggregator has accepted a Freeze or DealerCheck."""
         with self._transaction() as db:
-            db.execute("INSERT OR IGNORE INTO accepted_by VALUES (?, ?, ?)", (round_id, of, aggregator_id))
+            row = round_id, of, aggregator_id
+            db.execute("INSERT OR IGNORE INTO accepted_by VALUES (?, ?, ?, ?)", (*row, row_digest(row)))
 
     def acceptances(self, round_id: int) -> list[tuple[bytes, str]]:
         """What was accepted in a round, and by which aggregator."""
         with disk_errors(self._path):
-            rows = self._db.execute("SELECT of, aggregator_id FROM accepted_by WHERE round_id = ?", (round_id,))
-            return [(row[0], row[1]) for row in rows]
+            rows = self._db.execute("SELECT * FROM accepted_by WHERE round_id = ?", (round_id,)).fetchall()
+        return [(of, aggregator_id) for _, of, aggregator_id in self._checked(rows, "who accepted what")]
+
+    def _checked(self, rows: list[tuple[Any, ...]], what: str) -> list[tuple[Any, ...]]:
+        """Rows without their digest. Raises `StoreDamagedError` where one is not what was stored."""
+        if any(row_digest(row[:-1]) != row[-1] for row in rows):
+            raise damaged(self._path, f"{what} is not as it was written")
+        return [row[:-1] for row in rows]
 
     def drop_uploads(self, round_id: int, uploads: Sequence[tuple[str, bytes]]) -> None:
         """Delete uploads by device and upload id, whatever they hold."""
@@ -316,23 +327,62 @@ class ShareStore:
             yield contributor, self.share(round_id, contributor.device_id, contributor.upload_id)
 
     def burn(self, round_id: int, answer: bytes) -> None:
-        """Commit the answer to the Freeze and delete every share, in one transaction."""
-        with self._transaction() as db:
+        """Commit the answer to the Freeze, and with it that its shares are to be burned: no other sum is made of them.
+
+        It may not be sent before they are (`is_burned`). What was uploaded is known until the round is over.
+        """
+        with self._burning() as db:
             db.execute("UPDATE rounds SET sum = ? WHERE round_id = ?", (answer, round_id))
             self._stamp(round_id)
-            db.execute("DELETE FROM uploads WHERE round_id = ?", (round_id,))
-        self._held = self._count_held()
-        self._trim_log()
 
     def close_round(self, round_id: int) -> None:
-        """Commit that a round is over: shares, declines and the sum go."""
-        with self._transaction() as db:
+        """Commit that a round is over: declines and the sum go, its shares are to be burned."""
+        with self._burning() as db:
             db.execute("UPDATE rounds SET sum = NULL, closed = 1 WHERE round_id = ?", (round_id,))
             self._stamp(round_id)
-            db.execute("DELETE FROM uploads WHERE round_id = ?", (round_id,))
             db.execute("DELETE FROM declines WHERE round_id = ?", (round_id,))
-        self._held = self._count_held()
-        self._trim_log()
+
+    def burn_more(self) -> None:
+        """Burn one more slice of what is to be burned."""
+        with self._burning():
+            pass
+
+    def is_burned(self) -> bool:
+        """Whether nothing is left of what is to be burned: of shares but those of a round that has no sum yet."""
+        with disk_errors(self._path):
+            live = self._db.execute(_LIVE).fetchone() or (0, 0)
+            older = "SELECT 1 FROM chunks WHERE round_id < ?1 UNION ALL SELECT 1 FROM uploads WHERE round_id < ?2"
+            return not self._db.execute(f"SELECT EXISTS ({older})", live).fetchone()[0]
+
+    @contextmanager
+    def _burning(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that ends with a slice of what is to be burned by then, and is in no log any more."""
+        with self._transaction() as db:
+            yield db
+            burned = self._burn_slice(db)
+        self._held -= burned
+        self._is_trimmed = self._is_trimmed and not burned
+        if not self._is_trimmed and self.is_burned():
+            self._trim_log()
+            self._is_trimmed = True
+
+    @staticmethod
+    def _burn_slice(db: sqlite3.Connection) -> int:
+        """Delete the first chunks of what is to be burned, and once there are none its uploads; how many bytes."""
+        summable, kept = db.execute(_LIVE).fetchone() or (0, 0)
+        found = db.execute("SELECT rowid, LENGTH(data) FROM chunks WHERE round_id < ? LIMIT ?", (summable, _SLICE_ROWS))
+        rows: list[tuple[int]] = []
+        size_bytes = 0
+        for row, length in found.fetchall():
+            if rows and size_bytes + length > _SLICE_BYTES:
+                break
+            rows.append((row,))
+            size_bytes += length
+        db.executemany("DELETE FROM chunks WHERE rowid = ?", rows)
+        db.execute(
+            "DELETE FROM uploads WHERE round_id < ?1 AND NOT EXISTS (SELECT 1 FROM chunks WHERE round_id < ?1)", (kept,)
+        )
+        return size_bytes
 
     def close(self) -> None:
         """Close the database."""

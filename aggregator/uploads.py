@@ -7,12 +7,12 @@ at the same time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from fedpruneshare.link.chunks import Bitmap
-from fedpruneshare.messages import KINDS, Attendance, Contribution, ShareUpload, Verdict, encode
+from fedpruneshare.messages import KINDS, Attendance, Contribution, ShareUpload, Verdict, decode, encode
 from fedpruneshare.plan import PlanView
 
 #: Complete or half-done uploads kept per device and round (docs/protocol.md §4.2).
@@ -71,7 +71,7 @@ class Uploads:
         for attempt in attempts:
             self._attempts.setdefault(attempt.device_id, {})[attempt.upload_id] = attempt
         self._uploaded = {attempt.device_id for attempt in self.all() if attempt.is_complete}
-        self._declined = set(declined) - self._uploaded  # who declined may have thought better of it
+        self._declined = self._cohort.intersection(declined) - self._uploaded  # one may have thought better of it
 
     # ------------------------------------------------------------------ one device
 
@@ -167,3 +167,12 @@ class Uploads:
                 excess -= len(msgspec.msgpack.encode(contribution))
                 del uploads[name]
         return Attendance(view.plan.round_id, view.digest, tuple(uploads.values()), declined)
+
+
+def attended_attempts(attempts: Iterable[Attempt], attendance: bytes) -> list[Attempt]:
+    """The attempts that an attendance (its body) lists, as whole as they were: their devices may ask for a receipt."""
+    said = decode("attendance", attendance)
+    assert isinstance(said, Attendance)
+    listed = {(upload.device_id, upload.upload_id) for upload in said.uploads}
+    kept = [attempt for attempt in attempts if (attempt.device_id, attempt.upload_id) in listed]
+    return [replace(attempt, stored=set(range(attempt.chunks))) for attempt in kept]

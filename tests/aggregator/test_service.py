@@ -16,6 +16,8 @@ import pytest
 from builders import AGGREGATORS, DEVICES, directory, identity, keys, plan, view
 from simulators.lab import Lab, play
 
+from aggregator.answers import Answers
+from aggregator.burning import Burner
 from aggregator.service import Aggregator
 from aggregator.settings import AggregatorFloors
 from aggregator.store import ShareStore
@@ -29,6 +31,7 @@ from fedpruneshare.messages import (
     Acceptance,
     Attendance,
     CheckReply,
+    Contribution,
     DealerCheck,
     Decline,
     Freeze,
@@ -744,3 +747,147 @@ def test_by_its_own_setting_an_aggregator_looks_at_the_last_rounds_whatever_thei
 
     lab = play(tmp_path, scene)
     assert {m.round_id for m in lab.heard(SumShare)} == {1, 3}
+
+
+# --------------------------------------------------------------------------- many shares
+
+
+def test_no_sum_leaves_before_the_last_share_is_burned_also_after_power_failed_in_between(tmp_path: Path) -> None:
+    sent: list[bool] = []
+    send = Answers._send_sum
+
+    def sending(answers: Answers, *rest: Any) -> None:
+        sent.append(answers._desk.store.is_burned())
+        send(answers, *rest)
+
+    async def scene(lab: Lab) -> None:
+        await lab.start(FIRST)
+        current = view(1)
+        await lab.open(current)
+        uploads = await lab.upload_all(current)
+        with patch.object(Burner, "start", lambda burner: not burner._store.is_burned()):  # it never gets to the next
+            await lab.say("freeze", lab.freeze(current, uploads))
+            await lab.quiet()
+        assert not sent and not lab.heard(SumShare)
+        assert shares_left(lab) == len(uploads) * current.chunks(current.share_bytes(0, current.plan.points[FIRST])) - 1
+        await lab.restart(FIRST)
+        await lab.quiet()
+        assert shares_left(lab) == 0
+        assert lab.heard(SumShare)
+        await lab.end(current)
+
+    with patch("aggregator.store._SLICE_BYTES", 1), patch.object(Answers, "_send_sum", sending):
+        play(tmp_path, scene)
+    assert sent
+    assert all(sent)
+
+
+def shares_left(lab: Lab) -> int:
+    return int(lab.aggregators[FIRST]._store._db.execute("SELECT COUNT(*) FROM chunks").fetchone()[0])
+
+
+def test_others_are_served_while_shares_are_burned(tmp_path: Path) -> None:
+    """Between two slices the loop is free: what a device asks meanwhile is answered before the burning is over."""
+    left: list[int] = []
+
+    async def scene(lab: Lab) -> None:
+        await lab.start(FIRST)
+        current = view(1)
+        await lab.open(current)
+        await lab.upload_all(current)
+        aggregator = lab.aggregators[FIRST]
+        burn_more = aggregator._store.burn_more
+
+        def burning() -> None:
+            if not left:
+                asyncio.get_running_loop().call_soon(lambda: left.append(shares_left(lab)))
+            burn_more()
+
+        with patch.object(aggregator._store, "burn_more", burning):
+            await lab.end(current)
+        assert shares_left(lab) == 0
+
+    with patch("aggregator.store._SLICE_BYTES", 1):
+        play(tmp_path, scene)
+    assert left[0] > 10
+
+
+def test_what_is_left_of_a_closed_round_is_burned_by_the_next_start(tmp_path: Path) -> None:
+    async def scene(lab: Lab) -> None:
+        await lab.start(FIRST)
+        current = view(1)
+        await lab.open(current)
+        await lab.upload_all(current)
+        with patch.object(Burner, "start", lambda burner: not burner._store.is_burned()):
+            await lab.end(current)
+        assert shares_left(lab) > 10
+        await lab.restart(FIRST)
+        await lab.quiet()
+        assert shares_left(lab) == 0
+
+    with patch("aggregator.store._SLICE_BYTES", 1):
+        play(tmp_path, scene)
+
+
+def test_who_asks_after_the_burn_and_a_restart_hears_that_the_upload_was_accepted(tmp_path: Path) -> None:
+    async def scene(lab: Lab) -> None:
+        await lab.start(FIRST)
+        current = view(1)
+        await lab.open(current)
+        made = {device: lab.make_upload(current, device, 1) for device in DEVICES}
+        for device in DEVICES[:9]:
+            await lab.upload(current, device, to=[FIRST], made=made[device])
+        late = lab.payloads(current, DEVICES[9], made[DEVICES[9]], FIRST)
+        await lab.send(DEVICES[9], FIRST, late[0])
+        await asyncio.sleep(current.plan.deadline_s)
+        freeze = lab.freeze(current, [Contribution(d, made[d].upload_id, 1) for d in DEVICES[:8]])
+        await lab.say("freeze", freeze)
+        await lab.quiet()
+        assert lab.heard(SumShare)
+        await lab.restart(FIRST)
+        for device in DEVICES:
+            for payload in lab.payloads(current, device, made[device], FIRST)[:1]:
+                await lab.send(device, FIRST, payload)
+        await lab.upload(current, DEVICES[0], to=[FIRST])  # another upload is late all the same
+        await lab.quiet()
+        # The ninth was attended, and not summed; the last was never whole.
+        assert [lab.verdicts(device)[-1] for device in DEVICES[1:]] == ["accepted"] * 8 + ["late"]
+        assert lab.verdicts(DEVICES[0])[1] == "accepted"
+        assert lab.verdicts(DEVICES[0])[-1] == "late"
+
+    play(tmp_path, scene)
+
+
+# --------------------------------------------------------------------------- brokers that move
+
+
+def test_a_broker_that_moved_is_left_once_the_open_round_is_over(tmp_path: Path) -> None:
+    async def scene(lab: Lab) -> None:
+        await lab.start(FIRST)
+        aggregator = lab.aggregators[FIRST]
+        await asyncio.wait_for(aggregator.until_free(), 1)  # no round is open
+        await lab.open(view(1))
+        leaving = asyncio.create_task(aggregator.until_free())
+        await lab.quiet()
+        assert not leaving.done()
+        await lab.end(view(1))
+        await asyncio.wait_for(leaving, 1)
+
+    play(tmp_path, scene)
+
+
+def test_a_round_whose_end_is_not_heard_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    """The control broker was left by the coordinator: by its deadline and a grace time the round is over."""
+
+    async def scene(lab: Lab) -> None:
+        await lab.start(FIRST)
+        aggregator, loop = lab.aggregators[FIRST], asyncio.get_running_loop()
+        await lab.open(view(1))
+        began_s = loop.time()
+        await aggregator.until_free()
+        assert 120 <= loop.time() - began_s <= view(1).plan.deadline_s + 120
+        assert aggregator._book.view is not None
+        await lab.restart(FIRST)  # where it has gone over to
+        assert lab.aggregators[FIRST]._book.view is not None
+
+    play(tmp_path, scene)

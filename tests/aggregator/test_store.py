@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.settings import KEPT_SETS
 from aggregator.store import NewChunk, ShareStore, SumGiven
 from aggregator.uploads import Attempt
-from fedpruneshare.errors import SettingsError, StoreError
+from fedpruneshare.errors import SettingsError, StoreDamagedError, StoreError
+from fedpruneshare.floors import KEPT_SETS
 from fedpruneshare.messages import Contribution
 
 
@@ -61,12 +61,91 @@ def test_a_sum_takes_the_shares_with_it(store: ShareStore, tmp_path: Path) -> No
     store.add_chunks(1, [new_chunk(0, canary)])
     store.burn(1, b"sum")
     assert all(canary not in path.read_bytes() for path in tmp_path.iterdir())  # nor in the log, while it goes on
-    assert store.attempts(1) == []
+    assert [attempt.stored for attempt in store.attempts(1)] == [set()]  # only that there was one is known
+    assert store.is_burned()
     latest = store.latest()
     assert latest is not None
     assert latest.answer == b"sum"
     store.close()
     assert all(canary not in path.read_bytes() for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("how", ["summed", "closed", "followed"])
+def test_many_shares_are_burned_in_slices_also_after_power_failed_in_between(how: str, tmp_path: Path) -> None:
+    canary, store = os.urandom(24), ShareStore(tmp_path, 1 << 30)
+    store.open_round(1, b"plan", 50.0)
+    store.add_chunks(1, [new_chunk(chunk, canary * 10_000) for chunk in range(40)])
+    if how == "summed":
+        store.burn(1, b"sum")
+    elif how == "closed":
+        store.close_round(1)
+    else:
+        store.open_round(2, b"next", 60.0)
+    left = 40 - 8  # of 2 MiB
+    assert not store.is_burned()
+    assert len(chunks_of(store)) == left
+    store.burn_more()
+    (tmp_path / "later").mkdir()
+    for name in ("shares.sqlite", "shares.sqlite-wal"):  # what a process finds after this one was killed
+        (tmp_path / "later" / name).write_bytes((tmp_path / name).read_bytes())
+    store.close()
+    again = ShareStore(tmp_path / "later", 1 << 30)
+    assert not again.has_room_for((1 << 30) - 100_000)
+    for _ in range(3):
+        assert not again.is_burned()
+        again.burn_more()
+    assert again.is_burned()
+    assert again.has_room_for(1 << 20)
+    assert (again.attempts(1) == []) is (how != "summed")
+    assert all(canary not in path.read_bytes() for path in (tmp_path / "later").iterdir())
+
+
+def chunks_of(store: ShareStore) -> list[tuple[int]]:
+    return store._db.execute("SELECT chunk FROM chunks").fetchall()
+
+
+def test_nothing_of_an_open_round_is_burned(store: ShareStore) -> None:
+    store.add_chunks(1, [new_chunk(0, b"aa")])
+    assert store.is_burned()
+    store.burn_more()
+    store.freeze(1, b"freeze", bytes(32))
+    store.burn_more()
+    assert store.share(1, "device-01", attempt().upload_id) == b"aa"
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("sums_given", "freeze", b"freezE"),
+        ("sums_given", "supports", b"othersupports"),
+        ("sums_given", "model_version", 4),
+        ("accepted_by", "aggregator_id", "aggregator-3"),
+        ("accepted_by", "of", bytes(32)),
+        ("uploads", "rung", 1),
+        ("chunks", "data", b"ab"),
+        ("chunks", "signer", bytes(8)),
+        ("rounds", "freeze_digest", bytes(32)),
+    ],
+)
+def test_a_flipped_bit_is_found_before_it_makes_another_sum(
+    table: str, column: str, value: object, store: ShareStore
+) -> None:
+    store.add_chunks(1, [new_chunk(0, b"aa")])
+    store.freeze(1, b"freeze", b"1" * 32)
+    store.note_acceptance(1, b"1" * 32, "aggregator-2")
+    store.note_sum(SumGiven(1, 3, b"supports", b"freeze"))
+
+    def read() -> None:
+        store.latest()
+        store.acceptances(1)
+        store.sums_given(2, 4, 1)
+        store.attempts(1)
+        store.share(1, "device-01", attempt().upload_id)
+
+    read()
+    store._db.execute(f"UPDATE {table} SET {column} = ?", (value,))
+    with pytest.raises(StoreDamagedError, match="not as it was written"):
+        read()
 
 
 def test_the_next_round_drops_what_is_left(store: ShareStore) -> None:
