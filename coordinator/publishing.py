@@ -51,7 +51,7 @@ class Publisher:
         self._directory = 0
         self._named = 0
         self._names_newer = asyncio.Event()
-        self._is_leaving = False
+        self._place = party.directory.coordinator.address
 
     # ------------------------------------------------------------------ what is retained
 
@@ -96,18 +96,18 @@ class Publisher:
 
     async def _say_plan(self, said: Announcement) -> None:
         payload = self._party.sign_body("round-plan", said.body)
-        left_s = None if self._is_leaving else self._left_s(said)
+        is_leaving = self._party.directory.coordinator.address != self._place
+        left_s = None if is_leaving else self._left_s(said)
         if await self._publish("round", (), payload, lambda: self._newest is said, retain=True, expiry_s=left_s):
             self._named = said.plan.directory_version
             self._names_newer.set()
 
     async def leave(self, most_s: float) -> None:
-        """The broker is to be left: return once a plan has named the directory in force to those who are there.
+        """The broker has moved: return once a plan has named the directory in force to those who are at the old one.
 
         Devices fetch a directory when a plan asks for it. This plan stays there without an end, for who comes later.
         Returns after `most_s` where nobody can be told any more.
         """
-        self._is_leaving = True
         with suppress(TimeoutError):
             async with asyncio.timeout(most_s):
                 while self._named < self._party.directory.version:

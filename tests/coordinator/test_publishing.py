@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from pathlib import Path
@@ -104,6 +105,29 @@ async def test_seeds_of_devices_that_are_not_asked_again_are_cleared(tmp_path: P
     later.remember(desk.announcement(2, (b"a",), cohort=DEVICES[4:]).body)
     await later.clear()
     assert [topic for topic in desk.retained() if topic.startswith(("seed", "model", "round"))] == []
+
+
+async def test_the_plan_that_names_a_directory_stays_at_the_broker_that_is_left(tmp_path: Path) -> None:
+    """Until then it is not left; and a device that comes later is told by that plan to look for the directory."""
+    desk = Desk(tmp_path, found=directory())
+    await desk.link.connect()
+    await desk.publisher.announce(desk.announcement(1, (b"a",), directory_version=1))
+    assert desk.broker._retained["fps/v1/lab/round"].until_s < math.inf
+    desk.put(directory(version=2, coordinator=msgspec.structs.replace(directory().coordinator, port=1999)))
+    assert desk.party.reload()
+    leaving = asyncio.create_task(desk.publisher.leave(60.0))
+    await desk.publisher.say_directory()
+    assert not leaving.done(), "nobody has been told of a directory by the plan of the one before"
+    await desk.publisher.announce(desk.announcement(2, (b"a",), directory_version=2))
+    await asyncio.wait_for(leaving, 10)
+    assert desk.broker._retained["fps/v1/lab/round"].until_s == math.inf
+
+
+async def test_a_broker_where_nobody_can_be_told_is_left_all_the_same(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, found=directory())
+    desk.put(directory(version=2))
+    assert desk.party.reload()
+    await asyncio.wait_for(desk.publisher.leave(0.05), 10)
 
 
 async def test_an_older_announcement_never_overwrites_a_newer_one(tmp_path: Path) -> None:
