@@ -175,6 +175,7 @@ def engine_at(tmp_path: Path) -> Iterator[Callable[[str], RayDevices]]:
 
 def test_a_cluster_is_joined_and_a_lost_node_takes_only_its_devices(cluster: str, tmp_path: Path) -> None:
     joined = scenario('fleet.engine="ray"', f'fleet.ray.address="{cluster}"')
+    others = set(Path(tempfile.gettempdir()).glob("fps-node-*"))
     with Fleet(joined, tmp_path / "run", 5) as fleet:
         for ident in fleet.aggregators:
             fleet.start_aggregator(ident)
@@ -192,7 +193,8 @@ def test_a_cluster_is_joined_and_a_lost_node_takes_only_its_devices(cluster: str
         assert all(fleet.is_running(device) for device in fleet.devices if device not in gone)
         with pytest.raises(RunError, match=r"device-00: node \S+ \(.*\) is gone"):
             fleet.start_device("device-00")
-        homes = list(Path(tempfile.gettempdir()).glob("fps-node-*"))
+        homes = set(Path(tempfile.gettempdir()).glob("fps-node-*")) - others
+        assert homes
     until(lambda: not any(psutil.pid_exists(pid) for pid in pids.values()))
     until(lambda: not any(home.exists() for home in homes))
 
