@@ -12,6 +12,7 @@ from coordinator.evaluation import Evaluation, Evaluator
 from coordinator.planning import ModelState, TaskFacts
 from coordinator.settings import CodingSettings
 from fedpruneshare.bundle import Bundle
+from fedpruneshare.errors import ModelFileError, SettingsError
 from fedpruneshare.sparse.contained_model import ContainedModel
 from fedpruneshare.sparse.onnx_codec import build_model
 from fedpruneshare.sparse.parameters import ParameterTable
@@ -30,8 +31,13 @@ class Workbench:
 
     @classmethod
     def open(cls, bundle_path: Path, folder: Path, coding: CodingSettings) -> Workbench:
-        """Read a bundle. Raises `ModelFileError`."""
-        bundle = Bundle.open(bundle_path)
+        """Read a bundle. Raises `SettingsError` for a file that is none: an operator has put it there, or has not."""
+        try:
+            bundle = Bundle.open(bundle_path)
+        except ModelFileError as error:
+            raise SettingsError(
+                f"{error}; expected what `fedpruneshare task export TASK --out {bundle_path}` writes"
+            ) from None
         metric, contained = bundle.manifest.metric, ContainedModel()
         evaluator = Evaluator(bundle.template, bundle.test_inputs, bundle.test_targets, metric, contained)
         folder.mkdir(parents=True, exist_ok=True)

@@ -143,7 +143,7 @@ class Bundle:
             with path.open("rb") as stream:
                 data = stream.read(FILE_LIMIT_BYTES + 1)
         except OSError as error:
-            raise ModelFileError(f"task bundle {path} cannot be read: {error}") from error
+            raise ModelFileError(f"task bundle {path} cannot be read: {error.strerror}") from error
         try:
             return Bundle.decode(data)
         except ModelFileError as error:

@@ -53,7 +53,7 @@ def open_database(path: Path, schema: str) -> sqlite3.Connection:
         if isinstance(error, sqlite3.Error) and _primary_code(error) in _DAMAGED:
             raise damaged(path, str(error)) from None
         raise SettingsError(
-            f"store {path}: {error}, expected a database of this version in a writable folder"
+            f"store {path}: {error}, expected a database of this version in a writable folder, on a disk with room"
         ) from None
     except SettingsError:
         if database is not None:
