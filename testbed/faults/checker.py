@@ -37,8 +37,8 @@ class Judge:
         """H: it begins, ends, decides a round, tells how what was applied came about, and nothing is outside a plan."""
         opened = {e["round"] for e in self.of("opened")}
         applied = {e["round"] for e in self.of("outcome") if e["phase"] == "APPLIED"}
-        kinds = "begin outcome end" + (" upload receipt attendance device-model" if applied else "")
-        yield from (f"H: no {kind}" for kind in kinds.split() if not self.of(kind))
+        how = " upload receipt attendance device-model" * bool(applied) + " resource" * ("ceilings" in self.begin)
+        yield from (f"H: no {kind}" for kind in f"begin outcome end{how}".split() if not self.of(kind))
         yield from (f"H round {number}: applied, and no sum was opened" for number in sorted(applied - opened))
         for e in self.of("receipt", "attendance", "freeze-signed", "sum-released", "opened", "outcome"):
             if e["round"] not in self.plans and e.get("phase") != "FAILED":
@@ -130,13 +130,13 @@ class Judge:
         """I7: a device's model is one that a plan names, and neither its version nor its round falls."""
         last: dict[str, tuple[int, int]] = {}
         for e in self.of("device-model"):
-            where, found = f"I7 round {e['round']} {e['device']}", (e["version"], e["round"])
-            plan, before = self.plans.get(e["round"], {"plan": "", "version": 0}), last.get(e["device"], found)
-            if (plan["plan"], plan["version"]) != (e["plan"], e["version"]):
-                yield f"{where}: a model that no signed plan names"
+            found, plan = (e["version"], e["round"]), self.plans.get(e["round"], {"model": []})
+            before, last[e["device"]] = last.get(e["device"], found), found
+            known = {**plan, "model": plan["model"][: len(e.get("model", ()))]}
+            if any(e[name] != known.get(name) for name in ("plan", "version", "model") if name in e):
+                yield f"I7 round {e['round']} {e['device']}: a model that no signed plan names"
             if found[0] < before[0] or found[1] < before[1]:
-                yield f"{where}: fell from {before} to {found}"
-            last[e["device"]] = found
+                yield f"I7 round {e['round']} {e['device']}: fell from {before} to {found}"
 
     def measures_hold(self) -> Iterator[str]:
         """I8: no canary word outside the stores of k aggregators. I10: measures stay under the run's ceilings."""

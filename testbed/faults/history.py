@@ -20,7 +20,7 @@ EVENTS: Final[dict[str, frozenset[str]]] = {
     name: frozenset(fields.split())
     for name, fields in {
         "begin": "format seed grace_s",
-        "plan": "round plan version k points cohort min_devices min_devices_segment segments deadline_s",
+        "plan": "round plan version k points cohort min_devices min_devices_segment segments model deadline_s",
         "upload": "round device upload rung digest",
         "receipt": "round aggregator device upload verdict",
         "decline": "round device",
@@ -32,7 +32,7 @@ EVENTS: Final[dict[str, frozenset[str]]] = {
         "opened": "round freeze contributors values",
         "outcome": "round phase reason",
         "model-applied": "round version",
-        "device-model": "round device plan version",
+        "device-model": "round device version",
         "restart": "party",
         "directory": "version revoked",
         "resource": "party",

@@ -136,7 +136,7 @@ class Nemesis:
         self._log = fleet.folder.root / "nemesis.jsonl"
 
     def run(self) -> None:
-        """One blow after the other, each undone when its time is over."""
+        """One blow after the other, each undone when its time is over; memory is measured after each."""
         started = time.monotonic()
         for blow in self._blows:
             self._until(started + blow.at_s)
@@ -147,6 +147,7 @@ class Nemesis:
             self._until(started + blow.at_s + blow.lasts_s)
             for victim in blow.victims:
                 undo(self._fleet, victim)
+            self._fleet.note_memory()
 
     def _until(self, moment: float) -> None:
         while (left := moment - time.monotonic()) > 0:

@@ -14,21 +14,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from fedpruneshare import sealing
-from fedpruneshare.messages import (
-    Attendance,
-    Decline,
-    Freeze,
-    Receipt,
-    RoundPlan,
-    SumShare,
-    decode,
-    digest,
-    encode,
-)
+from fedpruneshare.messages import Freeze, Receipt, SumShare, decode, digest, encode
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView
-from fedpruneshare.sharing.digits import unshift
 from testbed.faults.history import History
+from testbed.faults.telling import KINDS, contributor, told, values_of
 
 PACKAGES: Final = ("fedpruneshare", "aggregator", "coordinator", "edge_client", "testbed")
 
@@ -78,10 +68,10 @@ class Recorder:
         self._note("receipt", aggregator=aggregator, device=device, **facts)
 
     def _signed(self, ident: str, kind: str, body: bytes) -> None:
-        if kind not in _TOLD:
+        if kind not in KINDS - {"freeze"}:  # see `watch_freezes`
             return
         message = decode(kind, body)
-        event, fields = _TOLD[kind](ident, message, digest(body))
+        event, fields = told(ident, message, digest(body))
         if isinstance(message, SumShare):
             if message.chunk:
                 return  # one event for a sum
@@ -91,15 +81,13 @@ class Recorder:
     # ------------------------------------------------------------------ devices
 
     def watch_uploads(self) -> None:
-        """The words of every upload before the first of its shares is made, and the model it was made on."""
+        """The words of every upload before the first of its shares is made."""
         from edge_client import share_chunks
 
         open_shares = share_chunks.open_shares
 
         def opening(view: PlanView, device_id: str, upload: Any) -> Any:
             about = {"round": view.plan.round_id, "device": device_id}
-            version = view.plan.model_version
-            self._note("device-model", **about, plan=view.digest, version=version)
             digest_of_words = hashlib.sha256(upload.words.tobytes()).digest()
             words = dict(enumerate(_segments(view, upload)))
             values = values_of(view, words, dict.fromkeys(words, 1))
@@ -108,6 +96,44 @@ class Recorder:
             return open_shares(view, device_id, upload)
 
         replace(open_shares, opening)
+
+    def watch_models(self, *, are_kept: bool) -> None:
+        """Each model by the bytes that came, once it is in use: once it is kept, on a device that keeps its progress.
+
+        Such a device also says after a restart how far it has got.
+        """
+        from edge_client import receiving
+        from edge_client.progress import Progress
+
+        receive_model, begin, take_model = receiving.receive_model, Progress.__init__, Progress.take_model
+        arrived: dict[str, Any] = {}
+
+        async def arriving(party: Party, link: Any, view: PlanView, rung: int) -> list[bytes]:
+            blobs = await receive_model(party, link, view, rung)
+            found = {"plan": view.digest, "model": [digest(blob).hex() for blob in blobs]}
+            if are_kept:
+                arrived.update(found)
+            else:
+                about = {"round": view.plan.round_id, "version": view.plan.model_version}
+                self._note("device-model", device=party.ident, **about, **found)
+            return blobs
+
+        def reached(progress: Progress, **found: Any) -> None:
+            about = {"round": progress.reached.model_round, "version": progress.reached.model_version}
+            self._note("device-model", device=self._ident, **about, **found)
+
+        def taking(progress: Progress, *rest: Any) -> None:
+            take_model(progress, *rest)
+            reached(progress, **arrived)
+
+        def beginning(progress: Progress, *rest: Any) -> None:
+            begin(progress, *rest)
+            if progress.reached.model_round:
+                reached(progress)
+
+        replace(receive_model, arriving)
+        override(Progress, "take_model", taking)
+        override(Progress, "__init__", beginning)
 
     # ------------------------------------------------------------------ aggregators
 
@@ -146,7 +172,7 @@ class Recorder:
             if isinstance(chosen, Freeze):
                 left_out = dict.fromkeys(ledger.lone_devices, "lone-rung")
                 left_out |= dict.fromkeys(ledger.judgement.dealers if ledger.judgement else (), "dealer")
-                event, fields = _freeze(self._ident, chosen, digest(encode(chosen)))
+                event, fields = told(self._ident, chosen, digest(encode(chosen)))
                 self._note(event, **fields, left_out=left_out)
             return chosen
 
@@ -165,7 +191,7 @@ class Recorder:
             rungs = [c.rung for c in opened.contributors]
             counts = {index: sum(rung >= index for rung in rungs) for index in opened.words}
             values = values_of(ledger.view, opened.words, counts)
-            who = [[c.device_id, c.upload_id.hex(), c.rung] for c in opened.contributors]
+            who = [contributor(upload) for upload in opened.contributors]
             found = {str(index): segment for index, segment in values.items()}
             frozen = digest(encode(ledger.frozen))
             self._note("opened", round=ledger.view.plan.round_id, freeze=frozen, contributors=who, values=found)
@@ -200,65 +226,3 @@ def _segments(view: PlanView, upload: Any) -> list[Any]:
         parts.append(upload.words[ends : ends + length])
         ends += length
     return parts
-
-
-def values_of(view: PlanView, words: dict[int, Any], uploads: dict[int, int]) -> dict[int, list[int]]:
-    """What words of so many uploads say, all by segment: values, vector elements and weight, as integers."""
-    found, coding = {}, view.plan.coding
-    for index, own in words.items():
-        segment = view.plan.segments[index]
-        part = view.layout.unpack(own, segment.vectors, segment.weights)
-        values = unshift(part.values, coding.value_bits, uploads[index]).tolist()
-        vectors = unshift(part.vectors, coding.vector_bits, uploads[index]).tolist()
-        found[index] = [*map(int, values), *map(int, vectors), int(part.weight)]
-    return found
-
-
-Told = tuple[str, dict[str, Any]]
-
-
-def _plan(_ident: str, plan: RoundPlan, name: bytes) -> Told:
-    return "plan", {
-        "round": plan.round_id,
-        "plan": name,
-        "version": plan.model_version,
-        "k": plan.sharing.k,
-        "points": dict(plan.points),
-        "cohort": list(plan.cohort),
-        "min_devices": plan.min_devices,
-        "min_devices_segment": plan.min_devices_segment,
-        "segments": len(plan.segments),
-        "deadline_s": plan.deadline_s,
-    }
-
-
-def _decline(ident: str, message: Decline, _name: bytes) -> Told:
-    return "decline", {"round": message.round_id, "device": ident, "reason": message.reason}
-
-
-def _attendance(ident: str, message: Attendance, _name: bytes) -> Told:
-    uploads = [[entry.device_id, entry.upload_id.hex()] for entry in message.uploads]
-    return "attendance", {"round": message.round_id, "aggregator": ident, "uploads": uploads}
-
-
-def _freeze(_ident: str, message: Freeze, name: bytes) -> Told:
-    return "freeze-signed", {
-        "round": message.round_id,
-        "freeze": name,
-        "aggregators": list(message.aggregators),
-        "contributors": [[c.device_id, c.upload_id.hex(), c.rung] for c in message.contributors],
-        "segments": list(message.segments),
-    }
-
-
-def _sum(ident: str, message: SumShare, _name: bytes) -> Told:
-    return "sum-released", {"round": message.round_id, "freeze": message.freeze, "aggregator": ident}
-
-
-#: Message kind -> what is told of it.
-_TOLD: Final[dict[str, Callable[[str, Any, bytes], Told]]] = {
-    "round-plan": _plan,
-    "decline": _decline,
-    "attendance": _attendance,
-    "sum-share": _sum,
-}

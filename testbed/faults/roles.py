@@ -92,7 +92,9 @@ def _devices(folder: Path, devices: int) -> Work:
     work = _devices_of(task, data_dir, msgspec.convert(split, SplitKind))
 
     def device(name: str, settings: Path) -> int:
-        _recorder(folder, name).watch_uploads()
+        recorder = _recorder(folder, name)
+        recorder.watch_uploads()
+        recorder.watch_models(are_kept=True)
         oracle.in_real_device(int(name.removeprefix("device-")), devices)
         return work.device(name, settings)
 
@@ -102,8 +104,10 @@ def _devices(folder: Path, devices: int) -> Work:
 def _host(folder: Path, devices: int) -> int:
     from testbed.synthetic import host
 
-    Recorder(History(folder / "history.jsonl", time.monotonic)).listen()
-    Recorder(History(folder / "history.jsonl", time.monotonic)).watch_uploads()
+    recorder = Recorder(History(folder / "history.jsonl", time.monotonic))
+    recorder.listen()
+    recorder.watch_uploads()
+    recorder.watch_models(are_kept=False)
     oracle.in_synthetic_devices(devices)
     return host.main()
 

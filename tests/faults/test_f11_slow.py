@@ -44,9 +44,9 @@ def flat_memory(fleet: FaultFleet) -> Iterator[None]:
     pids = {**fleet.pids, **{f"broker-{name}": broker.pid for name, broker in fleet.brokers.items()}}
     before = {name: rss_mib(pid) for name, pid in pids.items()}
     yield
+    fleet.note_memory()
     for name, pid in pids.items():
         grown = rss_mib(pid) - before[name]
-        fleet.note("resource", party=name, rss_mib=round(rss_mib(pid), 1))
         assert grown < _GROWTH_MIB, f"{name} grew by {grown:.1f} MiB"
 
 

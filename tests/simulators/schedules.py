@@ -21,7 +21,6 @@ from typing import Any
 import msgspec
 from simulators.quick_crypto import identity
 from simulators.sim_broker import SimWeather
-from simulators.telling import contributor
 from simulators.virtual_time import StuckError, VirtualLoop, run
 from simulators.world import Setup, World
 
@@ -31,6 +30,7 @@ from fedpruneshare.messages import Freeze, digest, encode
 from fedpruneshare.sealing import sign_body
 from fedpruneshare.topics import Topics
 from testbed.faults import checker
+from testbed.faults.telling import contributor
 
 TOPICS = Topics("lab")
 CALM = SimWeather(delay_s=(0.0, 0.05))

@@ -22,11 +22,12 @@ from edge_client.share_chunks import open_shares
 from edge_client.waiting import until
 from fedpruneshare.crash_points import reach
 from fedpruneshare.errors import PlanError
+from fedpruneshare.messages import digest
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView
 from fedpruneshare.sharing.prg import Prg
 from testbed.faults.oracle import oracle_words
-from testbed.faults.recording import values_of
+from testbed.faults.telling import values_of
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class SimDevice:
         self._ledger = _Ledger(folder, is_durable=False)
         self._rounds = Rounds(party, limits, links, self._ledger, self)
         self._rounds.newest_round = self._outbox.last_round()
+        if self._outbox.progress.reached.model_round:
+            self._note_model()
 
     async def run(self) -> None:
         """Serve rounds until the power goes or it is cancelled."""
@@ -92,15 +95,12 @@ class SimDevice:
             if self._world.declines(ident):
                 raise PlanError("no wish to take part")
             rung = max(rung for rung in view.plan.rungs if rung <= self._habits.rung_max)
-            await receive_model(self._party, self._links[0], view, rung)
+            blobs = await receive_model(self._party, self._links[0], view, rung)
             reach("device.model-verified")
             self._outbox.progress.take_model(view.plan.model_version, view.plan.round_id)
             reach("device.model-taken")
             reach("device.model-stored")
-            self._world.note(
-                "device-model", round=view.plan.round_id, device=ident, plan=view.digest,
-                version=view.plan.model_version,
-            )  # fmt: skip
+            self._note_model(plan=view.digest, model=[digest(blob).hex() for blob in blobs])
             seed = await receive_seed(self._party, self._links[0], view, until(ends_at) / 2)
             reach("device.training")
             await asyncio.sleep(self._habits.train_s)
@@ -113,6 +113,12 @@ class SimDevice:
         self._note_upload(view, upload)
         shares = open_shares(view, ident, upload)
         await self._rounds.dispatch.deliver(Consignment(view, upload, shares, ends_at, is_resumed))
+
+    def _note_model(self, **found: Any) -> None:
+        """What the device keeps of the model it has taken into use; after a restart no more than that."""
+        reached = self._outbox.progress.reached
+        about = {"round": reached.model_round, "version": reached.model_version}
+        self._world.note("device-model", device=self._party.ident, **about, **found)
 
     def _note_upload(self, view: PlanView, upload: Upload) -> None:
         ends = np.cumsum(view.segment_words[: upload.rung + 1])

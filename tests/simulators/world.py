@@ -27,7 +27,6 @@ import structlog
 from simulators.quick_crypto import Connection, KeptDatabase, databases_in_memory, identity, quick_crypto, replaced
 from simulators.sim_broker import SimBroker, SimLink
 from simulators.sim_device import Habits, SimDevice
-from simulators.telling import KINDS, contributor, told
 from simulators.virtual_time import Life, PowerCutError, VirtualLoop, current_life
 
 from aggregator.service import Aggregator
@@ -55,7 +54,7 @@ from fedpruneshare.sparse.parameters import Role as ArrayRole
 from fedpruneshare.sparse.support import code_values
 from fedpruneshare.topics import Role
 from testbed.faults.history import checked
-from testbed.faults.recording import values_of
+from testbed.faults.telling import KINDS, contributor, told, values_of
 
 ROOT = identity("root", 0)
 ROOT_KEY = ROOT.public()[0].signing.hex()

@@ -370,7 +370,9 @@ def test_there_are_enough_bad_histories_for_every_invariant() -> None:
     assert {invariant for invariant, _ in BAD} == {"H", *(f"I{number}" for number in range(1, 13))}
 
 
-@pytest.mark.parametrize("kind", ["upload", "receipt", "attendance", "device-model", "sum-released", "opened"])
+@pytest.mark.parametrize(
+    "kind", ["upload", "receipt", "attendance", "device-model", "sum-released", "opened", "resource"]
+)
 def test_a_history_that_does_not_tell_how_a_model_came_about_is_refused(kind: str) -> None:
     """Else a recorder that has lost its seam would have every rule about such events hold."""
     found = checker.judge([event for event in good_history() if event["event"] != kind])
