@@ -752,7 +752,7 @@ def test_by_its_own_setting_an_aggregator_looks_at_the_last_rounds_whatever_thei
 # --------------------------------------------------------------------------- many shares
 
 
-def test_no_sum_leaves_before_the_last_share_is_burned_also_after_power_failed_in_between(tmp_path: Path) -> None:
+def test_no_sum_leaves_before_the_last_share_is_burned_also_after_power_failed(tmp_path: Path) -> None:
     sent: list[bool] = []
     send = Answers._send_sum
 

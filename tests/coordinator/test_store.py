@@ -12,7 +12,7 @@ import pytest
 from coordinator.averaging import ServerMoments
 from coordinator.planning import AvailableDevices, ModelState
 from coordinator.store import RoundStore
-from fedpruneshare.errors import SettingsError
+from fedpruneshare.errors import SettingsError, StoreDamagedError
 
 BUNDLE = b"b" * 32
 
@@ -155,3 +155,24 @@ def test_freezes_of_failed_rounds_count_until_one_is_applied_or_they_are_long_ag
         store.finish(number, {"round": number, "phase": phase}, None)
     assert store.frozen_in_vain(1) == [b"\5", b"\3"]
     assert store.frozen_in_vain(5) == [b"\5"]
+
+
+def test_earlier_freezes_say_who_summed_them_and_are_checked_when_they_are_read(tmp_path: Path) -> None:
+    store = RoundStore(tmp_path, BUNDLE)
+    for number, phase in enumerate(("APPLIED", "FAILED"), 1):
+        store.begin(number, b"plan", 0.0, bytes(32))
+        store.freeze(number, bytes([number]))
+        names = ["a", "b"] if phase == "APPLIED" else []
+        store.finish(number, {"round": number, "phase": phase, "aggregators": names}, None)
+    store.begin(3, b"plan", 0.0)
+    store.freeze(3, b"of the open round")
+    store.close()
+    again = RoundStore(tmp_path, BUNDLE)
+    assert [(old.freeze, old.is_applied, sorted(old.summed_by)) for old in again.frozen()] == [
+        (b"\2", False, []),
+        (b"\1", True, ["a", "b"]),
+    ]
+    again._db.execute("UPDATE rounds SET freeze = ? WHERE round_id = 1", (b"\3",))
+    assert again.frozen_in_vain(2) == [b"\2"]
+    with pytest.raises(StoreDamagedError, match="round 1 is not as it was written"):
+        again.frozen()

@@ -99,6 +99,14 @@ def _swallowing(original: Any) -> Any:
     return call
 
 
+def _unchecked(_: Any) -> Any:
+    return lambda self, rows, what: [row[:-1] for row in rows]
+
+
+def _of_one_model(original: Any) -> Any:
+    return lambda self, round_id, model_version, last: original(self, round_id, model_version, 0)
+
+
 def _the_last_one_stands(_: Any) -> Any:
     def freeze(self: Any, round_id: int, body: bytes, digest: bytes) -> None:
         with self._transaction() as db:
@@ -325,6 +333,12 @@ SABOTAGES: tuple[Sabotage, ...] = (
         (AGGREGATOR + "test_store.py::test_a_sum_takes_the_shares_with_it",),
     ),
     Sabotage(
+        5,
+        "no sum leaves before the last share is gone",
+        (("aggregator.burning:Burner.start", gives(False)),),
+        (AGGREGATOR + "test_service.py::test_no_sum_leaves_before_the_last_share_is_burned_also_after_power_failed",),
+    ),
+    Sabotage(
         6,
         "a receipt follows the commit",
         (("aggregator.store:ShareStore.add_chunks", _swallowing),),
@@ -451,6 +465,12 @@ SABOTAGES: tuple[Sabotage, ...] = (
     ),
     Sabotage(
         11,
+        "what a key has signed that was revoked since is not asked for",
+        (("coordinator.service:Coordinator._leave_out_revoked", OFF),),
+        (COORDINATOR + "test_revoked_keys.py",),
+    ),
+    Sabotage(
+        11,
         "a revoked key signs nothing",
         (("fedpruneshare.directory:Directory.signing_key", _forgiving),),
         (SHARED + "test_party.py::test_unknown_expired_and_revoked_keys_are_refused_by_name",),
@@ -526,6 +546,21 @@ SABOTAGES: tuple[Sabotage, ...] = (
         "sums of a retry differ by nobody or by many",
         (("aggregator.rules:check_differences", OFF),),
         (AGGREGATOR + "test_service.py::test_a_retry_on_the_same_model_may_not_differ_by_few_devices",),
+    ),
+    Sabotage(
+        18,
+        "sums of any models differ by nobody or by many, where an aggregator wants it",
+        (("aggregator.store:ShareStore.sums_given", _of_one_model),),
+        (
+            AGGREGATOR
+            + "test_service.py::test_by_its_own_setting_an_aggregator_looks_at_the_last_rounds_whatever_their_model",
+        ),
+    ),
+    Sabotage(
+        18,
+        "the coordinator chooses sets that aggregators let pass",
+        (("coordinator.deciding:Decider.recall", OFF),),
+        (COORDINATOR + "test_differences.py::test_a_fleet_goes_on_after_one_device_has_gone_for_good",),
     ),
     Sabotage(
         19,
@@ -611,6 +646,12 @@ SABOTAGES: tuple[Sabotage, ...] = (
         "a flipped bit in a stored share is noticed",
         (("fedpruneshare.storage:row_digest", gives(bytes(32))),),
         ("tests/faults/test_f09_damage.py::test_damaged_databases",),
+    ),
+    Sabotage(
+        0,
+        "a flipped bit in what was accepted and summed is noticed",
+        (("aggregator.store:ShareStore._checked", _unchecked),),
+        (AGGREGATOR + "test_store.py::test_a_flipped_bit_is_found_before_it_makes_another_sum",),
     ),
     Sabotage(
         12,
