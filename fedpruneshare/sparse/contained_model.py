@@ -2,7 +2,8 @@
 
 The file first passes the fence (`model_fence.py`). What the fence cannot see is bounded here: the child
 (`model_child.py`) may take so much memory and so much time, opens nothing, and has an empty folder to be in. If it
-dies, that is an error by name; the next model gets a new one. It is a fence against accidents of the kind that parsers
+dies by itself (the kernel was short of memory, say), what it was asked is asked of a new one, once; if that dies, too,
+that is an error by name, and the next model gets a new one. It is a fence against accidents of the kind that parsers
 have, not a virtual machine: the child could still use the processor.
 """
 
@@ -24,11 +25,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from fedpruneshare.errors import ModelFileError
 from fedpruneshare.sparse.local_model import ModelInput
 from fedpruneshare.sparse.model_fence import FenceLimits, check_model
+
+_log = structlog.get_logger()
 
 _LENGTHS: Final = struct.Struct(">IQ")
 _PROGRAM: Final = Path(__file__).with_name("model_child.py")
@@ -54,6 +58,10 @@ class ChildLimits:
     answer_bytes: int = 1 << 30
 
 
+class _DiedError(ModelFileError):
+    """The process ended by itself, which another one may not do."""
+
+
 class ContainedModel:
     """A process that holds one model at a time. Start one and keep it: it takes a third of a second to be there."""
 
@@ -62,12 +70,17 @@ class ContainedModel:
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
         self._inputs: list[ModelInput] = []
+        self._model = b""
 
     def load(self, model: bytes) -> list[ModelInput]:
         """Take this model in place of the one before; returns what it takes. Raises `ModelFileError`."""
         check_model(model, self._fence)
-        self._start()
-        found, _ = self._ask({"op": "load"}, model)
+        self._model = model
+        try:
+            found = self._load()
+        except _DiedError as error:
+            _log.warning("model-process-started-again", reason=str(error))
+            found = self._load()
         try:
             self._inputs = [
                 ModelInput(str(name), str(kind), tuple(size if isinstance(size, int) else None for size in shape))
@@ -80,12 +93,17 @@ class ContainedModel:
         return self._inputs
 
     def run(self, inputs: NDArray[np.float32]) -> Floats:
-        """The first output for the first input. Raises `ModelFileError`, also where the process dies or is too slow."""
+        """The first output for the first input. Raises `ModelFileError`, also if it is too slow or dies twice."""
         if not self._inputs or self._child is None:
             raise RuntimeError("no model was loaded")
         data = np.ascontiguousarray(inputs, dtype="<f4")
         request = {"op": "run", "input": self._inputs[0].name, "shape": list(inputs.shape)}
-        found, answer = self._ask(request, data.tobytes())
+        try:
+            found, answer = self._ask(request, data.tobytes())
+        except _DiedError as error:
+            _log.warning("model-process-started-again", reason=str(error))
+            self._load()
+            found, answer = self._ask(request, data.tobytes())
         try:
             kind, shape = np.dtype({"<f4": "<f4", "<f8": "<f8"}[found["dtype"]]), [int(size) for size in found["shape"]]
             outputs = np.frombuffer(answer, dtype=kind).reshape(shape)
@@ -116,6 +134,10 @@ class ContainedModel:
             self.close()
 
     # ----------------------------------------------------------------------- the process
+
+    def _load(self) -> dict[str, Any]:
+        self._start()
+        return self._ask({"op": "load"}, self._model)[0]
 
     def _start(self) -> None:
         if self._child is not None and self._child.poll() is None:
@@ -172,10 +194,11 @@ class ContainedModel:
 
     def _broken(self, what: str) -> ModelFileError:
         """The child is of no more use: end it, and say why."""
-        child = self._child
+        child, kind = self._child, ModelFileError
         if child is not None and what == "ended":
             with suppress(subprocess.TimeoutExpired):
                 code = child.wait(5.0)
                 what = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                kind = ModelFileError if code == -signal.SIGALRM else _DiedError  # by its own clock: it is too slow
         self.close()
-        return ModelFileError(f"the process that runs the model {what}, expected an answer")
+        return kind(f"the process that runs the model {what}, expected an answer")

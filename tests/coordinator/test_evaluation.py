@@ -44,6 +44,24 @@ def test_a_contained_model_scores_the_same() -> None:
         assert evaluator.score(named) == Evaluator(template(), INPUTS, TARGETS).score(named)
 
 
+def test_a_process_that_is_killed_in_mid_evaluation_changes_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel does where memory is short: the round is not lost by it."""
+    named, run, batches = arrays(zeros=0.9), ContainedModel.run, []
+
+    def struck(contained: ContainedModel, inputs: np.ndarray) -> np.ndarray:
+        batches.append(len(inputs))
+        if len(batches) == 2:
+            assert contained._child is not None
+            contained._child.kill()
+        return run(contained, inputs)
+
+    monkeypatch.setattr(ContainedModel, "run", struck)
+    with ContainedModel() as contained:
+        found = Evaluator(template(), INPUTS, TARGETS, "accuracy", contained).score(named)
+    assert batches == [256, 256, 188]
+    assert found == Evaluator(template(), INPUTS, TARGETS).score(named)
+
+
 def test_output_that_is_not_finite_is_named() -> None:
     named = arrays()
     named["norm.running_var"] = np.zeros_like(named["norm.running_var"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -82,14 +83,38 @@ def test_answers_are_bounded() -> None:
             model.run(X)
 
 
-def test_a_process_that_dies_is_named() -> None:
+def test_a_process_that_dies_costs_another_one_and_no_result() -> None:
     with ContainedModel() as model:
         model.load(SPARSE)
-        process(model).send_signal(signal.SIGKILL)
-        with pytest.raises(ModelFileError, match="was ended by SIGKILL"):
+        first, wanted = process(model), model.run(X)
+        first.send_signal(signal.SIGKILL)
+        assert np.array_equal(model.run(X), wanted)
+        assert process(model).pid != first.pid
+        process(model).send_signal(signal.SIGSEGV)
+        model.load(SPARSE)
+        assert np.array_equal(model.run(X), wanted)
+
+
+@pytest.mark.parametrize("op", ["load", "run"])
+def test_a_process_that_dies_twice_is_named(monkeypatch: pytest.MonkeyPatch, op: str) -> None:
+    ask, killed = ContainedModel._ask, set[int]()
+
+    def killing(model: ContainedModel, header: dict[str, Any], data: bytes) -> Any:
+        if header["op"] == op:
+            killed.add(process(model).pid)
+            process(model).send_signal(signal.SIGKILL)
+        return ask(model, header, data)
+
+    with ContainedModel() as model:
+        monkeypatch.setattr(ContainedModel, "_ask", killing)
+        with pytest.raises(ModelFileError, match="was ended by SIGKILL, expected an answer"):
+            model.load(SPARSE)
             model.run(X)
-        with pytest.raises(RuntimeError, match="no model was loaded"):
-            model.run(X)
+        assert len(killed) == 2
+        monkeypatch.undo()
+        if op == "run":
+            with pytest.raises(RuntimeError, match="no model was loaded"):
+                model.run(X)
         model.load(SPARSE)
         assert len(model.run(X)) == 5
 
