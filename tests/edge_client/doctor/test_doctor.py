@@ -72,7 +72,7 @@ def settings(tmp_path: Path, **changes: Any) -> DeviceSettings:
         ),
         task=DeviceTask("hapt", 0, 10),
         store=str(tmp_path / "store"),
-        link=LinkSettings(connect_timeout_s=0.5),
+        link=LinkSettings(connect_timeout_s=3.0),
     )
     return msgspec.structs.replace(whole, **changes)
 
