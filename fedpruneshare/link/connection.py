@@ -144,7 +144,9 @@ class Connection:
         client.on_socket_open, client.on_socket_close = self._on_open, self._on_close
         client.on_socket_register_write, client.on_socket_unregister_write = self._on_writing, self._on_written
         client.on_connect = lambda _c, _u, _flags, reason, properties: self._on_connack(reason, properties)
-        client.on_disconnect = lambda _c, _u, _flags, reason, _properties: self._fall(str(reason))
+        client.on_disconnect = lambda _c, _u, flags, reason, _properties: self._fall(
+            str(reason) if flags.is_disconnect_packet_from_server else "closed without a reason"
+        )
         client.on_publish = lambda _c, _u, mid, reason, _properties: self._on_answer(mid, reason)
         client.on_subscribe = client.on_unsubscribe = lambda _c, _u, mid, reasons, _p: self._on_answer(mid, *reasons)
         client.on_message = lambda _c, _u, message: self._on_message(message)

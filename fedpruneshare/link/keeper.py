@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -21,6 +21,9 @@ log = structlog.get_logger()
 
 #: Connects within so many seconds or raises `LinkError`; the future resolves to the reason when the connection falls.
 Attempt = Callable[[float], Awaitable[asyncio.Future[str]]]
+#: So many connections in a row that end soon after they began are told with what is most probably behind them.
+_OFTEN: Final = 3
+_TWICE: Final = "is this party running twice, here or from a copy elsewhere? A broker ends the older connection"
 
 
 class Keeper:
@@ -62,14 +65,17 @@ class Keeper:
             first.set_result(error)
             return
         first.set_result(None)
-        is_first, failures = True, 0
+        is_first, failures, short_lived = True, 0, 0
         while True:
             opened_s = time.monotonic()
             await self._greet(lost, is_first)
             # Shielded: the future is the connection's, and cancelling us must not mark it as lost.
-            log.warning("connection lost", broker=self._name, reason=await asyncio.shield(lost))
+            reason = await asyncio.shield(lost)
+            short_lived += 1
             if time.monotonic() - opened_s > self._limits.reconnect_max_s:
-                failures = 0
+                failures = short_lived = 0
+            hint = {"hint": _TWICE} if short_lived >= _OFTEN else {}
+            log.warning("connection lost", broker=self._name, reason=reason, **hint)
             lost, failures = await self._reconnect(failures)
             is_first = False
 

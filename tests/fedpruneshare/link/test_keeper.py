@@ -6,6 +6,7 @@ import asyncio
 import random
 
 import pytest
+from structlog.testing import capture_logs
 
 from fedpruneshare.errors import CertificateDateError, LinkError
 from fedpruneshare.link import LinkLimits
@@ -41,3 +42,28 @@ async def test_a_broker_that_never_answers_is_told_with_the_whole_time() -> None
 
 async def test_a_wrong_date_is_told_whatever_comes_later() -> None:
     assert await told(CertificateDateError("the clock is wrong"), LinkError("closed")) == "the clock is wrong"
+
+
+async def test_who_is_thrown_out_again_and_again_is_told_what_may_be_behind_it() -> None:
+    """Where a broker knows parties by certificates, a copy of one ends its connection, and it that of the copy."""
+    connections: list[asyncio.Future[str]] = []
+
+    async def attempt(_: float) -> asyncio.Future[str]:
+        connections.append(asyncio.get_running_loop().create_future())
+        return connections[-1]
+
+    limits = LinkLimits(reconnect_min_s=0.001, reconnect_max_s=0.5)
+    keeper = Keeper("broker", attempt, limits, random.Random(1))
+    with capture_logs() as lines:
+        await keeper.connect(wait=False)
+        for count in range(1, 5):
+            async with asyncio.timeout(10.0):
+                while len(connections) < count:
+                    await asyncio.sleep(0.001)
+            connections[-1].set_result("closed without a reason")
+        async with asyncio.timeout(10.0):
+            while len(connections) < 5:
+                await asyncio.sleep(0.001)
+        await asyncio.wait(keeper.stop())
+    lost = [line for line in lines if line["event"] == "connection lost"]
+    assert ["running twice" in line.get("hint", "") for line in lost] == [False, False, True, True]
