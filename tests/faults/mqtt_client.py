@@ -14,7 +14,7 @@ import paho.mqtt.client as paho
 from fedpruneshare.link import BrokerAddress
 from fedpruneshare.link.tls import TlsSettings
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 MQTTv311 = paho.MQTTv311
 
 

@@ -165,7 +165,7 @@ def test_a_revoked_certificate_is_not_let_in_after_sighup(at: Site) -> None:
     assert logs_in(at, tls)
     at.certificates.revoke(issued.serial)
     os.kill(at.broker.pid, signal.SIGHUP)
-    give_up_s = time.monotonic() + 10
+    give_up_s = time.monotonic() + 60
     while logs_in(at, tls):
         assert time.monotonic() < give_up_s
     assert logs_in(at, at.certificate(PI))
@@ -189,7 +189,7 @@ def test_a_broker_takes_its_renewed_certificate_on_sighup(tmp_path: Path) -> Non
         before, stays = serial_of(at), at.client(PI)
         at.certificates.server(name="north")  # the same files
         os.kill(at.broker.pid, signal.SIGHUP)
-        give_up_s = time.monotonic() + 10
+        give_up_s = time.monotonic() + 60
         while serial_of(at) == before:
             assert time.monotonic() < give_up_s
         assert not stays.is_lost
