@@ -81,7 +81,7 @@ async def send(view: PlanView, upload: Any, x: int, wire: Wire) -> list[bytes]:
     ends_at = asyncio.get_running_loop().time() + 60
     parcel = Parcel(view, upload, "aggregator-1", x, share, ends_at)
     wire.courier = Courier(party(), wire, parcel, Backoff(random.Random(1), cap_s=0.02), 4)  # type: ignore[arg-type]
-    receipt = await asyncio.wait_for(wire.courier.deliver(lambda size, first: None), 60)
+    receipt = await asyncio.wait_for(wire.courier.deliver(lambda size, first: None), 20)
     assert receipt.verdict is Verdict.ACCEPTED
     return wire.payloads
 
