@@ -7,11 +7,13 @@ File format: one JSON line holding the root's signature, then the signed JSON by
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
+from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec import Meta
@@ -78,7 +80,7 @@ class Service(_Entry, frozen=True):
         return BrokerAddress(self.host, self.port, self.tls)
 
 
-class Directory(_Entry, frozen=True):
+class Directory(_Entry, frozen=True, weakref=True):
     """One version of the federation's directory. `version` strictly rises.
 
     `issued_at`, `expires_at`: no party believes a clock that is before the one or serves plans after the other.
@@ -197,9 +199,24 @@ def read_directory_file(path: Path) -> bytes:
 
 
 def parse_directory(data: bytes, root_key: str, what: str = "directory") -> Directory:
-    """As `read_directory`, for the bytes of such a file; `what` is how errors call it."""
+    """As `read_directory`, for the bytes of such a file; `what` is how errors call it.
+
+    Who has the same file of the same root shares what was read of it: a process may hold thousands of parties.
+    """
     if len(data) > MAX_DIRECTORY_BYTES:
         raise SettingsError(f"{what} is larger than {MAX_DIRECTORY_BYTES} bytes")
+    name = root_key, hashlib.sha256(data).digest()
+    known = _in_use.get(name)
+    if known is None:
+        known = _in_use[name] = _parse(data, root_key, what)
+    return known
+
+
+#: Every directory that somebody in this process holds, by root key and SHA-256 of its file.
+_in_use: WeakValueDictionary[tuple[str, bytes], Directory] = WeakValueDictionary()
+
+
+def _parse(data: bytes, root_key: str, what: str) -> Directory:
     header, _, body = data.partition(b"\n")
     try:
         signature = bytes.fromhex(json.loads(header[:1024])["signature"])

@@ -22,13 +22,11 @@ import structlog
 
 from edge_client.settings import DeviceSettings
 from fedpruneshare import logs
-from fedpruneshare.directory import Directory, read_directory
 from fedpruneshare.errors import FedPruneShareError
 from fedpruneshare.link import Link
 from fedpruneshare.moving import Brokers, brokers_of, follow
 from fedpruneshare.party import Party
 from fedpruneshare.process import open_link
-from fedpruneshare.sealing import Identity
 from fedpruneshare.settings import load_settings
 from fedpruneshare.sharing.prg import LEAN_BACKEND, quickest_prg
 from fedpruneshare.topics import Role
@@ -46,7 +44,6 @@ class Host:
         self._replies = replies
         self._devices: dict[str, asyncio.Task[None]] = {}
         self._how: dict[str, int] = {}
-        self._directories: dict[tuple[str, str], Directory] = {}
         self._shared = Shared(asyncio.Semaphore(_CONNECTING))
 
     async def serve(self) -> None:
@@ -79,8 +76,7 @@ class Host:
 
     async def _run(self, name: str, path: Path) -> None:
         settings = load_settings(path, DeviceSettings)
-        identity = Identity.load(Path(settings.party.key_file))
-        party = Party(identity, self._directory(settings), Role.DEVICE, settings.party)
+        party = Party.load(settings.party, Role.DEVICE)
 
         def at(brokers: Brokers) -> SyntheticDevice:
             uplinks: dict[str, Link] = {who: open_link(place, name, settings.link) for who, place in brokers.items()}
@@ -88,13 +84,6 @@ class Host:
             return SyntheticDevice(party, settings, links, self._shared)
 
         await follow(party, brokers_of, at)
-
-    def _directory(self, settings: DeviceSettings) -> Directory:
-        """Read and verified once a host: a copy for each of thousands of devices would fill the memory."""
-        key = settings.party.directory, settings.party.root_key
-        if key not in self._directories:
-            self._directories[key] = read_directory(Path(key[0]), key[1])
-        return self._directories[key]
 
     def _ended(self, name: str, task: asyncio.Task[None]) -> None:
         if self._devices.get(name) is task:

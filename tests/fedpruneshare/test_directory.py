@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
 from pathlib import Path
 
 import pytest
 from builders import AGGREGATORS, DEVICES, directory, identity
 
-from fedpruneshare.directory import MAX_DIRECTORY_BYTES, read_directory, write_directory
+from fedpruneshare import directory as directory_module
+from fedpruneshare.directory import MAX_DIRECTORY_BYTES, read_directory, sign_directory, write_directory
 from fedpruneshare.errors import SettingsError, SignatureError
 from fedpruneshare.party import Party, PartySettings
 from fedpruneshare.sealing import Identity
@@ -31,6 +34,34 @@ def test_there_and_back(path: Path) -> None:
 def test_another_root_is_refused(path: Path) -> None:
     with pytest.raises(SignatureError, match="not signed by the root key"):
         read_directory(path, identity("another-root").public()[0].signing.hex())
+
+
+def test_parties_of_a_process_share_what_they_read_of_one_file(tmp_path: Path) -> None:
+    """Thousands of synthetic devices in a process: half a MiB each for a roster of a thousand would fill the memory."""
+    parties = []
+    for name in DEVICES[:3]:
+        identity(name).save(tmp_path / f"{name}.key")
+        write_directory(tmp_path / f"{name}.json", directory(), ROOT)
+        files = PartySettings(str(tmp_path / f"{name}.key"), str(tmp_path / f"{name}.json"), KEY)
+        parties.append(Party.load(files, Role.DEVICE))
+    assert len({id(party.directory) for party in parties}) == 1
+    newer = sign_directory(directory(version=2), ROOT)
+    for party in parties:
+        assert party.adopt(bytes(bytearray(newer)))  # each gets its own bytes
+    assert len({id(party.directory) for party in parties}) == 1
+    name = (KEY, hashlib.sha256(newer).digest())
+    assert name in directory_module._in_use
+    del party
+    parties.clear()
+    gc.collect()
+    assert name not in directory_module._in_use, "what nobody holds is kept by nobody"
+
+
+def test_what_one_root_has_signed_is_read_for_no_other(path: Path) -> None:
+    held = read_directory(path, KEY)
+    with pytest.raises(SignatureError, match="not signed by the root key"):
+        read_directory(path, identity("another-root").public()[0].signing.hex())
+    assert read_directory(path, KEY) is held
 
 
 def test_a_changed_byte_is_refused(path: Path) -> None:
