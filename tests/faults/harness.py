@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import pwd
 import random
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,19 +85,6 @@ def await_rounds(fleet: FaultFleet, more: int = 1, timeout_s: float = _PATIENCE_
     """Wait until so many more rounds have ended."""
     wanted = decided(fleet) + more
     wait(fleet, lambda: decided(fleet) >= wanted, f"round {wanted}", timeout_s)
-
-
-@contextmanager
-def paused(*pids: int) -> Iterator[None]:
-    """SIGSTOP processes for as long as the block lasts."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
 
 
 def kill_at(fleet: FaultFleet, victim: str, point: str, nth: int = 1) -> float:

@@ -63,7 +63,7 @@ def test_rounds_without_aggregators(tmp_path: Path, k: int, n: int, how: signal.
                     assert line.reason
                 else:
                     assert line.phase == "APPLIED", (phase, gone, line.reason)
-                    assert set(line.aggregators) <= set(fleet.aggregators)
+                    assert not {*victims} & {*line.aggregators}, "they cannot have answered"
                 heal(fleet, victims, how)
                 settle(fleet)
         judge(fleet)
@@ -71,7 +71,8 @@ def test_rounds_without_aggregators(tmp_path: Path, k: int, n: int, how: signal.
 
 @pytest.mark.e2e
 def test_a_slice_of_the_rounds_without_aggregators(tmp_path: Path) -> None:
-    with synthetic_fleet(tmp_path / "run", *QUICK) as fleet:
+    patient = ("rounds.deadline_s=6", "rounds.grace_s=1.0", "rounds.sum_timeout_s=6")  # on a crowded machine
+    with synthetic_fleet(tmp_path / "run", *patient) as fleet:
         fleet.start()
         await_rounds(fleet)
         for gone, phase in ((1, "APPLIED"), (2, "FAILED")):

@@ -40,6 +40,12 @@ def last_round(fleet: FaultFleet) -> CoordinatorRound:
     return fleet.rounds()[-1]
 
 
+def fill_all(fleet: FaultFleet, disks: list[Path]) -> None:
+    for disk in disks:
+        fleet.note("fault", what=f"disk of {disk.name} full")
+        fill(disk)
+
+
 def await_everybody(fleet: FaultFleet) -> None:
     """Wait for a round that was begun just now or later and has all devices and all sums."""
     begun = time.time()
@@ -60,9 +66,7 @@ def test_full_aggregators(tmp_path: Path, count: int) -> None:
         with small_disks(*stores):
             fleet.start()
             await_rounds(fleet, 2)
-            for store in stores:
-                fleet.note("fault", what=f"disk of {store.name} full")
-                fill(store)
+            fill_all(fleet, stores)
             await_rounds(fleet, 3)
             line = last_round(fleet)
             assert line.phase == ("APPLIED" if count == 1 else "FAILED"), line
@@ -131,9 +135,7 @@ def test_full_brokers(tmp_path: Path, names: tuple[str, ...]) -> None:
     with small_disks(*disks), fleet:
         fleet.start()
         await_rounds(fleet, 2)
-        for disk in disks:
-            fleet.note("fault", what=f"disk of {disk.name} full")
-            fill(disk)
+        fill_all(fleet, disks)
         await_rounds(fleet, 3)
         assert last_round(fleet).phase == "APPLIED"
         for disk in disks:

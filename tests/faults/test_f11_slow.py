@@ -12,11 +12,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from faults.harness import await_rounds, decision, judge, mosquitto_with, newest_round, paused, synthetic_fleet
+from e2e.fleets import paused
+from faults.harness import await_rounds, decision, judge, mosquitto_with, newest_round, synthetic_fleet
 
 from fedpruneshare.link import BrokerAddress
 from fedpruneshare.party import LinkSettings
@@ -152,16 +153,13 @@ def test_slow_loris(tmp_path: Path) -> None:
     with synthetic_fleet(tmp_path / "run") as fleet:
         fleet.start()
         await_rounds(fleet)
-        sockets = []
-        with flat_memory(fleet):
+        with ExitStack() as connections, flat_memory(fleet):
             for name in fleet.brokers:
                 target = fleet.proxy(name).target
                 for _ in range(150):
-                    sockets.append(socket.create_connection((target.host, target.port), timeout=5.0))
-                    sockets[-1].sendall(b"\x10")
+                    connection = socket.create_connection((target.host, target.port), timeout=5.0)
+                    connections.enter_context(connection).sendall(b"\x10")
             await_rounds(fleet, 8)
-        for one in sockets:
-            one.close()
         await_rounds(fleet)
         judge(fleet)
         assert {line.phase for line in fleet.rounds()} == {"APPLIED"}

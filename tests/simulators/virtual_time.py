@@ -56,24 +56,23 @@ class StuckError(Exception):
     """Nothing will ever happen again, and somebody still waits."""
 
 
-class _Step(asyncio.Handle):
-    """A callback that is dropped once its life is over."""
+class _OfALife:
+    """Makes of a callback one that is dropped once its life is over."""
 
     __slots__ = ()
 
     def _run(self) -> None:
-        life = self._context.get(_life)
+        life = self._context.get(_life)  # type: ignore[attr-defined]
         if life is None or not life.is_over:
-            super()._run()
+            super()._run()  # type: ignore[misc]
 
 
-class _TimedStep(asyncio.TimerHandle):
+class _Step(_OfALife, asyncio.Handle):
     __slots__ = ()
 
-    def _run(self) -> None:
-        life = self._context.get(_life)
-        if life is None or not life.is_over:
-            super()._run()
+
+class _TimedStep(_OfALife, asyncio.TimerHandle):
+    __slots__ = ()
 
 
 class VirtualLoop(asyncio.BaseEventLoop):

@@ -9,11 +9,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from provisioned import Root, fill, make_root
+from provisioned import Root, fill, free_ports, make_root
 
 from fedpruneshare.topics import Role
 from firmware_configs.brokers.mosquitto import find_mosquitto
@@ -210,14 +209,6 @@ class Brokers:
     def restart(self, name: str) -> None:
         self.stop(name)
         self.start(name)
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 @pytest.fixture
