@@ -2,7 +2,8 @@
 
 Files first (keys, certificate, directory, clock), then brokers, by connections of this party's own: the same link, the
 same certificate. What an access list allows is found out by messages: empty ones, which every party ignores
-(docs/protocol.md §1.3). Run it before the service starts: a broker lets one session of a party live at a time.
+(docs/protocol.md §1.3). A broker lets one session of a party live at a time: while its service is at work brokers are
+left alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Final
 
 from cryptography import x509
 
+from fedpruneshare.at_work import is_at_work
 from fedpruneshare.directory import Directory, read_directory, utc
 from fedpruneshare.errors import FedPruneShareError, PeerError, SettingsError
 from fedpruneshare.keys import Identity
@@ -42,6 +44,7 @@ class Examined:
     identity: Identity
     directory: Directory
     role: Role
+    store: str
 
 
 def examine(config: Path, *, is_offline: bool = False, now: float | None = None) -> list[Finding]:
@@ -56,6 +59,11 @@ def examine(config: Path, *, is_offline: bool = False, now: float | None = None)
     if not is_offline and read.link.tls is not None:
         if any(finding.state == FAILED for finding in findings):
             findings.append(Finding(WARNING, "brokers", "not tried", "mend what is above first"))
+        elif read.store and is_at_work(Path(read.store)):
+            found = "not tried: the service is at work, and would lose its connections"
+            findings.append(
+                Finding(WARNING, "brokers", found, "its log says how it gets on with them; or stop it first")
+            )
         else:
             party = Party(read.identity, read.directory, read.role)
             findings += probe_brokers(party, read.link)
@@ -70,7 +78,7 @@ def _read(config: Path, findings: list[Finding]) -> Examined | None:
     fix = "mend it, or install the bundle again (`provision enrol finish`)"
     name = "settings"
     try:
-        files, link = _settings(config)
+        files, link, store = _settings(config)
         findings.append(Finding(OK, name, str(config)))
         name = "keys"
         identity = Identity.load(Path(files.key_file))
@@ -83,11 +91,11 @@ def _read(config: Path, findings: list[Finding]) -> Examined | None:
     except FedPruneShareError as error:
         findings.append(Finding(FAILED, name, str(error), fix))
         return None
-    return Examined(files, link, identity, directory, role)
+    return Examined(files, link, identity, directory, role, store)
 
 
-def _settings(config: Path) -> tuple[PartySettings, LinkSettings]:
-    """The two tables that all roles share."""
+def _settings(config: Path) -> tuple[PartySettings, LinkSettings, str]:
+    """What all roles' settings share: two tables, and the store's folder."""
     try:
         whole = tomllib.loads(config.read_text("utf-8"))
     except OSError as error:
@@ -97,7 +105,7 @@ def _settings(config: Path) -> tuple[PartySettings, LinkSettings]:
     party, link = whole.get("party"), whole.get("link", {})
     if not isinstance(party, dict) or not isinstance(link, dict):
         raise SettingsError(f"settings file {config}: no [party], expected the settings of a device or service")
-    return load_settings(party, PartySettings), load_settings(link, LinkSettings)
+    return load_settings(party, PartySettings), load_settings(link, LinkSettings), str(whole.get("store", ""))
 
 
 def _role(directory: Directory, name: str) -> Role:

@@ -8,14 +8,17 @@ import shutil
 import socket
 import subprocess
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from provisioned import Root, fill, free_ports, make_root
 
+from fedpruneshare.at_work import at_work
 from fedpruneshare.topics import Role
 from firmware_configs.brokers.mosquitto import find_mosquitto
+from firmware_configs.provision import check as check_module
 from firmware_configs.provision import probing
 from firmware_configs.provision.authority import Authority
 from firmware_configs.provision.check import examine
@@ -174,6 +177,18 @@ def test_a_revoked_device_is_told(root: Root, folder: Path) -> None:
     root.call("revoke", "pi-01")
     shutil.copy(root.folder / "directory.json", folder / "directory.json")
     assert "'pi-01' is revoked" in failures(looked_at())[0]
+
+
+def test_beside_its_own_service_it_leaves_brokers_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a broker that knows a party by its certificate a second connection ends the first."""
+    monkeypatch.setattr(check_module, "probe_brokers", lambda *_: [Finding(OK, "brokers", "tried")])
+    text = (folder / "device.toml").read_text()
+    store = Path(tomllib.loads(text)["store"])
+    with at_work(store):
+        (finding,) = [one for one in examine(Path("device.toml")) if one.what == "brokers"]
+    assert (finding.state, "the service is at work" in finding.found) == (WARNING, True)
+    (finding,) = [one for one in examine(Path("device.toml")) if one.what == "brokers"]
+    assert finding.found == "tried"
 
 
 # --------------------------------------------------------------------------- real brokers
