@@ -7,16 +7,18 @@ after any of their last sums. So the coordinator chooses a set that does not, if
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from fedpruneshare.messages import Contribution, Freeze
 
-#: Contributors of every opened segment.
-Sets = dict[int, frozenset[str]]
 #: Who is summed, and the segments that this opens.
 Choice = tuple[tuple[Contribution, ...], tuple[int, ...]]
+Settle = Callable[[tuple[Contribution, ...]], Choice]
+#: After so many steps a set that is to be made fit is given up: thousands of devices would hold up the loop.
+_MOST_STEPS: Final = 128
 
 
 # --------------------------------------------------------------------------- what was summed
@@ -68,7 +70,7 @@ def choose(
     contributors: tuple[Contribution, ...],
     past: tuple[Freeze, ...],
     floor: int,
-    settle: Callable[[tuple[Contribution, ...]], Choice],
+    settle: Settle,
     is_lasting: bool,
 ) -> Choice | None:
     """The part of a set to be summed after earlier ones; None if there is none that may be.
@@ -77,46 +79,58 @@ def choose(
     will be compared with later ones. Then one is preferred after which everybody may be summed again: of those who are
     left out, fewer than the floor could never come back by themselves, but as many as that may join together.
     """
-    whole, sets = settle(contributors), [sets_of(freeze.contributors, freeze.segments) for freeze in past]
-    all_sets = sets_of(*whole)
-    if whole[1] and is_far_enough(all_sets, sets, floor):
+    devices = _Devices(floor)
+    earlier = list(dict.fromkeys(mask for old in past for mask in devices.masks(old.contributors, old.segments)))
+    whole = settle(contributors)
+    everybody = devices.masks(*whole)
+    if whole[1] and devices.clash(everybody, earlier) is None:
         return whole
-    choices = [settle(part) for part in candidates(contributors, past, floor)]
-    seen = Counter(device for other in sets for theirs in other.values() for device in theirs)
-    for least in (lambda c: (-seen[c.device_id], c.rung), lambda c: (c.rung,), lambda c: (-c.rung,)):
-        order = [c.device_id for c in sorted(contributors, key=least)]
-        choices += [_repaired(order, contributors, (sets, floor, is_generous), settle) for is_generous in (False, True)]
-    allowed = [choice for choice in choices if choice[1] and is_far_enough(sets_of(*choice), sets, floor)]
+    choices = [settle(part) for part in _candidates(contributors, past, floor)]
+    seen = Counter({c.device_id: sum(bool(mask & devices.bit(c)) for mask in earlier) for c in contributors})
+    for order in (lambda c: (-seen[c.device_id], c.rung), lambda c: (c.rung,), lambda c: (-c.rung,)):
+        ordered = tuple(sorted(contributors, key=order))
+        choices += [_repaired(ordered, devices, (earlier, is_generous), settle) for is_generous in (False, True)]
+    allowed = [choice for choice in choices if choice[1] and devices.clash(devices.masks(*choice), earlier) is None]
 
     def worth(choice: Choice) -> tuple[bool, int]:
-        return not is_lasting or is_far_enough(all_sets, [sets_of(*choice)], floor), len(choice[0])
+        return not is_lasting or devices.clash(everybody, devices.masks(*choice)) is None, len(choice[0])
 
     return max(allowed, key=worth, default=None)
 
 
-def sets_of(contributors: Sequence[Contribution], segments: Iterable[int]) -> Sets:
-    """The contributors of some segments."""
-    return {s: frozenset(c.device_id for c in contributors if c.rung >= s) for s in segments}
+class _Devices:
+    """Sets of devices as whole numbers, a bit for each: thousands of pairs of sets are compared in the loop."""
+
+    def __init__(self, floor: int) -> None:
+        self.floor = floor
+        self._bits: dict[str, int] = {}
+
+    def bit(self, contributor: Contribution) -> int:
+        """The bit of a device."""
+        return self._bits.setdefault(contributor.device_id, 1 << len(self._bits))
+
+    def masks(self, contributors: Iterable[Contribution], segments: Iterable[int]) -> list[int]:
+        """The different sets of contributors of some segments."""
+        by_rung: dict[int, int] = defaultdict(int)
+        for contributor in contributors:
+            by_rung[contributor.rung] |= self.bit(contributor)
+        sums = [sum(bits for rung, bits in by_rung.items() if rung >= segment) for segment in segments]
+        return list(dict.fromkeys(sums))
+
+    def clash(self, now: Iterable[int], earlier: Collection[int]) -> tuple[int, int] | None:
+        """A set of now and an earlier one that differ by fewer devices than the floor, either way, if there are any.
+
+        Not at all is enough. Rounds order equal weights anew, so that any segment of one may overlap any of the other.
+        """
+        for mine in now:
+            for theirs in earlier:
+                come, gone = (mine & ~theirs).bit_count(), (theirs & ~mine).bit_count()
+                if 0 < come < self.floor or 0 < gone < self.floor:
+                    return mine, theirs
+        return None
 
 
-def is_far_enough(now: Sets, earlier: Iterable[Sets], floor: int) -> bool:
-    """Whether no two sums differ by fewer devices than the floor, either way; not at all is far enough.
-
-    Rounds order equal weights anew, so that any segment of one may overlap any of the other.
-    """
-    return next(_clashes(now, earlier, floor), None) is None
-
-
-def _clashes(now: Sets, earlier: Iterable[Sets], floor: int) -> Iterator[tuple[frozenset[str], frozenset[str]]]:
-    """Pairs of a set of now and an earlier one whose sums would show few devices by their difference."""
-    all_theirs = dict.fromkeys(theirs for other in earlier for theirs in other.values())  # in order, each once
-    for mine in dict.fromkeys(now.values()):
-        for theirs in all_theirs:
-            if 0 < len(mine - theirs) < floor or 0 < len(theirs - mine) < floor:
-                yield mine, theirs
-
-
-def candidates(
+def _candidates(
     contributors: tuple[Contribution, ...], earlier: Sequence[Freeze], floor: int
 ) -> Iterator[tuple[Contribution, ...]]:
     """Parts of a set that may be summed after an earlier one: what is left of each of them.
@@ -135,26 +149,26 @@ def candidates(
 
 
 def _repaired(
-    order: Sequence[str],
-    contributors: tuple[Contribution, ...],
-    rule: tuple[Sequence[Sets], int, bool],
-    settle: Callable[[tuple[Contribution, ...]], Choice],
+    ordered: tuple[Contribution, ...], devices: _Devices, rule: tuple[Collection[int], bool], settle: Settle
 ) -> Choice:
     """Leave devices away, step by step, until no sum differs by few from any earlier one: the last of an order first.
 
-    `rule`: earlier sets, floor, and whether to be generous. Where some of an earlier set are missing, as many stay away
-    with them as make up the floor; or, generously, as many as can come back by themselves.
+    `rule`: earlier sets, and whether to be generous. Where some of an earlier set are missing, as many stay away with
+    them as make up the floor; or, generously, as many as can come back by themselves.
     """
-    earlier, floor, is_generous = rule
-    while True:
-        choice = settle(contributors)
-        clash = next(_clashes(sets_of(*choice), earlier, floor), None)
+    earlier, is_generous = rule
+    here = {contributor.device_id: contributor for contributor in ordered}
+    for _ in range(_MOST_STEPS):
+        choice = settle(tuple(here[device] for device in sorted(here)))
+        clash = devices.clash(devices.masks(*choice), earlier)
         if clash is None:
             return choice
         mine, theirs = clash
-        away = mine - theirs
-        if not 0 < len(away) < floor:
-            both = [device for device in order if device in mine and device in theirs]
-            missing = floor if is_generous else floor - len(theirs - mine)
-            away = frozenset(both[-missing:]) or mine
-        contributors = tuple(c for c in choice[0] if c.device_id not in away)
+        both = [c.device_id for c in here.values() if devices.bit(c) & mine & theirs]
+        if 0 < (mine & ~theirs).bit_count() < devices.floor or not both:
+            away = [c.device_id for c in here.values() if devices.bit(c) & mine & ~theirs]
+        else:
+            away = both[-devices.floor if is_generous else (theirs & ~mine).bit_count() - devices.floor :]
+        for device in away:
+            del here[device]
+    return (), ()
