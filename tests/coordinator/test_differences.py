@@ -142,6 +142,36 @@ def test_many_sets_of_a_large_fleet_are_compared_in_time() -> None:
     check_differences(summed(99, b"others", freeze(99, choice[0])), held, 3)
 
 
+@pytest.mark.parametrize(
+    ("fleet", "cohort", "missing", "last", "least"),
+    [(10, 10, 0.02, 1, 0.9), (10, 10, 0.1, 2, 0.65), (24, 24, 0.02, 2, 0.85), (50, 24, 0.1, 2, 0.9)],
+)
+def test_whoever_comes_and_goes_no_aggregator_refuses_and_most_uploads_are_summed(
+    fleet: int, cohort: int, missing: float, last: int, least: float
+) -> None:
+    """Two hundred rounds in which devices miss rounds, aggregators are away, and answers get lost."""
+    rng, frozen, held = random.Random(0), list[Frozen](), {name: list[Summed]() for name in NAMES}
+    came = used = 0
+    for number in range(1, 201):
+        here = [device for device in rng.sample(range(fleet), cohort) if rng.random() > missing]
+        now = uploads({device: device % 2 for device in here})
+        by = tuple(name for name in NAMES if rng.random() > 0.1)
+        by = by if len(by) > 1 else NAMES
+        choice = choose(now, Past((), tuple(reversed(frozen)), last).freezes(by), 3, settle, True)
+        came += len(now)
+        if choice is None:
+            continue
+        for name in by:
+            mine = summed(number, b"%d" % number, freeze(number, choice[0], by))
+            check_differences(mine, held[name][-last:], 3)
+            held[name].append(mine)
+        answered = frozenset(name for name in by if rng.random() > 0.05)
+        is_applied = len(answered) > 1
+        frozen.append(Frozen(freeze(number, choice[0], by), False, answered if is_applied else frozenset()))
+        used += len(choice[0]) if is_applied else 0
+    assert used >= least * came
+
+
 # --------------------------------------------------------------------------- a fleet of which one device dies
 
 
