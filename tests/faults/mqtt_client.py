@@ -84,7 +84,7 @@ class Client:
         self._note(lambda: self._answers.__setitem__(mid, reason.value))
 
     def wait(self, condition: Callable[[], object], what: str) -> None:
-        """Until the condition holds; an `AssertionError` if it does not within ten seconds."""
+        """Until the condition holds; an `AssertionError` if it does not within `WAIT_S`."""
         with self._news:
             assert self._news.wait_for(condition, WAIT_S), f"waited for {what}"
 

@@ -165,10 +165,6 @@ def corpus(stage: Stage) -> list[tuple[str, str, bytes]]:
         found.append((channel, sender, sign_message(stage.known[sender], FEDERATION, message)))
     for device, upload in stage.uploads:
         found.append(("up", device, sign_message(stage.known[device], FEDERATION, upload)))
-    for channel, party, payload in found:
-        accepted = stage.receive(channel, party, payload) if channel != "up" or party != DEVICES[0] else None
-        if accepted:
-            stage.valid.add(accepted)
     whole = [entry for entry in found if entry[0] != "up" or stage.receive(*entry)]
     stage.valid |= {accepted for entry in whole if (accepted := stage.receive(*entry))}
     assert len(whole) > 40
@@ -604,3 +600,4 @@ def test_plans_that_contradict_themselves_are_refused(stage: Stage) -> None:
         assert all(view.chunks(size) <= 65_536 for size in sizes)
     print(dict(met))
     assert met["PlanError"] > 500
+    assert met["sound"] > 500

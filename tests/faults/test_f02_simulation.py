@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from simulators.found import FOUND
@@ -67,20 +68,20 @@ def test_schedules_are_what_they_promise() -> None:
     assert any(s.setup.real_crypto for s in schedules)
 
 
-def test_a_schedule_gives_the_same_history_again(tmp_path: object) -> None:
+def test_a_schedule_gives_the_same_history_again(tmp_path: Path) -> None:
     histories = []
     for name in ("one", "two"):
-        path = tmp_path / name  # type: ignore[operator]
+        path = tmp_path / name
         simulate(draw(7), path)
         histories.append(path.read_text())
     assert histories[0] == histories[1]
     assert '"phase": "APPLIED"' in histories[0]
 
 
-def test_a_calm_federation_applies_round_after_round(tmp_path: object) -> None:
+def test_a_calm_federation_applies_round_after_round(tmp_path: Path) -> None:
     rng = random.Random(1)
     waits = tuple(Operation("wait", 1.0, rng.randrange(2**32)) for _ in range(30))
-    path = tmp_path / "history"  # type: ignore[operator]
+    path = tmp_path / "history"
     assert simulate(Schedule(draw(3).setup, waits), path) == []
     text = path.read_text()
     assert text.count('"phase": "APPLIED"') >= 3
