@@ -110,7 +110,7 @@ def is_right(words: np.ndarray, trial: Trial, field: Field) -> bool:
 
 
 def test_with_more_than_k_the_right_sum_is_opened_or_none() -> None:
-    """One or two liars of five, with a flipped bit or the answer of another round: the exact sum, and both are named."""
+    """One or two liars of five, with a flipped bit or the answer of another round: the exact sum, and who lied."""
     rng, scenes = np.random.default_rng(15), [FrozenRound(Sharing(5, 3, 2), bytes([i]) * 32) for i in range(10)]
     exact = 0
     for number in range(1000):
