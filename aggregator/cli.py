@@ -47,4 +47,4 @@ def main(settings: AggregatorSettings) -> int:
         own, control = (open_link(place, party.ident, settings.link) for place in brokers.values())
         return Aggregator(party, settings, own, control)
 
-    return serve(lambda: follow(party, places, at), party)
+    return serve(lambda: follow(party, places, at), party, settings.link.tls)

@@ -44,4 +44,4 @@ def main(settings: CoordinatorSettings) -> int:
         (place,) = brokers.values()
         return Coordinator(party, settings, open_link(place, party.ident, settings.link), bench)
 
-    return serve(lambda: follow(party, control_broker, at), party)
+    return serve(lambda: follow(party, control_broker, at), party, settings.link.tls)

@@ -85,4 +85,4 @@ def _run(settings: DeviceSettings, open_link: OpenLink) -> int:
         uplinks: dict[str, Link] = {who: open_link(place, party.ident, settings.link) for who, place in brokers.items()}
         return Device(party, settings, work, (uplinks.pop(party.directory.coordinator_id), uplinks))
 
-    return serve(lambda: follow(party, brokers_of, at), party)
+    return serve(lambda: follow(party, brokers_of, at), party, settings.link.tls)

@@ -105,10 +105,6 @@ class PayloadTooLargeError(LinkError):
     """A payload exceeds what the broker takes; refused before it is queued."""
 
 
-class QueueFullError(LinkError):
-    """The bounded outgoing or incoming queue is full."""
-
-
 # --------------------------------------------------------------------------- the disk failed
 
 

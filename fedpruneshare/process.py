@@ -10,8 +10,10 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from fedpruneshare.errors import FedPruneShareError
+from fedpruneshare.expiry import watch_ends
 from fedpruneshare.link import BrokerAddress, Link
 from fedpruneshare.link.mqtt import MqttLink
+from fedpruneshare.link.tls import TlsSettings
 from fedpruneshare.party import LinkSettings, Party
 
 _log = structlog.get_logger()
@@ -30,15 +32,16 @@ def open_link(address: BrokerAddress, client_id: str, settings: LinkSettings) ->
     return MqttLink(address, client_id, settings.limits(), random.Random(), tls=settings.tls)
 
 
-def serve(work: Callable[[], Awaitable[int]], party: Party | None = None) -> int:
+def serve(work: Callable[[], Awaitable[int]], party: Party | None = None, tls: TlsSettings | None = None) -> int:
     """Run `work` in a new event loop until it returns its exit code, or SIGTERM or SIGINT cancels it (then 0).
 
     SIGHUP has `party` read its key file and the directory again (docs/protocol.md §7.1); faults are logged.
+    In good time before its directory or certificate (`tls`) ends a line of the log says so.
     """
-    return asyncio.run(_serve(work, party))
+    return asyncio.run(_serve(work, party, tls))
 
 
-async def _serve(work: Callable[[], Awaitable[int]], party: Party | None) -> int:
+async def _serve(work: Callable[[], Awaitable[int]], party: Party | None, tls: TlsSettings | None) -> int:
     loop = asyncio.get_running_loop()
     if party is not None:
         _keep_directory(party)
@@ -47,11 +50,15 @@ async def _serve(work: Callable[[], Awaitable[int]], party: Party | None) -> int
         loop.add_signal_handler(number, task.cancel)
     if party is not None:
         loop.add_signal_handler(signal.SIGHUP, _reload, party)
+    watching = asyncio.ensure_future(watch_ends(party, tls)) if party is not None else None
     try:
         return await task
     except asyncio.CancelledError:
         _log.info("stopped")
         return 0
+    finally:
+        if watching is not None:
+            watching.cancel()
 
 
 def _keep_directory(party: Party) -> None:

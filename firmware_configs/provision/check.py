@@ -21,6 +21,7 @@ from cryptography import x509
 from fedpruneshare.at_work import is_at_work
 from fedpruneshare.directory import Directory, read_directory, utc
 from fedpruneshare.errors import FedPruneShareError, PeerError, SettingsError
+from fedpruneshare.expiry import SOON_S
 from fedpruneshare.keys import Identity
 from fedpruneshare.link.tls import TlsSettings
 from fedpruneshare.party import LinkSettings, Party, PartySettings
@@ -28,7 +29,7 @@ from fedpruneshare.settings import load_settings
 from fedpruneshare.storage import refuse_open_file
 from fedpruneshare.topics import Role
 from firmware_configs.provision.authority import belong_together, certificate_fault, read_certificate
-from firmware_configs.provision.findings import FAILED, OK, SOON_S, WARNING, Finding
+from firmware_configs.provision.findings import FAILED, OK, WARNING, Finding
 from firmware_configs.provision.probing import probe_brokers
 
 _SET_CLOCK: Final = "set the clock (timedatectl; a board that keeps no time needs NTP before this service starts)"

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-#: Certificates and directories that end sooner are worth a word.
-SOON_S: Final = 14 * 86_400
 OK: Final = "ok"
 WARNING: Final = "warning"
 FAILED: Final = "FAILED"

@@ -18,12 +18,13 @@ import msgspec
 
 from fedpruneshare.directory import utc
 from fedpruneshare.errors import CertificateDateError, CertificateError, LinkError, RefusedError
+from fedpruneshare.expiry import SOON_S
 from fedpruneshare.link import BrokerAddress, Delivery, Link
 from fedpruneshare.link.tls import TlsSettings, client_context
 from fedpruneshare.party import LinkSettings, Party
 from fedpruneshare.process import open_link
 from fedpruneshare.topics import TABLE, Broker, Channel, Role
-from firmware_configs.provision.findings import FAILED, OK, SOON_S, WARNING, Finding
+from firmware_configs.provision.findings import FAILED, OK, WARNING, Finding
 
 _CONNECT_S: Final = 5.0
 _ANSWER_S: Final = 5.0
