@@ -100,6 +100,7 @@ class Turnstile:
             return None
         opened = self._party.take(self._channel, delivery)
         if opened is not None and opened.sender != device_id:
-            _log.warning("message-refused", topic=delivery.topic, reason=f"signed by {opened.sender!r}")
+            reason = "published on another device's topic"
+            _log.warning("message-refused", topic=delivery.topic, device=opened.sender, reason=reason)
             return None
         return opened

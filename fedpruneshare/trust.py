@@ -88,8 +88,12 @@ class DirectoryWatcher:
         """The chunk, if it is to be looked at, and with which others it belongs. Raises `MessageError`."""
         try:
             return self._party.open("directory", payload).message, self._known
-        except PeerError:
-            return read_unverified(payload, "directory-chunk") if self._may_look(len(payload)) else None, self._unknown
+        except PeerError as error:
+            if not self._may_look(len(payload)):
+                return None, self._unknown
+            part = read_unverified(payload, "directory-chunk")
+            _log.info("directory-chunk-not-verified", reason=str(error))
+            return part, self._unknown
 
     def _may_look(self, size_bytes: int) -> bool:
         """Count what a sender that is not known sends, anew every minute; whether it is to be looked at."""
