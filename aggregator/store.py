@@ -360,9 +360,10 @@ class ShareStore:
         with self._transaction() as db:
             yield db
             burned = self._burn_slice(db)
+            is_over = self.is_burned()
         self._held -= burned
         self._is_trimmed = self._is_trimmed and not burned
-        if not self._is_trimmed and self.is_burned():
+        if not self._is_trimmed and is_over:
             self._trim_log()
             self._is_trimmed = True
 
