@@ -19,9 +19,11 @@ class Patience:
 
     def __init__(self) -> None:
         self.failed_in_a_row = 0
+        self._last = 0
 
-    def pause_s(self, has_failed: bool) -> float:
-        """How long to wait after a round, by whether it failed: doubled each time."""
-        self.failed_in_a_row = self.failed_in_a_row + 1 if has_failed else 0
+    def pause_s(self, round_id: int, has_failed: bool) -> float:
+        """How long it has to be from the last round's beginning to the next one's: doubled with each that failed."""
+        if round_id != self._last:
+            self._last, self.failed_in_a_row = round_id, self.failed_in_a_row + 1 if has_failed else 0
         too_many = self.failed_in_a_row - _BY_ACCIDENT
         return min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(too_many - 1, 16)) if too_many > 0 else 0.0

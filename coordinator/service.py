@@ -77,6 +77,7 @@ class Coordinator:
                 if self._is_over():
                     self._render()
                     break
+                await self._pause()
                 await self.run_round()
             except StoreError as error:
                 await self._wait_for_room(error)
@@ -161,7 +162,6 @@ class Coordinator:
 
     async def _plan(self, seconds: Seconds) -> OpenRound | None:
         """Wait for devices, plan, commit. None if the round failed before it began."""
-        await self._pause()
         self._reload()
         await self._await_devices()
         directory, settings = self._party.directory, self._settings
@@ -189,10 +189,13 @@ class Coordinator:
     async def _pause(self) -> None:
         """After rounds that failed in a row; a newer directory ends it."""
         last, known = self._store.last_outcome(), self._party.directory.version
-        pause_s = self._patience.pause_s(last is not None and last["phase"] == RoundPhase.FAILED)
-        if last is not None and pause_s:
+        if last is None:
+            return
+        has_failed, took_s = last["phase"] == RoundPhase.FAILED, last["seconds"]["total"]
+        pause_s = self._patience.pause_s(last["round"], has_failed) - took_s
+        if pause_s > 0:
             failed = self._patience.failed_in_a_row
-            _log.warning("round-waits", failed_in_a_row=failed, pause_s=pause_s, reason=last["reason"])
+            _log.warning("round-waits", failed_in_a_row=failed, pause_s=round(pause_s, 1), reason=last["reason"])
             await self._desk.wait_until(lambda: self._party.directory.version != known, pause_s)
 
     def _reload(self) -> None:
