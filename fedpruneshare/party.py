@@ -6,6 +6,7 @@ one while they run: what is looked up is always the newest.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -100,9 +101,17 @@ class Party:
         return max(self._clock(), float(self.directory.issued_at))
 
     def on_change(self, watcher: Callable[[], None]) -> Callable[[], None]:
-        """Register what to do after another directory or key came into force; what ends that again is returned."""
+        """Register what to do after another directory or key came into force; what ends that again is returned.
+
+        It may be called again: a stop that was cut short is followed by another.
+        """
         self._watchers.append(watcher)
-        return lambda: self._watchers.remove(watcher)
+
+        def forget() -> None:
+            with contextlib.suppress(ValueError):
+                self._watchers.remove(watcher)
+
+        return forget
 
     def adopt(self, data: bytes) -> bool:
         """Take a newer directory file into force, once it is kept on disk; False if it is the one in force.

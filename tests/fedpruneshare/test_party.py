@@ -61,6 +61,17 @@ def test_a_newer_directory_comes_into_force_and_stays(settings: PartySettings) -
     assert Party.load(settings, Role.AGGREGATOR).directory.version == 5
 
 
+def test_who_wants_to_hear_no_more_may_say_so_twice(settings: PartySettings) -> None:
+    """A service that is stopped again after a stop was cut short."""
+    party, heard = Party.load(settings, Role.AGGREGATOR), []
+    forget = party.on_change(lambda: heard.append(1))
+    party.on_change(lambda: heard.append(2))
+    forget()
+    forget()
+    assert party.adopt(newer(5))
+    assert heard == [2]
+
+
 @pytest.mark.parametrize(
     ("data", "error", "text"),
     [

@@ -385,17 +385,19 @@ async def test_small_round_trips_do_not_wait_for_tcp(own_world: Any) -> None:
 # --------------------------------------------------------------------------- many, and none left
 
 
+@pytest.mark.timeout(300)
 async def test_a_thousand_clients_in_one_process(own_world: Any, seen: Any) -> None:
     receiver, got = await own_world.connected("sink", LinkLimits(incoming_messages=2000)), seen()
     await receiver.subscribe("up/+", got)
-    threads, started_s = threading.active_count(), time.monotonic()
-    links = [own_world.link(str(number)) for number in range(1000)]
+    threads, started_s = threading.active_count(), time.process_time()
+    patient = LinkLimits(connect_timeout_s=60, reconnect_min_s=0.05, reconnect_max_s=0.5)
+    links = [own_world.link(str(number), patient) for number in range(1000)]
     for start in range(0, 1000, 100):  # a handshake of TLS costs several milliseconds, and each has a time limit
         await asyncio.gather(*(link.connect() for link in links[start : start + 100]))
     await asyncio.gather(*(link.publish(f"up/{number}", bytes(1000)) for number, link in enumerate(links)))
     await got.until(1000)
     assert len({delivery.topic for delivery in got.deliveries}) == 1000
-    assert time.monotonic() - started_s < 90
+    assert time.process_time() - started_s < 60
     # Only the loop's few look-up threads, none per client.
     assert threading.active_count() - threads < 40
     await asyncio.gather(*(link.close() for link in links))
