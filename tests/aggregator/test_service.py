@@ -94,9 +94,7 @@ def full_disk(*aggregators: Aggregator) -> Iterator[None]:
 
 def test_a_round_ends_in_the_sum_of_what_was_frozen(tmp_path: Path) -> None:
     async def scene(lab: Lab) -> None:
-        await lab.start()
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin()
         sent = await lab.upload_all(current)
         assert {len(a.uploads) for a in lab.heard(Attendance)} == {10}
         freeze = lab.freeze(current, sent[:9])
@@ -112,9 +110,7 @@ def test_a_round_ends_in_the_sum_of_what_was_frozen(tmp_path: Path) -> None:
 
 def test_chunks_that_come_together_are_committed_together_and_receipted_after(tmp_path: Path) -> None:
     async def scene(lab: Lab) -> None:
-        await lab.start(FIRST)
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin(FIRST)
         with commits() as sizes:
             for device in DEVICES:
                 await lab.upload(current, device, 2, [FIRST])
@@ -132,9 +128,7 @@ def test_chunks_that_come_together_are_committed_together_and_receipted_after(tm
 
 def test_what_was_not_committed_is_not_receipted_and_asked_for_again(tmp_path: Path) -> None:
     async def scene(lab: Lab) -> None:
-        await lab.start(FIRST)
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin(FIRST)
         made = lab.make_upload(current, DEVICES[0], 2)
         with patch.object(ShareStore, "add_chunks", side_effect=asyncio.CancelledError):  # power lost before the commit
             await lab.upload(current, DEVICES[0], to=[FIRST], made=made)
@@ -150,9 +144,7 @@ def test_what_was_not_committed_is_not_receipted_and_asked_for_again(tmp_path: P
 
 def test_a_restart_goes_on_wherever_the_round_stood(tmp_path: Path) -> None:
     async def scene(lab: Lab) -> None:
-        await lab.start()
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin()
         sent = [await lab.upload(current, device) for device in DEVICES[:5]]
         await lab.quiet()
         await lab.restart(FIRST)
@@ -188,9 +180,7 @@ def test_a_round_passes_every_crash_point_in_order(tmp_path: Path) -> None:
     reached: list[str] = []
 
     async def scene(lab: Lab) -> None:
-        await lab.start(FIRST)
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin(FIRST)
         sent = await lab.upload_all(current)
         await lab.say("freeze", lab.freeze(current, sent))
         await lab.quiet()
@@ -213,9 +203,7 @@ def test_a_round_passes_every_crash_point_in_order(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_said_to_the_device_and_waited_out(tmp_path: Path) -> None:
     async def scene(lab: Lab) -> None:
-        await lab.start()
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin()
         made = {device: lab.make_upload(current, device, 2) for device in DEVICES}
         with full_disk(lab.aggregators[FIRST]):
             for device in DEVICES:
@@ -286,9 +274,7 @@ async def _upload_and_wait(lab: Lab, current: Any, is_last_missing: bool) -> Any
 
 def test_a_store_that_turns_out_damaged_ends_the_service(tmp_path: Path) -> None:
     async def scene(lab: Lab) -> None:
-        await lab.start(FIRST)
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin(FIRST)
         await lab.upload(current, DEVICES[0], to=[FIRST])
         await lab.quiet()
         aggregator, path = lab.aggregators[FIRST], tmp_path / FIRST / "store" / "shares.sqlite"
@@ -312,9 +298,7 @@ def test_a_store_that_turns_out_damaged_ends_the_service(tmp_path: Path) -> None
 
 def test_a_flood_of_one_device_costs_no_signature_and_nobody_else_anything(tmp_path: Path) -> None:
     async def scene(lab: Lab) -> None:
-        await lab.start(FIRST)
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin(FIRST)
         (payload, *_) = lab.payloads(current, DEVICES[0], lab.make_upload(current, DEVICES[0], 2), FIRST)
         with patch.object(sealing, "verify", wraps=key_module.verify) as verify:
             for _ in range(1000):
@@ -334,9 +318,7 @@ def test_a_flood_of_one_device_costs_no_signature_and_nobody_else_anything(tmp_p
 
 def test_a_flood_of_declines_costs_no_signature_and_nobody_else_anything(tmp_path: Path) -> None:
     async def scene(lab: Lab) -> None:
-        await lab.start(FIRST)
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin(FIRST)
         flooder, other = (lab.party(device, Role.DEVICE) for device in DEVICES[:2])
         topic, link = flooder.topics.name("decline", DEVICES[0]), await lab.link("control", DEVICES[0])
         with patch.object(sealing, "verify", wraps=key_module.verify) as verify:
@@ -359,9 +341,7 @@ def test_a_flood_of_declines_costs_no_signature_and_nobody_else_anything(tmp_pat
 
 def test_a_message_on_anothers_topic_is_not_taken(tmp_path: Path) -> None:
     async def scene(lab: Lab) -> None:
-        await lab.start(FIRST)
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin(FIRST)
         link, made = await lab.ears(DEVICES[1], FIRST), lab.make_upload(current, DEVICES[0], 0)
         topic = f"fps/v1/lab/up/{DEVICES[1]}"
         for payload in lab.payloads(current, DEVICES[0], made, FIRST):
@@ -384,9 +364,7 @@ def without(*devices: str, version: int = 2) -> Any:
 
 def test_a_revoked_device_is_out_within_the_round(tmp_path: Path) -> None:
     async def scene(lab: Lab) -> None:
-        await lab.start()
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin()
         sent = await lab.upload_all(current, DEVICES[:8])
         await lab.publish_directory(without(DEVICES[0], DEVICES[8]))
         await lab.upload(current, DEVICES[8])
@@ -410,9 +388,7 @@ def test_a_revoked_device_is_out_within_the_round(tmp_path: Path) -> None:
 
 def test_a_freeze_is_refused_where_the_revocation_came_after_the_attendance(tmp_path: Path) -> None:
     async def scene(lab: Lab) -> None:
-        await lab.start()
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin()
         sent = await lab.upload_all(current)
         await lab.publish_directory(without(DEVICES[3]))
         await lab.restart(FIRST)
@@ -469,9 +445,7 @@ def test_old_and_new_sealing_key_of_an_aggregator_both_open(tmp_path: Path) -> N
     old = directory()
 
     async def scene(lab: Lab) -> None:
-        await lab.start(FIRST)
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin(FIRST)
         made = lab.make_upload(current, DEVICES[0], 0)
         sealed_to_old = lab.payloads(current, DEVICES[0], made, FIRST)
         rotated.save(tmp_path / FIRST / "key.json")
@@ -502,9 +476,7 @@ def test_what_a_revoked_key_signed_goes_and_what_the_new_key_signs_stays(tmp_pat
     old = directory()
 
     async def scene(lab: Lab) -> None:
-        await lab.start(FIRST)
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin(FIRST)
         await lab.upload(current, DEVICES[0], to=[FIRST])
         await lab.quiet()
         entry = DeviceEntry((party_keys(newer_identity.public()[0]),))
@@ -693,9 +665,7 @@ def test_what_waits_for_its_commit_when_its_device_is_revoked_is_not_attended(tm
     victim = DEVICES[4]
 
     async def scene(lab: Lab) -> None:
-        await lab.start(FIRST)
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin(FIRST)
         for device in DEVICES[:4] + DEVICES[5:]:
             await lab.upload(current, device, to=[FIRST])
         await lab.quiet()
@@ -713,9 +683,7 @@ def test_what_waits_for_its_commit_when_its_device_is_revoked_is_not_attended(tm
 
 def test_nothing_is_admitted_to_a_frozen_round_after_a_restart(tmp_path: Path) -> None:
     async def scene(lab: Lab) -> None:
-        await lab.start()
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin()
         sent = await lab.upload_all(current, DEVICES[:8])
         await lab.say("freeze", lab.freeze(current, sent, AGGREGATORS))
         await lab.quiet()
@@ -756,9 +724,7 @@ def test_no_sum_leaves_before_the_last_share_is_burned_also_after_power_failed(t
         send(answers, *rest)
 
     async def scene(lab: Lab) -> None:
-        await lab.start(FIRST)
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin(FIRST)
         uploads = await lab.upload_all(current)
         with patch.object(Burner, "start", lambda burner: not burner._store.is_burned()):  # it never gets to the next
             await lab.say("freeze", lab.freeze(current, uploads))
@@ -786,9 +752,7 @@ def test_others_are_served_while_shares_are_burned(tmp_path: Path) -> None:
     left: list[int] = []
 
     async def scene(lab: Lab) -> None:
-        await lab.start(FIRST)
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin(FIRST)
         await lab.upload_all(current)
         aggregator = lab.aggregators[FIRST]
         burn_more = aggregator._store.burn_more
@@ -809,9 +773,7 @@ def test_others_are_served_while_shares_are_burned(tmp_path: Path) -> None:
 
 def test_what_is_left_of_a_closed_round_is_burned_by_the_next_start(tmp_path: Path) -> None:
     async def scene(lab: Lab) -> None:
-        await lab.start(FIRST)
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin(FIRST)
         await lab.upload_all(current)
         with patch.object(Burner, "start", lambda burner: not burner._store.is_burned()):
             await lab.end(current)
@@ -826,9 +788,7 @@ def test_what_is_left_of_a_closed_round_is_burned_by_the_next_start(tmp_path: Pa
 
 def test_who_asks_after_the_burn_and_a_restart_hears_that_the_upload_was_accepted(tmp_path: Path) -> None:
     async def scene(lab: Lab) -> None:
-        await lab.start(FIRST)
-        current = view(1)
-        await lab.open(current)
+        current = await lab.begin(FIRST)
         made = {device: lab.make_upload(current, device, 1) for device in DEVICES}
         for device in DEVICES[:9]:
             await lab.upload(current, device, to=[FIRST], made=made[device])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from builders import AGGREGATORS, DEVICES, directory, identity
+from builders import AGGREGATORS, DEVICES, directory, identity, view
 from simulators.virtual_time import VirtualLoop, run
 from simulators.whole_shares import split_upload
 
@@ -166,6 +166,13 @@ class Lab:
         """Publish a plan, and let aggregators open its round."""
         await self.say("round", view.plan)
         await self.quiet()
+
+    async def begin(self, *names: str) -> PlanView:
+        """Start these aggregators, all of them if none is named, and open round 1."""
+        await self.start(*names)
+        current = view(1)
+        await self.open(current)
+        return current
 
     async def end(self, view: PlanView, phase: RoundPhase = RoundPhase.FAILED) -> None:
         """Publish the outcome of a round, and take its plan back."""
