@@ -12,7 +12,7 @@ from coordinator.store import RoundStore
 from fedpruneshare.crash_points import POINTS
 from fedpruneshare.link.memory import Weather
 
-pytestmark = [pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.timeout(300)]
 #: With every run of the tests; the others with `make faults`, which also kills real processes at all of them.
 ALWAYS = {"round-persisted.after", "freeze-persisted.after", "round-closed.before", "round-closed.after"}
 
