@@ -11,24 +11,28 @@ from coordinator.opening import Opening
 from fedpruneshare.messages import RoundPhase
 
 
+def _now() -> float:
+    return time.monotonic()  # by the module's name each time: a simulation has a time of its own
+
+
 @dataclass
 class Seconds:
     """How long the phases of a round took, by the monotonic clock, and when it began, in seconds since 1970."""
 
     started_at: float = field(default_factory=time.time)
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=_now)
     phases: dict[str, float] = field(default_factory=dict)
-    _last: float = field(default_factory=time.monotonic)
+    _last: float = field(default_factory=_now)
 
     def lap(self, phase: str) -> None:
         """End a phase."""
-        now = time.monotonic()
+        now = _now()
         self.phases[phase] = round(now - self._last, 4)
         self._last = now
 
     def all(self) -> dict[str, float]:
         """Seconds of each phase and in total."""
-        return {**self.phases, "total": round(time.monotonic() - self.started, 4)}
+        return {**self.phases, "total": round(_now() - self.started, 4)}
 
 
 def outcome_line(round_id: int, phase: RoundPhase, seconds: Seconds, facts: dict[str, Any]) -> dict[str, Any]:
