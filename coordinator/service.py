@@ -191,7 +191,7 @@ class Coordinator:
         last, known = self._store.last_outcome(), self._party.directory.version
         if last is None:
             return
-        has_failed, took_s = last["phase"] == RoundPhase.FAILED, last["seconds"]["total"]
+        has_failed, took_s = last["phase"] == RoundPhase.FAILED, max(0.0, last["seconds"]["total"])
         pause_s = self._patience.pause_s(last["round"], has_failed) - took_s
         if pause_s > 0:
             failed = self._patience.failed_in_a_row
