@@ -207,11 +207,6 @@ def _open_to_all(original: Any) -> Any:
     return lambda path, *parts, mode=0: original(path, *parts, mode=0o644)
 
 
-def _blind_to_modes(original: Any) -> Any:
-    calls = {name: getattr(original, name) for name in dir(original) if not name.startswith("__")}
-    return SimpleNamespace(**calls | {"fstat": lambda _: SimpleNamespace(st_mode=0)})
-
-
 def _in_place(_: Any) -> Any:
     def write(path: Path, *parts: bytes, mode: int = 0o644) -> None:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
@@ -526,7 +521,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         16,
         "private keys that others can read are refused",
-        (("fedpruneshare.keys:os", _blind_to_modes),),
+        (("fedpruneshare.keys:refuse_open_file", gives(None)),),
         (SHARED + "test_sealing.py::test_keys_are_kept_from_others",),
     ),
     Sabotage(
