@@ -18,8 +18,10 @@ from fedpruneshare.sharing.checksum import commitment, fill_checksum
 from fedpruneshare.sharing.field import Words
 
 _log = structlog.get_logger()
-#: After so long without a seed the device subscribes anew, then after twice as long, and so on.
+#: After so long without a seed, and the time that the coordinator may need to seal those of the whole cohort, the
+#: device subscribes anew; then after twice as long, and so on.
 _FIRST_WAIT_S: Final = 1.0
+_SEALED_IN_A_SECOND: Final = 250
 
 
 async def receive_seed(party: Party, link: Link, view: PlanView, patience_s: float) -> bytes:
@@ -44,20 +46,23 @@ async def receive_seed(party: Party, link: Link, view: PlanView, patience_s: flo
             arrived.set_exception(error)
 
     topic = party.topics.name("seed", party.ident)
+    first_wait_s = _FIRST_WAIT_S + len(view.plan.cohort) / _SEALED_IN_A_SECOND
     try:
         async with asyncio.timeout(patience_s):
-            return await _ask_until(arrived, link, topic, on_seed)
+            return await _ask_until(arrived, link, (topic, on_seed), first_wait_s)
     except TimeoutError:
         raise ProtocolError(f"no checksum seed came in {patience_s:.1f} s, expected one on {topic}") from None
 
 
-async def _ask_until(arrived: asyncio.Future[bytes], link: Link, topic: str, on_seed: Handler) -> bytes:
+async def _ask_until(
+    arrived: asyncio.Future[bytes], link: Link, subscription: tuple[str, Handler], wait_s: float
+) -> bytes:
     """Subscribe, again and again, until the seed has arrived.
 
     The seed is published at about the time of the subscription. A broker may then hand over neither what it retains nor
     what has just come (the embedded one does under load); with every new subscription it hands it over again.
     """
-    wait_s = _FIRST_WAIT_S
+    topic, on_seed = subscription
     while True:
         await link.subscribe(topic, on_seed)
         try:
