@@ -57,7 +57,7 @@ class DeviceLimits(_Table, frozen=True):
     """What this device may use. `rung_max` bounds the rung it trains (0 = the sparsest).
 
     `torch_device`: where training computes; `auto` is a CUDA device that works, else the processor.
-    `prg`: keystream algorithm of its seed shares; `auto` takes the one its processor is quicker at.
+    `prg`: keystream algorithm of its seed shares, whose cipher seals too if the plan allows; `auto`: the quicker one.
     `outbox_mib`: how large an upload may be that waits on disk for its receipts.
     `memory_mib` bounds the whole process, `temperature_c` the chip below what its board profile allows, and
     `battery_reserve_percent` stays in the battery. `deadline_safety` is the part of the remaining time left unused,

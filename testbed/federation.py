@@ -21,6 +21,7 @@ import msgspec
 from aggregator.settings import AggregatorFloors, AggregatorSettings
 from coordinator.settings import CoordinatorSettings
 from edge_client.board.profiles import find_board, load_board
+from edge_client.ciphers import own_ciphers
 from edge_client.energy.settings import EnergySettings
 from edge_client.settings import DeviceLimits, DeviceSettings, DeviceTask
 from fedpruneshare.directory import DeviceEntry, Directory, PartyKeys, Service, party_keys, write_directory
@@ -235,7 +236,7 @@ class Federation:
             board=group.board,
             root=str(self.boards.root(ident)) if self.boards else "/",
             adaptive=fleet.adaptive,
-            limits=DeviceLimits(rung_max=group.rung_max, prg=fleet.prg),
+            limits=DeviceLimits(rung_max=group.rung_max, prg=own_ciphers(fleet.prg).prg.value),
             energy=_energy_of(group, self.boards is not None and self.boards.is_slowed),
             link=self._device_link(ident),
         )

@@ -91,7 +91,7 @@ class DeviceGroup(_Table, frozen=True):
 class FleetSettings(_Table, frozen=True):
     """How many devices, and the groups they fall in (none: all devices may train every rung).
 
-    `prg`: keystream algorithm of the devices' seed shares; `auto` lets each take the one its processor is quicker at.
+    `prg`: keystream algorithm of the devices' seed shares; `auto`: the one this machine is quicker at, for all of them.
     `adaptive`: devices take the rung that what they measure allows; if not, the highest that plan and group allow.
     `engine`: what runs the devices (docs/large-fleets.md). Synthetic ones upload random words for a model of
     `synthetic_values` weights, `synthetic_per_process` of them in a process.

@@ -21,6 +21,7 @@ from edge_client.adaptation.calibration import Calibration, LinkRate
 from edge_client.adaptation.watches import LinkWatch, width_key
 from edge_client.calibrating.footprint import Order, measure_footprint
 from edge_client.calibrating.trial import Trial, groups_of
+from edge_client.ciphers import own_ciphers
 from edge_client.energy.meters import find_meter
 from edge_client.energy.recorder import EnergyRecorder
 from edge_client.local_round import Workplace
@@ -33,7 +34,7 @@ from fedpruneshare.party import Party
 from fedpruneshare.process import open_link
 from fedpruneshare.sealing import seal
 from fedpruneshare.sharing.field import F31, to_bytes
-from fedpruneshare.sharing.prg import LEAN_BACKEND, Prg, Seed, quickest_prg
+from fedpruneshare.sharing.prg import LEAN_BACKEND, Prg, Seed
 from fedpruneshare.sharing.shamir import SharingScheme
 from fedpruneshare.sparse.channels import Groups
 from fedpruneshare.topics import Role
@@ -151,8 +152,7 @@ def measure_sharing(bench: Bench, tell: Tell) -> Measured:
     """Bytes of shares split, sealed and signed a second, for as many aggregators as there are."""
     count = len(bench.party.directory.aggregators)
     scheme = SharingScheme(count, count // 2 + 1, count // 2)
-    chosen = bench.settings.limits.prg
-    prg = quickest_prg(time.perf_counter, LEAN_BACKEND) if chosen == "auto" else Prg(chosen)
+    prg = own_ciphers(bench.settings.limits.prg).prg
     words = np.random.default_rng(0).integers(0, F31.p, 2**18, dtype=F31.word_type)
     done, busy_s = 0, 0.0
     for _ in _until(bench.seconds, tell):

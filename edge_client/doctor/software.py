@@ -11,15 +11,15 @@ import platform
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Final
 
 from edge_client.board.profiles import BoardProfile
+from edge_client.ciphers import quickest_prg
 from edge_client.doctor.findings import Check, Finding, Visit
-from fedpruneshare.sharing.prg import BACKENDS, quickest_prg
+from fedpruneshare.sharing.prg import BACKENDS
 
 _PYTHON: Final = (3, 11)
 #: A board that swaps its way through an import needs this long; nothing here waits longer.
@@ -122,7 +122,7 @@ def onnxruntime_finding(profile: BoardProfile | None, runtime: Library) -> Findi
 
 def keystream_finding(profile: BoardProfile | None, backends: tuple[str, ...], chosen: str) -> Finding:
     """Which library makes keystream, and whether the chosen algorithm suits the processor."""
-    quickest = quickest_prg(time.perf_counter)
+    quickest = quickest_prg()
     found = f"{backends[0]}; {quickest} is the quicker algorithm here, {chosen!r} is set"
     if chosen == "aes-256-ctr" and profile is not None and not profile.processor.aes:
         return KEYSTREAM.warning(f"{found}; {profile.title} has no AES instructions", 'set limits.prg = "auto"')

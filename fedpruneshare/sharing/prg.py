@@ -13,7 +13,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Final
@@ -156,22 +155,3 @@ def fill_elements(
 ) -> Words:
     """The first `out.size` elements of (prg, seed, domain) into `out`, a contiguous array of the field's words."""
     return ElementStream(prg, seed, domain, field, backend).fill(out)
-
-
-@lru_cache(maxsize=2)
-def quickest_prg(clock: Callable[[], float], backend: str | None = None) -> Prg:
-    """The algorithm this processor is quicker at, by the best of three timings of 128 KiB each; a few milliseconds.
-
-    `clock` in seconds. Either is as safe; only speed differs.
-    """
-
-    def best_s(prg: Prg) -> float:
-        stream = ElementStream(prg, Seed(bytes(SEED_BYTES)), b"timing", backend=backend)
-        block, times = np.empty(F31.chunk, dtype=F31.word_type), []
-        for _ in range(4):  # the first one warms up
-            started = clock()
-            stream.fill(block)
-            times.append(clock() - started)
-        return min(times[1:])
-
-    return min(Prg, key=best_s)

@@ -16,9 +16,10 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from edge_client.ciphers import quickest_prg
 from fedpruneshare import __version__
 from fedpruneshare.errors import SettingsError
-from fedpruneshare.sharing.prg import BACKENDS, quickest_prg
+from fedpruneshare.sharing.prg import BACKENDS
 from fedpruneshare.storage import write_atomically
 from testbed.benchmarks.packages import installed_version
 from testbed.benchmarks.pages import check_page, markers, write_page
@@ -61,7 +62,7 @@ def measure_sharing(
 ) -> SharingReport:
     """Everything, checked before it is timed. Raises `RunError` if a peer, or ours, shares wrongly."""
     present, missing = available(offers)
-    prg = quickest_prg(clock)
+    prg = quickest_prg()
     bench = SharingBench(effort, prg, present, clock, rng, note)
     alone = AloneBench(effort.pairs, prg, clock, rng)
     figures = bench.run()

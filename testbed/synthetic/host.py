@@ -14,12 +14,12 @@ import os
 import resource
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from edge_client.ciphers import own_ciphers
 from edge_client.settings import DeviceSettings
 from fedpruneshare import logs
 from fedpruneshare.errors import FedPruneShareError
@@ -28,7 +28,6 @@ from fedpruneshare.moving import Brokers, brokers_of, follow
 from fedpruneshare.party import Party
 from fedpruneshare.process import open_link
 from fedpruneshare.settings import load_settings
-from fedpruneshare.sharing.prg import LEAN_BACKEND, quickest_prg
 from fedpruneshare.topics import Role
 from testbed.synthetic.device import Shared, SyntheticDevice
 
@@ -110,7 +109,7 @@ def main() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # every device has a connection to every broker
     gc.set_threshold(100_000, 20, 20)  # every pass looks at all of the devices
-    quickest_prg(time.perf_counter, LEAN_BACKEND)
+    own_ciphers("auto")  # measured before it matters
     asyncio.run(Host(replies).serve())
     return 0
 
