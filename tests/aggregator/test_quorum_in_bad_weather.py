@@ -10,10 +10,10 @@ from coordinator.settings import SharingSettings
 from fedpruneshare.link.memory import Weather
 
 
-async def test_rounds_with_a_quorum_are_exact_though_aggregators_come_and_go(tmp_path: Path) -> None:
+def test_rounds_with_a_quorum_are_exact_though_aggregators_come_and_go(tmp_path: Path) -> None:
     weather = Weather(loss=0.05, duplication=0.1, delay_s=(0.0, 0.02))
     sharing = SharingSettings(freeze_quorum=3, dealer_checks=1)
     federation = Federation(tmp_path, 3, weather, rounds=3, sharing=sharing)
-    await federation.run(faults=True)
+    federation.run(faults=True)
     federation.check_sums()
     assert "APPLIED" in [line["phase"] for line in federation.outcomes()]

@@ -24,9 +24,9 @@ ALWAYS = {"round-persisted.after", "freeze-persisted.after", "round-closed.befor
         for point in POINTS["coordinator"]
     ],
 )
-async def test_a_coordinator_that_loses_power_goes_on_where_it_stood(tmp_path: Path, point: str) -> None:
+def test_a_coordinator_that_loses_power_goes_on_where_it_stood(tmp_path: Path, point: str) -> None:
     federation = Federation(tmp_path, 3, Weather(), rounds=2, sharing=SharingSettings(checksum=True))
-    assert await federation.run(crash_at=point) == 0
+    assert federation.run(crash_at=point) == 0
     lines = federation.outcomes()
     assert [(line["round"], line["phase"], line["contributors"]) for line in lines] == [
         (1, "APPLIED", 10),

@@ -59,7 +59,7 @@ def test_a_step_for_which_there_is_no_room_is_not_made_at_all(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("stage", ["coordinator.plan-made", "coordinator.freeze-chosen", "coordinator.reconstructed"])
-async def test_a_round_waits_for_room_and_goes_on(tmp_path: Path, stage: str) -> None:
+def test_a_round_waits_for_room_and_goes_on(tmp_path: Path, stage: str) -> None:
     federation = Federation(tmp_path, 5, Weather(), rounds=1, sharing=SharingSettings(checksum=True))
     stores: list[RoundStore] = []
     make = RoundStore.__init__
@@ -82,7 +82,7 @@ async def test_a_round_waits_for_room_and_goes_on(tmp_path: Path, stage: str) ->
 
     with patch.object(RoundStore, "__init__", keep):
         crash_points.observe(fill_for_a_while)
-        assert await federation.run() == 0
+        assert federation.run() == 0
     assert attempts >= 2
     (line,) = federation.outcomes()
     assert (line["phase"], line["contributors"]) == ("APPLIED", 10)
@@ -90,7 +90,7 @@ async def test_a_round_waits_for_room_and_goes_on(tmp_path: Path, stage: str) ->
 
 
 @pytest.mark.parametrize("module", [store_module, workbench_module])
-async def test_files_beside_the_database_are_written_when_there_is_room(tmp_path: Path, module: object) -> None:
+def test_files_beside_the_database_are_written_when_there_is_room(tmp_path: Path, module: object) -> None:
     """The round is committed by then: `model.onnx` and `rounds.jsonl` follow, whole."""
     federation, refusals = Federation(tmp_path, 6, Weather(), rounds=1), 0
 
@@ -102,7 +102,7 @@ async def test_files_beside_the_database_are_written_when_there_is_room(tmp_path
         write_atomically(path, *parts)
 
     with patch.object(module, "write_atomically", full):
-        assert await federation.run() == 0
+        assert federation.run() == 0
     assert refusals == 2
     assert [line["phase"] for line in federation.outcomes()] == ["APPLIED"]
     store = RoundStore(tmp_path / "coordinator", federation.bundle)

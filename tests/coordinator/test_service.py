@@ -29,7 +29,7 @@ def test_an_open_round_ends_by_its_own_plan() -> None:
     assert remaining_s(1000.0, 600.0, 0.0) == 600.0  # a clock that was set back
 
 
-async def test_devices_that_nobody_could_hear_are_asked_again(tmp_path: Path) -> None:
+def test_devices_that_nobody_could_hear_are_asked_again(tmp_path: Path) -> None:
     """Rounds without any aggregator: no device missed them, and none says hello again when they are back."""
     federation = Federation(tmp_path, 9, Weather(), rounds=3, max_failed=2, absent=AGGREGATORS)
     finish, plan = RoundStore.finish, Coordinator._plan
@@ -50,27 +50,27 @@ async def test_devices_that_nobody_could_hear_are_asked_again(tmp_path: Path) ->
         return await plan(coordinator, seconds)
 
     with patch.object(RoundStore, "finish", finishing), patch.object(Coordinator, "_plan", planning):
-        await federation.run()
+        federation.run()
     phases = [(line["phase"], line["contributors"]) for line in federation.outcomes()]
     assert phases == [("FAILED", 0)] * 2 + [("APPLIED", 10)]
 
 
 @pytest.mark.parametrize("checks", [0, 1])
-async def test_with_a_quorum_sums_come_once_enough_have_accepted_the_freeze(tmp_path: Path, checks: int) -> None:
+def test_with_a_quorum_sums_come_once_enough_have_accepted_the_freeze(tmp_path: Path, checks: int) -> None:
     sharing = SharingSettings(freeze_quorum=3, dealer_checks=checks)
     federation = Federation(tmp_path, 10, Weather(), rounds=1, sharing=sharing)
-    assert await federation.run(crash_at="coordinator.freeze-sent") == 0
+    assert federation.run(crash_at="coordinator.freeze-sent") == 0
     (line,) = federation.outcomes()
     assert (line["phase"], line["contributors"], line["verified_by"]) == ("APPLIED", 10, "consistency+checksum")
     federation.check_sums()
 
 
-async def test_without_enough_aggregators_for_a_quorum_nothing_is_summed(tmp_path: Path) -> None:
+def test_without_enough_aggregators_for_a_quorum_nothing_is_summed(tmp_path: Path) -> None:
     federation = Federation(
         tmp_path, 11, Weather(), rounds=1, sharing=SharingSettings(freeze_quorum=3), absent=AGGREGATORS[:1],
         deadline_s=2.0,
     )  # fmt: skip
-    assert await federation.run() == 1
+    assert federation.run() == 1
     (line,) = federation.outcomes()
     assert line["reason"] == "attendance of 2 aggregators, expected at least freeze_quorum = 3"
 
@@ -132,25 +132,23 @@ async def test_a_decision_is_said_again_after_the_directory_that_knows_its_key(t
     await coordinator.stop()
 
 
-async def test_a_coordinator_whose_own_key_was_revoked_stops_and_says_so(tmp_path: Path) -> None:
+def test_a_coordinator_whose_own_key_was_revoked_stops_and_says_so(tmp_path: Path) -> None:
     federation = Federation(tmp_path, 13, Weather(), rounds=1)
     gone = identity("coordinator").public()[0].key_id.hex()
     federation.directory = directory(revoked={gone: "coordinator"})
     with pytest.raises(SettingsError, match="no key of 'coordinator' is in force any more"):
-        await federation.run()
+        federation.run()
 
 
-async def test_a_model_that_scores_too_much_worse_is_not_taken(tmp_path: Path) -> None:
+def test_a_model_that_scores_too_much_worse_is_not_taken(tmp_path: Path) -> None:
     federation = Federation(tmp_path, 14, Weather(), rounds=2, max_failed=1)
-    coordinator = federation.coordinator()
-    settings = replace(coordinator._settings, averaging=AveragingSettings(max_score_drop=0.05))
-    await coordinator.stop()
+    settings = replace(federation.settings(), averaging=AveragingSettings(max_score_drop=0.05))
     scores = iter([Evaluation(0.9, 0.1), Evaluation(0.5, 0.9)])
     with (
         patch.object(Federation, "settings", lambda _: settings),
         patch.object(Workbench, "score", lambda *_: next(scores)),
     ):
-        assert await federation.run() == 0
+        assert federation.run() == 0
     first, second = federation.outcomes()
     assert (first["phase"], second["phase"]) == ("APPLIED", "FAILED")
     assert "the new model's accuracy is 50.0 % after 90.0 %" in second["reason"]

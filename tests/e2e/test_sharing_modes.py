@@ -29,9 +29,9 @@ EACH = AggregatorFloors(allow_reveal_each=True)
     ],
     ids=["F61", "ramp", "ramp F61", "dealer check", "dealer checks F61"],
 )
-async def test_every_mode_opens_the_exact_sum(tmp_path: Path, sharing: SharingSettings) -> None:
+def test_every_mode_opens_the_exact_sum(tmp_path: Path, sharing: SharingSettings) -> None:
     federation = Federation(tmp_path, 7, BAD, sharing=sharing)
-    assert await federation.run() == 0
+    assert federation.run() == 0
     assert len(federation.opened) == 2
     federation.check_sums()
     for line in federation.outcomes():
@@ -40,10 +40,10 @@ async def test_every_mode_opens_the_exact_sum(tmp_path: Path, sharing: SharingSe
         assert (line["left_out_devices"], line["wrong_aggregators"], line["reveal"]) == ([], [], "sum")
 
 
-async def test_digits_in_powers_of_two_open_the_same(tmp_path: Path) -> None:
+def test_digits_in_powers_of_two_open_the_same(tmp_path: Path) -> None:
     coding = CodingSettings(chunk_bytes=1024, value_bits=8, radix="power-of-two")
     federation = Federation(tmp_path, 8, Weather(), coding=coding)
-    assert await federation.run() == 0
+    assert federation.run() == 0
     federation.check_sums()
 
 
@@ -59,31 +59,31 @@ def one_wrong_word(device: str, shares: dict[int, bytes]) -> dict[int, bytes]:
     return {**shares, max(shares): last.tobytes()}
 
 
-async def test_a_dealer_whose_shares_fit_no_polynomial_is_left_out(tmp_path: Path) -> None:
+def test_a_dealer_whose_shares_fit_no_polynomial_is_left_out(tmp_path: Path) -> None:
     sharing = SharingSettings(dealer_checks=1)
     federation = Federation(tmp_path, 11, Weather(), sharing=sharing, tamper=one_wrong_word)
-    assert await federation.run() == 0
+    assert federation.run() == 0
     federation.check_sums()
     for line in federation.outcomes():
         assert (line["phase"], line["contributors"], line["verified"]) == ("APPLIED", 9, True)
         assert line["left_out_devices"] == ["device-03"]
 
 
-async def test_without_the_check_such_a_dealer_fails_the_round(tmp_path: Path) -> None:
+def test_without_the_check_such_a_dealer_fails_the_round(tmp_path: Path) -> None:
     """Which is why there is one: honest aggregators disagree, and nobody can tell who is to blame."""
     sharing = SharingSettings(checksum=False)
     federation = Federation(tmp_path, 12, Weather(), rounds=1, sharing=sharing, tamper=one_wrong_word)
-    assert await federation.run() == 1
+    assert federation.run() == 1
     (line,) = federation.outcomes()
     assert (line["phase"], line["dealers_checked"]) == ("FAILED", False)
     assert "check" not in line["seconds"]  # and nothing was asked or answered
     assert "disagree in 1 of" in line["reason"]
 
 
-async def test_with_the_checksum_alone_such_a_dealer_makes_an_aggregator_look_wrong(tmp_path: Path) -> None:
+def test_with_the_checksum_alone_such_a_dealer_makes_an_aggregator_look_wrong(tmp_path: Path) -> None:
     """The two sums whose checksum is right are opened; the third differs from them, through no fault of its holder."""
     federation = Federation(tmp_path, 12, Weather(), rounds=1, tamper=one_wrong_word)
-    assert await federation.run() == 0
+    assert federation.run() == 0
     federation.check_sums()
     (line,) = federation.outcomes()
     assert (line["phase"], line["contributors"], line["verified_by"]) == ("APPLIED", 10, "checksum")
@@ -92,24 +92,24 @@ async def test_with_the_checksum_alone_such_a_dealer_makes_an_aggregator_look_wr
     assert line["wrong_aggregators"] == [last]
 
 
-async def test_when_most_dealers_cheat_the_round_fails_and_says_so(tmp_path: Path) -> None:
+def test_when_most_dealers_cheat_the_round_fails_and_says_so(tmp_path: Path) -> None:
     def most_cheat(device: str, shares: dict[int, bytes]) -> dict[int, bytes]:
         return one_wrong_word("device-03" if int(device[-2:]) < 6 else device, shares)
 
     federation = Federation(
         tmp_path, 13, Weather(), rounds=1, sharing=SharingSettings(dealer_checks=1), tamper=most_cheat
     )
-    assert await federation.run() == 1
+    assert federation.run() == 1
     (line,) = federation.outcomes()
     assert line["phase"] == "FAILED"
     assert "dealer check: the shares of 6 of 10 devices disagree" in line["reason"]
 
 
 @pytest.mark.parametrize("seed", range(2))
-async def test_aggregators_that_restart_answer_the_same_check(tmp_path: Path, seed: int) -> None:
+def test_aggregators_that_restart_answer_the_same_check(tmp_path: Path, seed: int) -> None:
     """A round that only k aggregators attended cannot be checked, and says so; any other one is without the cheat."""
     federation = Federation(tmp_path, seed, BAD, sharing=SharingSettings(dealer_checks=1), tamper=one_wrong_word)
-    await federation.run(faults=True)
+    federation.run(faults=True)
     checked = [(current, opening) for current, opening in federation.opened if current.ledger.judgement is not None]
     for _, opening in checked:
         assert "device-03" not in {c.device_id for c in opening.opened.contributors}
@@ -120,12 +120,12 @@ async def test_aggregators_that_restart_answer_the_same_check(tmp_path: Path, se
 
 
 @pytest.mark.parametrize("decision", ["dealer-check", "freeze"])
-async def test_a_coordinator_that_crashes_goes_on_with_what_it_had_decided(tmp_path: Path, decision: str) -> None:
+def test_a_coordinator_that_crashes_goes_on_with_what_it_had_decided(tmp_path: Path, decision: str) -> None:
     """Committed, not sent: a second challenge would be refused by whoever had answered the first."""
     federation = Federation(
         tmp_path, 14, Weather(), rounds=1, sharing=SharingSettings(dealer_checks=1), tamper=one_wrong_word
     )
-    assert await federation.run(crash_before=decision) == 0
+    assert federation.run(crash_before=decision) == 0
     federation.check_sums()
     (line,) = federation.outcomes()
     assert (line["phase"], line["contributors"], line["verified"]) == ("APPLIED", 9, True)
@@ -135,21 +135,21 @@ async def test_a_coordinator_that_crashes_goes_on_with_what_it_had_decided(tmp_p
 # --------------------------------------------------------------------------- single updates
 
 
-async def test_each_update_rebuilt_gives_the_exact_sum(tmp_path: Path) -> None:
+def test_each_update_rebuilt_gives_the_exact_sum(tmp_path: Path) -> None:
     federation = Federation(tmp_path, 21, BAD, sharing=SharingSettings(reveal="each"), floors=EACH)
-    assert await federation.run() == 0
+    assert federation.run() == 0
     federation.check_sums()
     assert [(line["phase"], line["reveal"]) for line in federation.outcomes()] == [("APPLIED", "each")] * 2
 
 
-async def test_the_same_words_give_the_same_model_either_way(tmp_path: Path) -> None:
+def test_the_same_words_give_the_same_model_either_way(tmp_path: Path) -> None:
     models = []
     for reveal in ("sum", "each"):
         federation = Federation(
             tmp_path / reveal, 22, Weather(), rounds=1, sharing=SharingSettings(reveal=reveal, checksum=False),
             floors=EACH, words_seed=5,
         )  # fmt: skip
-        assert await federation.run() == 0
+        assert federation.run() == 0
         ((_, opening),) = federation.opened
         assert len(opening.opened.contributors) == len(DEVICES)
         models.append(opening)
@@ -161,7 +161,7 @@ async def test_the_same_words_give_the_same_model_either_way(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("is_most", [False, True])
-async def test_tampered_fragments_do_no_harm(tmp_path: Path, is_most: bool) -> None:
+def test_tampered_fragments_do_no_harm(tmp_path: Path, is_most: bool) -> None:
     """One may be the device's own doing; an aggregator most of whose fragments are wrong is named."""
 
     def tampered(device: str, shares: dict[int, bytes]) -> dict[int, bytes]:
@@ -172,7 +172,7 @@ async def test_tampered_fragments_do_no_harm(tmp_path: Path, is_most: bool) -> N
     federation = Federation(
         tmp_path, 23, Weather(), rounds=1, sharing=SharingSettings(reveal="each"), floors=EACH, tamper=tampered
     )
-    assert await federation.run() == 0
+    assert federation.run() == 0
     federation.check_sums()
     ((current, _),) = federation.opened
     second = next(name for name, x in current.ledger.view.plan.points.items() if x == 2)
@@ -180,7 +180,7 @@ async def test_tampered_fragments_do_no_harm(tmp_path: Path, is_most: bool) -> N
     assert (line["contributors"], line["wrong_aggregators"]) == (10, [second] if is_most else [])
 
 
-async def test_an_update_no_device_may_send_is_left_out(tmp_path: Path) -> None:
+def test_an_update_no_device_may_send_is_left_out(tmp_path: Path) -> None:
     """In this mode the range of every digit can be checked; in a sum it cannot."""
 
     def nonsense(device: str, shares: dict[int, bytes]) -> dict[int, bytes]:
@@ -189,7 +189,7 @@ async def test_an_update_no_device_may_send_is_left_out(tmp_path: Path) -> None:
     federation = Federation(
         tmp_path, 24, Weather(), rounds=1, sharing=SharingSettings(reveal="each"), floors=EACH, tamper=nonsense
     )
-    assert await federation.run() == 0
+    assert federation.run() == 0
     federation.check_sums()
     (line,) = federation.outcomes()
     assert (line["contributors"], line["left_out_devices"]) == (9, ["device-05"])
@@ -210,11 +210,11 @@ async def test_an_update_no_device_may_send_is_left_out(tmp_path: Path) -> None:
     ],
     ids=["each", "low t"],
 )
-async def test_a_plan_below_the_aggregators_floors_fails_at_once_with_the_reason(
+def test_a_plan_below_the_aggregators_floors_fails_at_once_with_the_reason(
     tmp_path: Path, sharing: SharingSettings, floors: AggregatorFloors, reason: str
 ) -> None:
     federation = Federation(tmp_path, 31, Weather(), rounds=1, sharing=sharing, floors=floors)
-    assert await federation.run() == 1
+    assert federation.run() == 1
     (line,) = federation.outcomes()
     assert line["phase"] == "FAILED"
     assert reason in line["reason"]

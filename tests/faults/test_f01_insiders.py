@@ -100,10 +100,10 @@ class Hostile(Federation):
             body = mutations.flip(body, rng)
         return sign_body(identity(self.insider), "lab", envelope.kind, body)
 
-    async def run(self, *arguments: Any, **named: Any) -> int:
+    async def live(self, *arguments: Any, **named: Any) -> int:
         speaker = asyncio.create_task(self.speak())
         try:
-            return await super().run(*arguments, **named)
+            return await super().live(*arguments, **named)
         finally:
             speaker.cancel()
             with suppress(asyncio.CancelledError):
@@ -126,7 +126,7 @@ async def attacked(tmp_path: Path, insider: str, seed: int = 1) -> tuple[Hostile
         raise structlog.DropEvent
 
     structlog.configure(processors=[note])
-    assert await federation.run() == 0
+    assert await federation.live() == 0
     assert failures == [] and errors == []
     refused = sum("refused" in str(entry["event"]) or "dropped" in str(entry["event"]) for entry in logs)
     phases = [outcome["phase"] for outcome in federation.outcomes()]

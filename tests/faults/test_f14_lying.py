@@ -188,11 +188,11 @@ def in_league(words: np.ndarray, x: int) -> np.ndarray:
 
 @pytest.mark.parametrize("lie", [additive, swapped, old, without_one])
 @pytest.mark.parametrize("is_one_absent", [True, False])
-async def test_a_round_with_one_liar(tmp_path: Path, lie: Any, is_one_absent: bool) -> None:
+def test_a_round_with_one_liar(tmp_path: Path, lie: Any, is_one_absent: bool) -> None:
     absent = ("aggregator-3",) if is_one_absent else ()
     federation = Federation(tmp_path, 41, Weather(), rounds=1, absent=absent)
     with lying(("aggregator-2",), lie):
-        code = await federation.run()
+        code = federation.run()
     (line,) = federation.outcomes()
     if is_one_absent:  # exactly k answers
         assert (code, line["phase"], line["verified"], line["accuracy"]) == (1, "FAILED", False, None)
@@ -204,10 +204,10 @@ async def test_a_round_with_one_liar(tmp_path: Path, lie: Any, is_one_absent: bo
     federation.check_sums()
 
 
-async def test_a_round_with_two_liars_of_three_fails_and_names_nobody(tmp_path: Path) -> None:
+def test_a_round_with_two_liars_of_three_fails_and_names_nobody(tmp_path: Path) -> None:
     federation = Federation(tmp_path, 42, Weather(), rounds=1)
     with lying(("aggregator-1", "aggregator-2"), in_league):
-        assert await federation.run() == 1
+        assert federation.run() == 1
     (line,) = federation.outcomes()
     assert (line["phase"], line["wrong_aggregators"]) == ("FAILED", [])
     assert "no 2 of them have the right checksum" in line["reason"]
@@ -215,14 +215,14 @@ async def test_a_round_with_two_liars_of_three_fails_and_names_nobody(tmp_path: 
 
 @pytest.mark.parametrize("lie", [additive, without_one])
 @pytest.mark.parametrize("is_one_absent", [True, False])
-async def test_without_the_checksum_k_answers_are_labelled_and_more_notice(
+def test_without_the_checksum_k_answers_are_labelled_and_more_notice(
     tmp_path: Path, lie: Any, is_one_absent: bool
 ) -> None:
     absent = ("aggregator-3",) if is_one_absent else ()
     sharing = SharingSettings(checksum=False)
     federation = Federation(tmp_path, 43, Weather(), rounds=1, absent=absent, sharing=sharing)
     with lying(("aggregator-2",), lie):
-        await federation.run()
+        federation.run()
     (line,) = federation.outcomes()
     assert (line["verified"], line["verified_by"]) == (False, "")
     if not is_one_absent:
@@ -246,11 +246,11 @@ def not_canonical(device: str, shares: dict[int, bytes]) -> dict[int, bytes]:
 
 
 @pytest.mark.parametrize("checks", [0, 1])
-async def test_shares_on_no_polynomial(tmp_path: Path, checks: int) -> None:
+def test_shares_on_no_polynomial(tmp_path: Path, checks: int) -> None:
     """A dealer check names the device. Without one the sum is still the one whose checksum is right."""
     sharing = SharingSettings(dealer_checks=checks)
     federation = Federation(tmp_path, 44, Weather(), rounds=1, sharing=sharing, tamper=one_wrong_element)
-    assert await federation.run() == 0
+    assert federation.run() == 0
     federation.check_sums()
     (line,) = federation.outcomes()
     assert line["left_out_devices"] == (["device-03"] if checks else [])
@@ -258,9 +258,9 @@ async def test_shares_on_no_polynomial(tmp_path: Path, checks: int) -> None:
     assert len(line["wrong_aggregators"]) == 1 - checks
 
 
-async def test_words_beyond_the_modulus_are_refused_where_they_arrive(tmp_path: Path) -> None:
+def test_words_beyond_the_modulus_are_refused_where_they_arrive(tmp_path: Path) -> None:
     federation = Federation(tmp_path, 45, Weather(), rounds=1, deadline_s=3.0, tamper=not_canonical)
-    assert await federation.run() == 0
+    assert federation.run() == 0
     (line,) = federation.outcomes()
     assert (line["phase"], line["contributors"]) == ("APPLIED", 9)
     federation.check_sums()
@@ -294,16 +294,16 @@ def huge_values(view: PlanView, words: np.ndarray) -> np.ndarray:
         (huge_values, "more than its digits|the checksum of segment"),
     ],
 )
-async def test_words_that_no_device_may_send_fail_the_round(tmp_path: Path, change: Any, reason: str) -> None:
+def test_words_that_no_device_may_send_fail_the_round(tmp_path: Path, change: Any, reason: str) -> None:
     federation = Federation(tmp_path, 46, Weather(), rounds=1, spoil=_spoilt(change))
-    assert await federation.run() == 1
+    assert federation.run() == 1
     (line,) = federation.outcomes()
     assert (line["phase"], line["wrong_aggregators"], line["accuracy"]) == ("FAILED", [], None)
     assert any(part in line["reason"] for part in reason.split("|"))
 
 
 @pytest.mark.parametrize(("change", "reason"), [(huge_weight, "weight sum"), (huge_values, "more than its digits")])
-async def test_so_do_they_with_a_checksum_made_for_them(tmp_path: Path, change: Any, reason: str) -> None:
+def test_so_do_they_with_a_checksum_made_for_them(tmp_path: Path, change: Any, reason: str) -> None:
     """Whoever knows the seed can make any words pass the checksum: what they can say is bounded all the same."""
     seeds: list[bytes] = []
 
@@ -316,7 +316,7 @@ async def test_so_do_they_with_a_checksum_made_for_them(tmp_path: Path, change: 
 
     federation = Federation(tmp_path, 47, Weather(), rounds=1, spoil=refilled)
     with patch("coordinator.service.os.urandom", lambda count: seeds.append(bytes(count)) or bytes(count)):
-        assert await federation.run() == 1
+        assert federation.run() == 1
     (line,) = federation.outcomes()
     assert line["phase"] == "FAILED"
     assert reason in line["reason"]

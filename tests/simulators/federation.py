@@ -1,7 +1,8 @@
 """A whole federation in one event loop: real coordinator, real aggregators, scripted devices, brokers with weather.
 
 Only training is replaced: a device draws its integers instead of learning them, so that the sum is known exactly. All
-messages, stores, rules and links' interfaces are those of the product.
+messages, stores, rules and links' interfaces are those of the product. Time is simulated: who is late is so by the
+weather and the seed, not by what else this machine does.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import numpy as np
 import pytest
 from builders import AGGREGATORS, DEVICES, directory, identity
 from onnx_models import TABLE, arrays, template
+from simulators import virtual_time
+from simulators.virtual_time import VirtualLoop
 from simulators.whole_shares import split_upload
 
 import coordinator.service as coordinator_service
@@ -66,6 +69,10 @@ def bench(folder: Path) -> Workbench:
     return Workbench(bundle, Evaluator(template(), inputs, targets), folder, CodingSettings())
 
 
+def _clock() -> float:
+    return time.monotonic()  # by the module's name each time: while it runs, that is simulated time
+
+
 class CrashError(Exception):
     """The power went."""
 
@@ -97,7 +104,7 @@ class Federation:
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
         names = ("control", *AGGREGATORS)
-        self.brokers = {n: MemoryBroker(random.Random(f"{self.seed} {n}"), time.monotonic, self.weather) for n in names}
+        self.brokers = {n: MemoryBroker(random.Random(f"{self.seed} {n}"), _clock, self.weather) for n in names}
         self.directory = directory()
         self.aggregators: dict[str, Aggregator] = {}
         self.links: list[MemoryLink] = []
@@ -107,7 +114,7 @@ class Federation:
         return self.links[-1]
 
     def party(self, name: str, role: Role) -> Party:
-        return Party(identity(name), self.directory, role)
+        return Party(identity(name), self.directory, role, clock=time.time)
 
     # ------------------------------------------------------------------ services
 
@@ -261,12 +268,19 @@ class Federation:
 
     # ------------------------------------------------------------------ all of it
 
-    async def run(self, faults: bool = False, crash_before: str = "", crash_at: str = "") -> int:
-        """Start everything, run all rounds, stop everything; the coordinator's exit code.
+    def run(self, faults: bool = False, crash_before: str = "", crash_at: str = "") -> int:
+        """Start everything, run all rounds, stop everything, in simulated time; the coordinator's exit code.
 
         `crash_before`: a decision (`dealer-check`, `freeze`) that the first coordinator commits and never sends;
         `crash_at`: a crash point that it does not get beyond. A second one goes on from its store.
         """
+        loop = VirtualLoop()
+        code: int = virtual_time.run(loop, self.live(faults, crash_before, crash_at))
+        assert not loop.errors, loop.errors
+        return code
+
+    async def live(self, faults: bool = False, crash_before: str = "", crash_at: str = "") -> int:
+        """The same in the loop, and at the time, of who calls it."""
         for name in AGGREGATORS:
             if name not in self.absent:
                 await self.start_aggregator(name)
@@ -305,7 +319,7 @@ class Federation:
                 patch.object(coordinator_service, "open_and_apply", self._recording),
                 patch.object(Publisher, "send", send_or_crash),
             ):
-                return await asyncio.wait_for(coordinator.run(), 90.0)
+                return await asyncio.wait_for(coordinator.run(), 600.0)
         finally:
             await coordinator.stop()
 
