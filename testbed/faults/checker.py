@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,17 +21,19 @@ class Judge:
     """The events of a run in the order they happened; each method is a rule and yields its violations."""
 
     def __init__(self, events: Iterable[Event]) -> None:
-        self.events = [{**event, "place": place} for place, event in enumerate(events)]
-        self.begin: Event = next((e for e in self.events if e["event"] == "begin"), {"grace_s": 0})
+        self.index: dict[tuple[str, Any], list[Event]] = defaultdict(list)
+        for e in ({**event, "turn": turn} for turn, event in enumerate(events)):
+            for number in {None, e.get("round")}:
+                self.index[e["event"], number].append(e)
+        self.begin: Event = next(iter(self.index["begin", None]), {"grace_s": 0})
         self.plans = {plan["round"]: plan for plan in self.of("plan")}
         self.freezes = {freeze["freeze"]: freeze for freeze in self.of("freeze-signed")}
         self.words = {(e["round"], e["device"], e["upload"]): e.get("values", []) for e in self.of("upload")}
-        self.sums = [e for e in self.events if e["event"] == "sum-released"]
 
-    def of(self, *kinds: str) -> list[Event]:
-        """Events of some kinds, without those of aggregators that the run itself made dishonest."""
-        liars = self.begin.get("dishonest", ())
-        return [e for e in self.events if e["event"] in kinds and e.get("aggregator") not in liars]
+    def of(self, *kinds: str, number: int | None = None) -> list[Event]:
+        """Events of some kinds, of one round or all, without those of aggregators that the run itself had lie."""
+        found, liars = [e for kind in kinds for e in self.index[kind, number]], self.begin.get("dishonest", ())
+        return sorted((e for e in found if e.get("aggregator") not in liars), key=lambda e: int(e["turn"]))
 
     def sound(self) -> Iterator[str]:
         """H: it begins, ends, decides a round, tells how what was applied came about, and nothing is outside a plan."""
@@ -51,7 +53,7 @@ class Judge:
             named = [c for c in freeze["contributors"] if c[0] not in e.get("left_out", ())]
             if freeze["round"] != e["round"] or named != e["contributors"]:
                 yield f"{where}: opened for others than a signed Freeze names"
-            answered = {s["aggregator"] for s in self.sums if s["freeze"] == e["freeze"]}
+            answered = {s["aggregator"] for s in self.index["sum-released", e["round"]] if s["freeze"] == e["freeze"]}
             if len(answered) < self.plans.get(e["round"], {"k": 1})["k"]:
                 yield f"{where}: opened from {len(answered)} sums"
             for segment, found in ((int(segment), found) for segment, found in e["values"].items()):
@@ -63,25 +65,23 @@ class Judge:
 
     def nothing_is_lost(self) -> Iterator[str]:
         """I2: receipted by all aggregators used means counted, unless left out for a reason that is allowed."""
-        held: dict[tuple[int, str, str], set[str]] = defaultdict(set)
-        for e in [e for e in self.of("receipt") if e["verdict"] == "accepted"]:
-            held[e["round"], e["device"], e["upload"]].add(e["aggregator"])
         for freeze in [e for e in self.of("freeze-signed") if not e.get("forged")]:
-            revoked = {d for e in self.of("directory") if e["place"] < freeze["place"] for d in e["revoked"]}
-            for (number, device, _), by in held.items():
-                if number == freeze["round"] and set(freeze["aggregators"]) <= by:
-                    is_allowed = device in revoked or freeze.get("left_out", {}).get(device) in LEFT_OUT
-                    if device not in {c[0] for c in freeze["contributors"]} and not is_allowed:
-                        yield f"I2 round {number}: {device} has every receipt and is not in the Freeze"
+            receipts = [e for e in self.of("receipt", number=freeze["round"]) if e["verdict"] == "accepted"]
+            held = {(e["device"], e["upload"], e["aggregator"]) for e in receipts}
+            whole = {d for d, upload, _ in held if all((d, upload, a) in held for a in freeze["aggregators"])}
+            revoked = {d for e in self.of("directory") if e["turn"] < freeze["turn"] for d in e["revoked"]}
+            left_out = {device for device, why in freeze.get("left_out", {}).items() if why in LEFT_OUT}
+            for device in sorted(whole - {c[0] for c in freeze["contributors"]} - revoked - left_out):
+                yield f"I2 round {freeze['round']}: {device} has every receipt and is not in the Freeze"
 
     def nobody_counts_twice(self) -> Iterator[str]:
         """I3: each device's own one-hot place in segment 0 is 1 if it contributed, else 0."""
         for e in self.of("opened"):
-            counted = [c[0] for c in e["contributors"]]
+            counted = Counter(c[0] for c in e["contributors"])
             places = self.begin.get("one_hot", {}) if "0" in e["values"] else {}
             found = {device: e["values"]["0"][place] for device, place in places.items()}
             for device in found.keys() | set(counted):
-                if counted.count(device) > 1 or found.get(device, device in counted) != (device in counted):
+                if counted[device] > 1 or found.get(device, device in counted) != (device in counted):
                     yield f"I3 round {e['round']}: {device} counted {found.get(device, 'more')} times"
 
     def one_freeze_for_ever(self) -> Iterator[str]:
@@ -109,9 +109,9 @@ class Judge:
             is_close = any(after < later or 0 < before - after < later for before, after in pairwise(counts))
             if not counts or counts[0] < low or is_close:
                 yield f"{where}: segments of {counts} contributors, floors {low} and {later}"
-            accepted = [a["place"] for a in self.of("freeze-accepted") if a["freeze"] == e["freeze"]]
+            accepted = [a["turn"] for a in self.of("freeze-accepted", number=e["round"]) if a["freeze"] == e["freeze"]]
             known = [d for d in self.of("directory") if d.get("party") == e["aggregator"]]
-            revoked = {device for d in known if d["place"] < min(accepted, default=0) for device in d["revoked"]}
+            revoked = {device for d in known if d["turn"] < min(accepted, default=0) for device in d["revoked"]}
             if gone := revoked & {c[0] for c in freeze["contributors"]}:
                 yield f"{where}: {min(gone)} was revoked"
 
@@ -153,7 +153,7 @@ class Judge:
             if (e["phase"], bool(e["reason"])) not in (("APPLIED", False), ("FAILED", True)):
                 yield f"I9 round {e['round']}: {e['phase']} because of {e['reason']!r}"
         for number, plan in self.plans.items():
-            found = [e for e in self.of("outcome") if e["round"] == number]
+            found = self.of("outcome", number=number)
             if len({e["phase"] for e in found}) != 1:
                 yield f"I9 round {number}: {len(found)} outcomes"
             elif found[0]["at"] > plan["at"] + plan["deadline_s"] + self.begin["grace_s"]:
