@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the run failed, 2 bad usage or settings (all faults listed
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,14 @@ EXTRAS: Final[dict[str, str]] = {
     "rich": "testbed",
     "tensorboardX": "tensorboard",
 }
+
+#: What a user can put right about a disk or a path: full, over quota, read-only, forbidden, or no folder (or one).
+DISK_FAULTS: Final = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
+        errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+    }
+)  # fmt: skip
 
 
 class LazyGroup(click.Group):
@@ -101,6 +110,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except FedPruneShareError as error:
         click.echo(f"error: {error}", err=True)
         return 1
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        click.echo(f"error: {disk_fault(error)}", err=True)
+        return 1
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
@@ -113,6 +127,11 @@ def missing_extra(module: str, extra: str) -> str:
     """What to tell a user whose installation lacks a library."""
     commands = " or ".join(f"pip install 'fedpruneshare[{one}]'" for one in extra.split(" or "))
     return f"this command needs {module}, which is not installed: {commands}"
+
+
+def disk_fault(error: OSError) -> str:
+    """What to tell a user whose disk or path does not take what a command writes, or does not give what it reads."""
+    return f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror} (while writing or reading)"
 
 
 def main() -> None:

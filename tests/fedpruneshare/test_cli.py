@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,6 +77,8 @@ FAULTS = (Fault("rounds.count", "nothing", "a whole number"), Fault("prg", "'x'"
         (KeyboardInterrupt(), 130, ["interrupted"]),
         (click.UsageError("which one?"), 2, ["which one?"]),
         (ModuleNotFoundError("No module named 'torch'", name="torch.nn"), 2, ["torch", "fedpruneshare[edge]"]),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, ["error: No space left on device (while writing"]),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/out"), 1, ["error: /x/out: Permission denied"]),
     ],
 )
 def test_errors_become_a_message_and_an_exit_code(
@@ -93,7 +96,15 @@ def test_errors_become_a_message_and_an_exit_code(
     assert "Traceback" not in written
 
 
-@pytest.mark.parametrize("error", [RuntimeError("our bug"), ModuleNotFoundError("x", name="edge_client.nothing")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("our bug"),
+        ModuleNotFoundError("x", name="edge_client.nothing"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "never-written.json"),
+        OSError(errno.EBADF, "Bad file descriptor"),
+    ],
+)
 def test_our_own_bugs_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     with_command(monkeypatch, raising(error))
     with pytest.raises(type(error)):
