@@ -1,12 +1,11 @@
 """Brokers this project configures and, for tests, demos and the testbed, starts as processes of their own.
 
 `embedded.embedded_broker` (pip alone, loopback only) and `mosquitto.mosquitto_broker` (everything real) both give a
-`Broker`. The calls block for at most a few seconds; a broker never outlives the process that started it.
+`Broker`. The calls block until it is up or gone; a broker never outlives the process that started it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 import signal
@@ -14,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -27,13 +26,14 @@ Render = Callable[[BrokerAddress], list[str]]
 
 LOOPBACK: Final = "127.0.0.1"
 _CHILD: Final = Path(__file__).with_name("child.py")
-_START_S: Final = 10.0
-_STOP_S: Final = 5.0
+#: Bounds for what hangs: a broker that fails ends by itself, and a crowded machine may take a while to start one.
+_START_S: Final = 60.0
+_STOP_S: Final = 20.0
 _POLL_S: Final = 0.01
 
 
 class Broker:
-    """A broker process: started and stopped by this handle, its port kept over restarts.
+    """A broker process: started and stopped by this handle, its port its own from the first start until `stop`.
 
     With `port` None the kernel names a free one at the first start. What the process prints goes to `broker.log` in
     `folder`. With `namespace` it runs in that network namespace (`firmware_configs.brokers.namespaces`) and listens
@@ -58,6 +58,7 @@ class Broker:
         self.speaks_tls = False
         """Whether its address says so; the factory that renders the configuration sets it."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._holder: socket.socket | None = None
 
     def __repr__(self) -> str:
         state = f"pid {self._process.pid}" if self.is_running and self._process else "stopped"
@@ -92,34 +93,46 @@ class Broker:
     def start(self) -> None:
         """Start it and return when its listener accepts. Nothing happens if it runs.
 
-        Raises `SettingsError` if its port is taken, or with the end of its log if it ends or does not accept within
-        ten seconds.
+        Raises `SettingsError` if its port is taken, or with the end of its log if it ends or does not accept within a
+        minute.
         """
         if self.is_running:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        with _reserved(self._host, self._port or 0, self._namespace) as port:
-            address = BrokerAddress(self._host, port, self.speaks_tls)
-            self._process = self._launch(address)
-            try:
-                self._wait_ready(self._process, address)
-            except SettingsError:
-                self.kill()
-                raise
+        if self._holder is None:
+            self._holder = _holder(self._host, self._port or 0, self._namespace)
+        port: int = self._holder.getsockname()[1]
+        address = BrokerAddress(self._host, port, self.speaks_tls)
+        self._process = self._launch(address)
+        try:
+            self._wait_ready(self._process, address)
+        except SettingsError:
+            self._end(signal.SIGKILL)
+            self._let_go()
+            raise
         self._port = port
 
     def stop(self) -> None:
-        """End it with SIGTERM (Mosquitto saves its data), after five seconds with SIGKILL. Idempotent."""
+        """End it with SIGTERM (Mosquitto saves its data), after a while with SIGKILL, and let go of its port.
+
+        Idempotent.
+        """
         self._end(signal.SIGTERM)
+        self._let_go()
 
     def kill(self) -> None:
-        """End it with SIGKILL, as a crash would. Idempotent."""
+        """End it with SIGKILL, as a crash would; nobody else is given its port. Idempotent."""
         self._end(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Stop it if it runs, and start it on the same port with the data it left on disk."""
-        self.stop()
+        """End it with SIGTERM if it runs, and start it on the same port with the data it left on disk."""
+        self._end(signal.SIGTERM)
         self.start()
+
+    def _let_go(self) -> None:
+        holder, self._holder = self._holder, None
+        if holder is not None:
+            holder.close()
 
     def _launch(self, address: BrokerAddress) -> subprocess.Popen[bytes]:
         child = [sys.executable, "-P", str(_CHILD), str(os.getpid()), *self._render(address)]
@@ -165,24 +178,23 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def _reserved(host: str, port: int, namespace: str) -> Iterator[int]:
-    """Hold a port, a free one for 0, bound but not listening, until the broker listens on it itself.
+def _holder(host: str, port: int, namespace: str) -> socket.socket:
+    """A socket bound to a port, a free one for 0, that never listens.
 
-    Nobody else is given it in the meantime, while a broker, which sets SO_REUSEADDR too, may bind it. Without that
-    somebody else's listener could be taken for the broker's.
+    As long as it is open nobody else is given the port, while a broker, which sets SO_REUSEADDR too, may bind it, also
+    again after a crash. Without that somebody else's listener could be taken for the broker's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with call_in_network(namespace, lambda: socket.socket(family)) as holder:
-        if port:  # after a restart, connections of the one before may still linger on it
+    holder = call_in_network(namespace, lambda: socket.socket(family))
+    try:
+        if port:  # connections of a broker before may still linger on it
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            holder.bind((host, port))
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        except OSError as error:
-            raise SettingsError(f"broker at {host}:{port}: {error}, expected a free port of this machine") from None
-        number: int = holder.getsockname()[1]
-        yield number
+        holder.bind((host, port))
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    except OSError as error:
+        holder.close()
+        raise SettingsError(f"broker at {host}:{port}: {error}, expected a free port of this machine") from None
+    return holder
 
 
 def _accepts(address: BrokerAddress) -> bool:

@@ -116,6 +116,25 @@ def test_killed_by_its_pid_and_started_again(make: Make) -> None:
     assert not accepts(address)
 
 
+def test_its_port_is_nobody_elses_while_it_is_down(make: Make) -> None:
+    """Until then a listener of somebody else could come to where everybody looks for it."""
+    broker = make()
+    broker.start()
+    place = (broker.address.host, broker.address.port)
+    broker.kill()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(place)
+    with socket.socket() as client, pytest.raises(ConnectionRefusedError):
+        client.connect(place)
+    broker.restart()
+    assert accepts(broker.address)
+    broker.stop()
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of before may linger on it
+        other.bind(place)
+        other.listen()
+
+
 def test_port_that_is_taken(make: Make) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
