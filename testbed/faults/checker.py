@@ -109,9 +109,9 @@ class Judge:
             is_close = any(after < later or 0 < before - after < later for before, after in pairwise(counts))
             if not counts or counts[0] < low or is_close:
                 yield f"{where}: segments of {counts} contributors, floors {low} and {later}"
-            accepted = [a["turn"] for a in self.of("freeze-accepted", number=e["round"]) if a["freeze"] == e["freeze"]]
-            known = [d for d in self.of("directory") if d.get("party") == e["aggregator"]]
-            revoked = {device for d in known if d["turn"] < min(accepted, default=0) for device in d["revoked"]}
+            own = [a for a in self.of("freeze-accepted", number=e["round"]) if a["aggregator"] == e["aggregator"]]
+            known = [d for d in self.of("directory") if own and d["turn"] < own[0]["turn"]]
+            revoked = {device for d in known if d.get("party") == e["aggregator"] for device in d["revoked"]}
             if gone := revoked & {c[0] for c in freeze["contributors"]}:
                 yield f"{where}: {min(gone)} was revoked"
 

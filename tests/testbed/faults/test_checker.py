@@ -206,6 +206,13 @@ def a_sum_with_a_revoked_device(events: Events) -> None:
     find(events, "directory")["revoked"] = ["d1"]
 
 
+def summed_by_one_aggregator_that_knew_of_the_revocation(events: Events) -> None:
+    """The others had accepted the Freeze before it heard."""
+    accepted = find(events, "freeze-accepted", round=3, aggregator="a3")
+    known = {**find(events, "directory"), "party": "a3", "revoked": ["d1"]}
+    events.insert(events.index(accepted), known)
+
+
 def accepted_after_the_burn(events: Events) -> None:
     late = find(events, "receipt", round=1, aggregator="a1", device="d6")
     after(events, find(events, "burned", round=1, aggregator="a2"), **late, aggregator2="")
@@ -328,6 +335,7 @@ BAD: list[tuple[str, Callable[[Events], None]]] = [
     ("I5", one_device_between_two_segments),
     ("I5", below_the_aggregators_own_floor),
     ("I5", a_sum_with_a_revoked_device),
+    ("I5", summed_by_one_aggregator_that_knew_of_the_revocation),
     ("I6", accepted_after_the_burn),
     ("I6", accepted_after_the_attendance),
     ("I6", accepted_once_more_after_the_burn),
@@ -404,6 +412,14 @@ def test_what_a_dishonest_aggregator_does_is_no_violation() -> None:
     events = good_history()
     a_second_sum(events)
     find(events, "begin")["dishonest"] = ["a2"]
+    assert checker.judge(events) == []
+
+
+def test_a_revocation_that_comes_after_the_freeze_does_not_count_for_it() -> None:
+    events = good_history()
+    accepted = find(events, "freeze-accepted", round=3, aggregator="a3")
+    known = {**find(events, "directory"), "party": "a3", "revoked": ["d1"]}
+    events.insert(events.index(accepted) + 1, known)
     assert checker.judge(events) == []
 
 
