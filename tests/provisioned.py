@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,13 +15,15 @@ from fedpruneshare import cli
 PASSPHRASE = "correct horse battery"
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
+@contextmanager
+def own_ports(count: int) -> Iterator[list[int]]:
+    """Ports that nobody listens on, and that nobody is given: a broker, which is told its own, may listen there."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
             one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        yield [one.getsockname()[1] for one in sockets]
 
 
 class Root:

@@ -269,7 +269,7 @@ def kept_texts() -> Iterator[tuple[str, str]]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
         check=False,
     )
     if listed.returncode:

@@ -119,7 +119,7 @@ async def test_the_plan_that_names_a_directory_stays_at_the_broker_that_is_left(
     await desk.publisher.say_directory()
     assert not leaving.done(), "nobody has been told of a directory by the plan of the one before"
     await desk.publisher.announce(desk.announcement(2, (b"a",), directory_version=2))
-    await asyncio.wait_for(leaving, 10)
+    await asyncio.wait_for(leaving, 60)
     assert desk.broker._retained["fps/v1/lab/round"].until_s == math.inf
 
 
@@ -127,7 +127,7 @@ async def test_a_broker_where_nobody_can_be_told_is_left_all_the_same(tmp_path: 
     desk = Desk(tmp_path, found=directory())
     desk.put(directory(version=2))
     assert desk.party.reload()
-    await asyncio.wait_for(desk.publisher.leave(0.05), 10)
+    await asyncio.wait_for(desk.publisher.leave(0.05), 60)
 
 
 async def test_an_older_announcement_never_overwrites_a_newer_one(tmp_path: Path) -> None:

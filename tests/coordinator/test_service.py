@@ -183,5 +183,5 @@ async def test_rounds_that_fail_in_a_row_are_not_used_up_within_a_minute(tmp_pat
     await asyncio.sleep(0)
     assert not waiting.done()
     coordinator._party._put_in_force(directory(version=2))
-    await asyncio.wait_for(waiting, 10.0)
+    await asyncio.wait_for(waiting, 60)
     await coordinator.stop()

@@ -22,7 +22,7 @@ from typing import Any
 import click
 import pytest
 from message_examples import EXAMPLES
-from provisioned import free_ports
+from provisioned import own_ports
 
 from edge_client.settings import DeviceSettings
 from fedpruneshare import cli
@@ -63,9 +63,9 @@ BLOCK_S = 120.0
 class Shell:
     """One shell that runs block after block, as somebody would who copies them into a terminal."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ports: list[int]) -> None:
         self.folder = folder
-        self._ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        self._ports = dict(zip(PORTS, ports, strict=True))
         programs = folder / "bin"
         programs.mkdir()
         program = programs / "fedpruneshare"
@@ -114,7 +114,7 @@ class Shell:
         self._bash.wait(60)
 
 
-def until(is_so: Callable[[], Any], what: str, limit_s: float = 30.0) -> None:
+def until(is_so: Callable[[], Any], what: str, limit_s: float = 90.0) -> None:
     give_up_s = time.monotonic() + limit_s
     while not is_so():
         assert time.monotonic() < give_up_s, f"{what} did not come within {limit_s:g} s"
@@ -123,11 +123,12 @@ def until(is_so: Callable[[], Any], what: str, limit_s: float = 30.0) -> None:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
-    made = Shell(tmp_path)
-    try:
-        yield made
-    finally:
-        made.end()
+    with own_ports(len(PORTS)) as ports:
+        made = Shell(tmp_path, ports)
+        try:
+            yield made
+        finally:
+            made.end()
 
 
 class Insider:
@@ -146,7 +147,7 @@ class Insider:
             }
         finally:
             os.chdir(before)
-        self.link = LinkSettings(tls=type(settings.link.tls)(**files), connect_timeout_s=20.0)
+        self.link = LinkSettings(tls=type(settings.link.tls)(**files), connect_timeout_s=60.0)
 
     @property
     def brokers(self) -> dict[str, BrokerAddress]:
@@ -318,7 +319,7 @@ async def shut_out(shell: Shell, lab: Path) -> None:
                 return True
             return False
 
-        give_up_s = time.monotonic() + 30
+        give_up_s = time.monotonic() + 90
         while not await is_refused():
             assert time.monotonic() < give_up_s, "the broker still takes what a revoked device sends"
     for address in thief.brokers.values():
@@ -326,7 +327,7 @@ async def shut_out(shell: Shell, lab: Path) -> None:
 
 
 async def eventually(is_so: Callable[[], bool], what: str) -> None:
-    give_up_s = time.monotonic() + 30
+    give_up_s = time.monotonic() + 90
     while not is_so():
         assert time.monotonic() < give_up_s, f"{what} did not come"
         await asyncio.sleep(0.02)

@@ -152,4 +152,4 @@ def test_mistakes_on_the_command_line_end_with_2(tmp_path: Path) -> None:
 def run_testbed(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command as a user types it."""
     command = [sys.executable, "-m", "fedpruneshare.cli", "testbed", "run", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)

@@ -45,7 +45,7 @@ def test_the_plots_are_painted(tmp_path: Path, browser: str) -> None:
     out, picture = tmp_path / "run", tmp_path / "report.png"
     sets = (*SMALL, "rounds.count=3", "pruning.dense_rounds=0", "pruning.final_round=2", 'brokers.kind="mosquitto"')
     command = ["testbed", "run", "demo", "--out", str(out), *(part for text in sets for part in ("--set", text))]
-    subprocess.run([sys.executable, "-m", "fedpruneshare.cli", *command], check=True, timeout=120, capture_output=True)
+    subprocess.run([sys.executable, "-m", "fedpruneshare.cli", *command], check=True, timeout=250, capture_output=True)
     with running(browser, tmp_path) as tab:
         tab.open(out / "report.html", WIDTH, 900)
         plots = tab.value(BOXES)

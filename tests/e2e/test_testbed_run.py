@@ -57,7 +57,7 @@ def has_rounds(out: Path, count: int) -> Callable[[], bool]:
 
 def test_a_run_fills_its_folder_and_leaves_no_process(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    ended = subprocess.run(command(out), capture_output=True, text=True, timeout=150, check=False)
+    ended = subprocess.run(command(out), capture_output=True, text=True, timeout=250, check=False)
     assert ended.returncode == 0, ended.stderr + ended.stdout
     assert of_run(out) == []
     assert {entry.name for entry in out.iterdir()} == {
@@ -85,7 +85,7 @@ def test_where_single_updates_are_visible_everybody_says_so(tmp_path: Path) -> N
         command(out, 'sharing.reveal="each"', "rounds.count=1"),
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=250,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr + ended.stdout
@@ -105,7 +105,7 @@ def test_where_single_updates_are_visible_everybody_says_so(tmp_path: Path) -> N
 def test_too_many_failed_rounds_end_with_1_and_a_full_folder(tmp_path: Path) -> None:
     out = tmp_path / "run"
     hasty = ("rounds.deadline_s=0.05", "rounds.grace_s=0.1", "max_failed_rounds=1")
-    ended = subprocess.run(command(out, *hasty), capture_output=True, text=True, timeout=150, check=False)
+    ended = subprocess.run(command(out, *hasty), capture_output=True, text=True, timeout=250, check=False)
     assert ended.returncode == 1, ended.stderr + ended.stdout
     body = json.loads((out / "summary.json").read_text())["arms"][ARM]
     assert (body["rounds_applied"], body["rounds_failed"], body["density_final"]) == (0, 2, 1.0)

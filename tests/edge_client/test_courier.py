@@ -153,7 +153,7 @@ async def test_chunks_that_the_round_cut_off_show_how_slow_the_link_is(
     with pytest.raises(asyncio.CancelledError):
         await delivery
     assert [entry[0] for entry in seen] == ["aggregator-1"] * reported
-    assert all(0.05 < seconds < 10.0 for _, seconds, _ in seen)
+    assert all(0.05 < seconds < 60.0 for _, seconds, _ in seen)
     assert [ahead for _, _, ahead in seen] == list(range(1, reported + 1))
 
 

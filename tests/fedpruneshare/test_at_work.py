@@ -51,6 +51,6 @@ def test_every_service_keeps_its_store_to_itself(tmp_path: Path, role: str) -> N
     (tmp_path / "x.toml").write_text(f'store = "{tmp_path / "store"}"\n{more[role]}\n{party}\n')
     with at_work(tmp_path / "store"):
         command = [sys.executable, "-m", "fedpruneshare.cli", role, "run", "--config", str(tmp_path / "x.toml")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 2
     assert f"is in use by process {os.getpid()}" in done.stderr

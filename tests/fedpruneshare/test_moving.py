@@ -64,7 +64,7 @@ class Scene:
         self.party.adopt(sign_directory(directory, ROOT))
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.001)
 
@@ -77,13 +77,13 @@ async def test_it_goes_over_once_it_is_free_and_ends_with_its_exit_code(tmp_path
     scene = Scene(tmp_path)
     first = await scene.alive(1)
     scene.adopt(moved(2, 1999))
-    await asyncio.wait_for(first.is_asked.wait(), 10)
+    await asyncio.wait_for(first.is_asked.wait(), 60)
     assert not first.has_stopped and len(scene.lives) == 1
     first.is_free.set()
     second = await scene.alive(2)
     assert first.has_stopped and second.port == 1999
     second.end.set_result(3)
-    assert await asyncio.wait_for(scene.following, 10) == 3
+    assert await asyncio.wait_for(scene.following, 60) == 3
     assert not scene.party._watchers, "what watched for directories is gone with it"
 
 
@@ -96,16 +96,16 @@ async def test_a_directory_with_the_same_brokers_changes_nothing(tmp_path: Path)
     assert not first.is_asked.is_set()
     first.end.set_exception(SettingsError("its own reason"))
     with pytest.raises(SettingsError, match="its own reason"):
-        await asyncio.wait_for(scene.following, 10)
+        await asyncio.wait_for(scene.following, 60)
 
 
 async def test_a_service_that_ends_while_it_is_waited_for_has_ended(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     first = await scene.alive(1)
     scene.adopt(moved(2, 1999))
-    await asyncio.wait_for(first.is_asked.wait(), 10)
+    await asyncio.wait_for(first.is_asked.wait(), 60)
     first.end.set_result(0)
-    assert await asyncio.wait_for(scene.following, 10) == 0
+    assert await asyncio.wait_for(scene.following, 60) == 0
     assert len(scene.lives) == 1
 
 
@@ -113,8 +113,8 @@ async def test_sigterm_ends_it_wherever_it_is(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     first = await scene.alive(1)
     scene.adopt(moved(2, 1999))
-    await asyncio.wait_for(first.is_asked.wait(), 10)
+    await asyncio.wait_for(first.is_asked.wait(), 60)
     scene.following.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(scene.following, 10)
+        await asyncio.wait_for(scene.following, 60)
     assert first.has_stopped and not scene.party._watchers

@@ -38,7 +38,7 @@ def test_a_process_joins_its_control_groups_first(tmp_path: Path) -> None:
         group.mkdir()
     command = Place(cgroups=tuple(map(str, groups))).command([sys.executable, "-c", REPORT])
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=250)
     assert output.split()[0] == str(process.pid)
     assert [(group / "cgroup.procs").read_text() for group in groups] == [f"{process.pid}\n"] * 2
 
@@ -49,7 +49,7 @@ def test_what_cannot_be_entered_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"network namespace .*absent"):
         call_in_network(str(tmp_path / "absent"), os.getpid)
     command = Place(namespace=str(tmp_path / "absent")).command([sys.executable, "-c", REPORT])
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert ended.returncode == 1
     assert ended.stderr.startswith("network namespace")
     assert ended.stdout == ""
@@ -67,8 +67,8 @@ def test_a_process_and_a_call_in_another_namespace() -> None:
         assert is_private(other)
         assert not is_private(HERE)
         command = Place(namespace=other).command([sys.executable, "-c", REPORT])
-        output = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=250, check=True).stdout
         assert output.split()[1] == str(inode)
         assert call_in_network(other, lambda: os.stat("/proc/thread-self/ns/net").st_ino) == inode
         assert os.stat("/proc/thread-self/ns/net").st_ino != inode
-        keeper.communicate("end\n", timeout=60)
+        keeper.communicate("end\n", timeout=250)

@@ -44,6 +44,7 @@ def test_stop_is_a_request_first_and_then_none(tmp_path: Path) -> None:
         processes.start(name, python(code))
         wait_up(processes, name)
     until(lambda: not processes.is_running("over"))
+    processes.stop(["tidy", "over"], grace_s=60.0)
     processes.stop(processes.names(), grace_s=0.5)
     assert processes.exit_code("tidy") == 5
     assert processes.exit_code("stubborn") == -9
@@ -95,7 +96,7 @@ def test_a_child_whose_parent_is_gone_already_ends_at_once(tmp_path: Path) -> No
     stranger = subprocess.run(
         [sys.executable, "-m", "testbed.orphans", "1", *python("print('ran')")],
         capture_output=True,
-        timeout=60,
+        timeout=250,
         check=False,
     )
     assert stranger.returncode == 1

@@ -91,7 +91,7 @@ async def examined(
     await link.connect()
     try:
         found = await asyncio.to_thread(federation, Visit.begin(Path("/"), folder / "device.toml", is_forced))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(connects) < 1 + is_forced:
                 await asyncio.sleep(0.01)
         if not is_forced:
@@ -105,7 +105,7 @@ async def examined(
 def test_the_doctor_does_not_end_the_connection_of_a_device_with_a_certificate(tmp_path: Path) -> None:
     """By mutual TLS a broker knows a device by its certificate alone, whatever name it gives itself."""
     certificates = Certificates(tmp_path / "tls")
-    own = LinkSettings(tls=certificates.client(DEVICE), connect_timeout_s=10.0)
+    own = LinkSettings(tls=certificates.client(DEVICE), connect_timeout_s=60.0)
     whole = settings_in(tmp_path, link=own)
     access = {"allow_anonymous": False, "access_list": "pattern readwrite #\n", "tls": certificates.server()}
     with mosquitto_broker(MosquittoSettings(tmp_path / "broker", **access)) as broker, holder(Path(whole.store)):  # type: ignore[arg-type]

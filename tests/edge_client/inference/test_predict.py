@@ -199,7 +199,7 @@ def test_values_come_as_they_are_and_a_bundle_saves_the_export(
     program = "import sys; from fedpruneshare.cli import run; code = run(sys.argv[1:]); loaded = set(sys.modules)\n"
     program += "sys.exit(code or sorted({'torch', 'onnx'} & loaded) or 0)"
     call = [sys.executable, "-c", program, *arguments, str(tmp_path / "again.npy")]
-    assert subprocess.run(call, timeout=60, check=False, capture_output=True).returncode == 0
+    assert subprocess.run(call, timeout=250, check=False, capture_output=True).returncode == 0
     np.testing.assert_allclose(np.load(tmp_path / "again.npy"), place.torch_outputs(inputs), rtol=1e-4, atol=1e-5)
     place.round(3)  # of another bundle
     assert command_line([*arguments, str(output)]) == 1

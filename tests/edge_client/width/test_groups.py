@@ -242,4 +242,4 @@ def test_without_the_library_the_reason_says_what_to_install(monkeypatch):
 
 def test_a_training_device_does_not_import_the_library():
     program = "import sys, edge_client.width.narrowing, edge_client.service; sys.exit('torch_pruning' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=250, check=False).returncode == 0

@@ -49,7 +49,7 @@ def namespace() -> Iterator[str]:
         assert keeper.stdout is not None
         assert keeper.stdout.readline() == "up\n"
         yield f"/proc/{keeper.pid}/ns/net"
-        keeper.communicate("end\n", timeout=60)
+        keeper.communicate("end\n", timeout=250)
 
 
 @needs_root

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from provisioned import Root, fill, free_ports, make_root
+from provisioned import Root, fill, make_root, own_ports
 
 from fedpruneshare.at_work import at_work
 from fedpruneshare.topics import Role
@@ -228,19 +228,20 @@ class Brokers:
 
 @pytest.fixture
 def brokers(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Brokers]:
-    monkeypatch.setattr(probing, "_CONNECT_S", 1.0)
+    monkeypatch.setattr(probing, "_CONNECT_S", 60.0)  # a crowded machine shakes hands slowly
+    monkeypatch.setattr(probing, "_ANSWER_S", 60.0)
     monkeypatch.setattr(probing, "_ARRIVAL_S", 0.2)
-    ports = free_ports(4)
-    made = fill(make_root(tmp_path / "root", ports=ports), devices=2)
-    capsys.readouterr()
-    running = Brokers(Root(made.folder, capsys), ports)
-    try:
-        for name in ("coordinator", "a", "b", "c"):
-            running.start(name)
-        yield running
-    finally:
-        for name in list(running._running):
-            running.stop(name)
+    with own_ports(4) as ports:
+        made = fill(make_root(tmp_path / "root", ports=ports), devices=2)
+        capsys.readouterr()
+        running = Brokers(Root(made.folder, capsys), ports)
+        try:
+            for name in ("coordinator", "a", "b", "c"):
+                running.start(name)
+            yield running
+        finally:
+            for name in list(running._running):
+                running.stop(name)
 
 
 def check(root: Root, name: str, code: int) -> list[str]:
@@ -263,7 +264,7 @@ def test_a_broker_whose_certificate_ends_soon_is_told(brokers: Brokers, monkeypa
 
 
 @pytest.mark.mosquitto
-def test_brokers_are_tried_by_connections_and_messages(brokers: Brokers) -> None:
+def test_brokers_are_tried_by_connections_and_messages(brokers: Brokers, monkeypatch: pytest.MonkeyPatch) -> None:
     root = brokers.root
     for name, count in (("pi-01", 4), ("a", 2), ("coordinator", 1)):
         lines = check(root, name, 0)
@@ -285,6 +286,7 @@ def test_brokers_are_tried_by_connections_and_messages(brokers: Brokers) -> None
 
     # A broker that is not there.
     brokers.stop("b")
+    monkeypatch.setattr(probing, "_CONNECT_S", 1.0)
     assert any(line.startswith("FAILED  broker b: ") for line in check(root, "pi-01", 1))
 
 

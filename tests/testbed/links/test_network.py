@@ -132,9 +132,9 @@ def test_devices_do_not_reach_each_other_nor_the_machine(tap: Network) -> None:
     with socket.create_server(("127.0.0.1", 0)) as outside:
         where = outside.getsockname()
         with pytest.raises(OSError, match="refused"):
-            call_in_network(tap.place("device-00"), lambda: socket.create_connection(where, timeout=5))
+            call_in_network(tap.place("device-00"), lambda: socket.create_connection(where, timeout=60))
     with pytest.raises(OSError, match="unreachable"):
-        call_in_network(tap.place("device-00"), lambda: socket.create_connection(("10.77.1.2", 80), timeout=5))
+        call_in_network(tap.place("device-00"), lambda: socket.create_connection(("10.77.1.2", 80), timeout=60))
 
 
 def test_a_link_that_is_not_what_was_asked_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
