@@ -1,4 +1,4 @@
-"""Network namespaces (Linux): entering one, asking from inside one, and `python -m … PATH ARGV…`, which runs there.
+"""Network namespaces (Linux): entering one, asking from inside one, and running a command there.
 
 A namespace is named by a file: `/run/netns/NAME`, `/proc/PID/ns/net`, or `/proc/PID/fd/N` of one that has no name.
 """
@@ -18,6 +18,8 @@ from fedpruneshare.errors import SettingsError
 T = TypeVar("T")
 _CLONE_NEWNET: Final = 0x40000000
 _OWN: Final = Path("/proc/thread-self/ns/net")
+#: A program for `python -c`: with `-m` this module would be there twice, since its package imports it.
+_ENTER: Final = f"import sys; from {__name__} import become; become(*sys.argv[1:])"
 
 
 def enter_network(namespace: str) -> None:
@@ -46,7 +48,7 @@ def command_in_network(namespace: str, arguments: Sequence[str]) -> list[str]:
     """The command line that runs `arguments` in a namespace, in the same process; unchanged for an empty name."""
     if not namespace:
         return list(arguments)
-    return [sys.executable, "-m", "firmware_configs.brokers.namespaces", namespace, *arguments]
+    return [sys.executable, "-c", _ENTER, namespace, *arguments]
 
 
 def is_private(namespace: str) -> bool:
@@ -95,13 +97,10 @@ def _check(status: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _main(namespace: str, *arguments: str) -> None:
+def become(namespace: str, *arguments: str) -> None:
+    """Enter a namespace and become the command that `arguments` are; exits with one line where that fails."""
     try:
         enter_network(namespace)
     except SettingsError as error:
         sys.exit(str(error))
     os.execvp(arguments[0], arguments)
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
