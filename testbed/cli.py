@@ -49,8 +49,9 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 @testbed.command("list")
 def list_scenarios() -> None:
     """Show the scenarios that ship with the project."""
-    for name in shipped_scenarios():
-        click.echo(f"{name:16} {load_scenario(name).description}")
+    names = shipped_scenarios()
+    for name in names:
+        click.echo(f"{name:{max(map(len, names))}} {load_scenario(name).description}")
 
 
 @testbed.command("keys")

@@ -18,7 +18,7 @@ from msgspec import Meta
 from fedpruneshare.errors import PeerError, RunError
 from fedpruneshare.metrics import METRICS, MetricName
 from fedpruneshare.storage import write_atomically
-from testbed.ledger.rounds import OWN_ARM, RunRound
+from testbed.ledger.rounds import OWN_ARM, RunRound, read_rounds
 
 ARM: Final = OWN_ARM
 #: Evaluations whose mean is the final accuracy.
@@ -246,3 +246,27 @@ def read_summary(path: Path) -> Summary:
         raise PeerError(f"{path}: {error.strerror}, expected the summary of a run") from None
     except msgspec.DecodeError as error:
         raise PeerError(f"{path}: {error}, expected a summary of schema 1") from None
+
+
+def read_run_rounds(path: Path, summary: Summary) -> list[RunRound]:
+    """Read the rounds.jsonl beside a summary. Raises `PeerError` where it lacks rounds that the summary counts."""
+    rounds = read_rounds(path)
+    check_lines(path, summary, [(line.arm, line.seed) for line in rounds if line.phase != "OUTSIDE"], 1)
+    return rounds
+
+
+def check_lines(path: Path, summary: Summary, lines: Sequence[tuple[str, int]], a_round: int) -> None:
+    """Raise `PeerError` unless there are `a_round` lines, each with its arm and seed, for every round of the summary.
+
+    The lines of a run with a single arm are that arm's, whatever they say.
+    """
+    counts = Counter((name if len(summary.arms) > 1 else "", seed) for name, seed in lines)
+    for name, arm in summary.arms.items():
+        for seed, figures in zip(summary.seeds, arm.by_seed, strict=True):
+            found = counts[name if len(summary.arms) > 1 else "", seed]
+            expected = a_round * (figures.rounds_applied + figures.rounds_failed)
+            if found != expected:
+                raise PeerError(
+                    f"{path} is not whole: found {found} lines of {name}, seed {seed}, "
+                    f"expected {expected} as summary.json counts its rounds"
+                )

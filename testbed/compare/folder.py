@@ -22,10 +22,9 @@ from fedpruneshare.storage import write_atomically
 from testbed.arms import ARMS
 from testbed.federation import RunFolder
 from testbed.ledger.device_lines import DEVICES
-from testbed.ledger.rounds import read_rounds
 from testbed.report.page import REPORT, write_report
 from testbed.scenario import Scenario
-from testbed.summary import ARM, VERSION, SeedRun, Summary, arm_figures, read_summary, write_summary
+from testbed.summary import ARM, VERSION, SeedRun, Summary, arm_figures, read_run_rounds, read_summary, write_summary
 
 SETTINGS: Final = "settings.toml"
 ROUNDS: Final = "rounds.jsonl"
@@ -160,8 +159,8 @@ class CompareFolder:
         return [Job(arm, seed) for arm in arms for seed in scenario.seeds]
 
     def _seed_run(self, job: Job) -> SeedRun:
-        summary, rounds = read_summary(self.run(job) / _SUMMARY), read_rounds(self.run(job) / ROUNDS)
-        arm = summary.arms[job.arm]
+        summary = read_summary(self.run(job) / _SUMMARY)
+        arm, rounds = summary.arms[job.arm], read_run_rounds(self.run(job) / ROUNDS, summary)
         # Only a run without any evaluation has its first model's accuracy in all three places.
         return SeedRun(rounds, arm.wall_s, arm.sharing, arm.last_accuracy, summary.metric)
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from fedpruneshare.metrics import Metric
 from testbed.report import measures
+from testbed.report.bars import PHASE_COLOURS
 from testbed.report.markup import (
     Cell,
     exact_bytes,
@@ -24,7 +25,7 @@ from testbed.report.markup import (
 from testbed.report.markup import joules as joules_of
 from testbed.report.measures import COSTS, Measure, have_same_source, joules_lines, ratio_of
 from testbed.report.runs import ArmRun, Report
-from testbed.summary import Figures
+from testbed.summary import Figures, Sharing
 
 _IDLE_APART: Final = "idling is told apart, for it lasts as long as this machine takes"
 
@@ -117,6 +118,10 @@ def _square(title: str, names: Sequence[str], cells: Sequence[Sequence[str]]) ->
 # --------------------------------------------------------------------------- all figures
 
 
+def _sharing(shared: Sharing) -> str:
+    return f"any {shared.k} of {shared.n} open, {shared.t} together learn nothing"
+
+
 _SEEN: Final = {"sum": "sums only", "each": "every single update"}
 _SCORES: Final[tuple[tuple[str, Callable[[Figures], float]], ...]] = (
     ("final {} (mean of the last five evaluations)", lambda f: f.final_accuracy),
@@ -127,7 +132,7 @@ _FIGURES: Final[tuple[tuple[str, Callable[[Figures], str]], ...]] = (
     ("rounds applied / failed", lambda f: f"{f.rounds_applied} / {f.rounds_failed}"),
     ("every applied sum checked", lambda f: "yes" if f.verified else "no"),
     ("final density", lambda f: percent(f.density_final, 2)),
-    ("sharing", lambda f: f"n = {f.sharing.n}, k = {f.sharing.k}, t = {f.sharing.t}" if f.sharing else "none"),
+    ("sharing", lambda f: _sharing(f.sharing) if f.sharing else "none"),
     ("what the coordinator sees", lambda f: _SEEN[f.sharing.reveal] if f.sharing else "every single update"),
     ("uplink, all devices", lambda f: exact_bytes(f.uplink_bytes)),
     ("of it shares, first transmission", lambda f: exact_bytes(f.uplink_share_bytes)),
@@ -164,9 +169,17 @@ def _columns(metric: Metric, columns: Sequence[tuple[str, Figures]]) -> str:
         for label, score in _SCORES
     ]
     rows += [[label, *(value(figures) for _, figures in columns)] for label, value in _FIGURES]
-    for component in dict.fromkeys(name for _, figures in columns for name in figures.energy_j or {}):
+    components = dict.fromkeys(name for _, figures in columns for name in figures.energy_j or {})
+    for component in sorted(components, key=_place_of_phase):
         rows.append([f"joules, {component}", *(_component(figures, component) for _, figures in columns)])
     return table(["", *(name for name, _ in columns)], rows)
+
+
+def _place_of_phase(component: str) -> int:
+    """Where a component of joules stands: by the order of a device's round, and what is unknown last."""
+    phases = list(PHASE_COLOURS)
+    phase = component.partition(" ")[0]
+    return phases.index(phase) if phase in phases else len(phases)
 
 
 def _component(figures: Figures, name: str) -> str:

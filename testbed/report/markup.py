@@ -59,8 +59,8 @@ def seconds(length_s: float) -> str:
 def joules(energy_j: float) -> str:
     """Joules for a reader: 12.3 J, 4.56 kJ."""
     for unit in ("J", "kJ", "MJ"):
-        if energy_j < 1000 or unit == "MJ":
-            return f"{energy_j:.3g} {unit}"
+        if energy_j < 999.5 or unit == "MJ":
+            return f"{energy_j:.3g} {unit}" if energy_j < 100 else f"{energy_j:.0f} {unit}"
         energy_j /= 1000
     raise AssertionError("unreachable")
 

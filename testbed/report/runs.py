@@ -15,10 +15,10 @@ from fedpruneshare.errors import Fault, SettingsError
 from fedpruneshare.metrics import METRICS, Metric
 from fedpruneshare.settings import load_settings
 from testbed.ledger.device_lines import DEVICES, DeviceLine, read_devices
-from testbed.ledger.rounds import RunRound, read_rounds
+from testbed.ledger.rounds import RunRound
 from testbed.report.devices import DeviceTotal, device_totals
 from testbed.scenario import Scenario
-from testbed.summary import Arm, Sharing, Summary, read_summary
+from testbed.summary import Arm, Sharing, Summary, check_lines, read_run_rounds, read_summary
 
 #: Keys whose difference makes figures of two runs hard to compare, and why.
 _WEIGHTY: Final = (
@@ -111,15 +111,21 @@ class Report:
 
 
 def read_folder(path: Path) -> RunFolder:
-    """Read a finished run's folder, or the folder of a `compare`. Raises `SettingsError` for another folder."""
+    """Read a finished run's folder, or the folder of a `compare`.
+
+    Raises `SettingsError` for another folder, `PeerError` where a file of it is damaged or not whole.
+    """
     if not (path / "summary.json").is_file():
         raise SettingsError(f"{path} holds no summary.json, expected the folder of a finished run")
     settings, model = path / "settings.toml", path / "model.onnx"
+    summary, devices = read_summary(path / "summary.json"), read_devices(path / DEVICES)
+    if devices:  # there is no such file in the folders of old
+        check_lines(path / DEVICES, summary, [(line.arm, line.seed) for line in devices if line.round], summary.devices)
     return RunFolder(
         path=path,
-        summary=read_summary(path / "summary.json"),
-        rounds=read_rounds(path / "rounds.jsonl"),
-        devices=read_devices(path / DEVICES),
+        summary=summary,
+        rounds=read_run_rounds(path / "rounds.jsonl", summary),
+        devices=devices,
         scenario=load_settings(settings, Scenario),
         settings_text=settings.read_text("utf-8"),
         model_bytes=model.stat().st_size if model.is_file() else None,

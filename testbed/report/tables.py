@@ -109,9 +109,8 @@ def wire(report: Report) -> str:
         "Payload: MQTT payload as the device counted it. Interface: every byte its network interface carried, with the "
         "headers of MQTT, TCP and IP, acknowledgements and whatever was sent again. Totals over rounds and seeds."
     )
-    body = folded(
-        f"Payload and interface bytes of {len(rows)} devices", table(head, rows, file=DEVICES_CSV), len(rows) <= 60
-    )
+    made = table(*_without_one_arm(report, head, rows), file=DEVICES_CSV)
+    body = folded(f"Payload and interface bytes of {len(rows)} devices", made, len(rows) <= 60)
     return section("wire", "Wire truth", _wire_of_arms(report), body, small(note))
 
 
@@ -127,7 +126,14 @@ def _wire_of_arms(report: Report) -> str:
         "arm", "payload up", "interface up", "overhead", "by device", "payload down", "interface down", "overhead",
         "by device",
     ]  # fmt: skip
-    return table(head, rows)
+    return table(*_without_one_arm(report, head, rows))
+
+
+def _without_one_arm(
+    report: Report, head: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """A table whose first column is the arm, without it where there is only one: on a phone it takes a third."""
+    return (head, rows) if len(report.arms) > 1 else (head[1:], [row[1:] for row in rows])
 
 
 def _sum(parts: Sequence[Traffic]) -> Traffic:
@@ -184,7 +190,7 @@ def events(report: Report) -> str:
             rows += [[*at, f"FAILED: {line.reason}"]] if line.phase == "FAILED" else []
     if not rows:
         return ""
-    body = table(["arm", "seed", "round", "event"], rows, file=ROUNDS_CSV)
+    body = table(*_without_one_arm(report, ["arm", "seed", "round", "event"], rows), file=ROUNDS_CSV)
     return section("events", "Events", folded(f"{len(rows)} events and failed rounds", body, len(rows) <= 40))
 
 

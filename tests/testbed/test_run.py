@@ -126,8 +126,9 @@ def test_progress_names_the_metric_and_shows_errors_as_numbers() -> None:
 def test_list_shows_the_shipped_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line(["testbed", "list"]) == 0
     shown = capsys.readouterr().out
-    assert "demo" in shown
-    assert "fashion-mnist" in shown
+    rows = [line.split(maxsplit=1) for line in shown.splitlines()]
+    assert {"demo", "fashion-mnist"} <= {name for name, _ in rows}
+    assert len({line.index(text) for line, (_, text) in zip(shown.splitlines(), rows, strict=True)}) == 1
 
 
 def test_every_key_shown_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from report_folders import Made, made_folder
 
+from fedpruneshare.errors import PeerError
 from testbed.ledger.device_lines import ABSENT, DeviceLine, read_devices
 from testbed.ledger.rounds import BytesUp, RunRound, read_rounds
-from testbed.report import markup, tables
+from testbed.report import comparison, markup, tables
 from testbed.report.conditions import emulation
 from testbed.report.csv_files import write_csv
 from testbed.report.decisions import counts_by_constraint, counts_by_rung, decisions
@@ -102,6 +103,38 @@ def test_without_lines_of_devices_the_contributors_rungs_are_counted(tmp_path: P
     report = one_report(read_folder(tmp_path))
     assert not list(timelines(report))
     assert [drawing.title for drawing in decisions(report)] == ["Density decisions: fedpruneshare"]
+
+
+@pytest.mark.parametrize("name", ["rounds.jsonl", "devices.jsonl"])
+def test_a_file_that_lacks_lines_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    made_folder(tmp_path, ONE)
+    lines = (tmp_path / name).read_bytes().splitlines(keepends=True)
+    a_round = 1 if name == "rounds.jsonl" else ONE.devices
+    for kept in (lines[:-1], [*lines[:-1], lines[-1][:-9]]):  # cut off at a line's end, and within a line
+        (tmp_path / name).write_bytes(b"".join(kept))
+        said = f"{name} is not whole: found {10 * a_round - 1} lines of fedpruneshare, seed 2, expected {10 * a_round}"
+        with pytest.raises(PeerError, match=said):
+            read_folder(tmp_path)
+
+
+def test_a_run_without_its_rounds_is_refused(tmp_path: Path) -> None:
+    made_folder(tmp_path, ONE)
+    (tmp_path / "rounds.jsonl").unlink()
+    with pytest.raises(PeerError, match="found 0 lines of fedpruneshare, seed 1, expected 10"):
+        read_folder(tmp_path)
+
+
+def test_a_run_of_one_arm_does_not_name_it_in_every_row(report: Report) -> None:
+    page = tables.wire(report)
+    assert ">fedpruneshare<" not in page
+    assert "<tr><td>device-00</td><td>lte</td>" in page
+
+
+def test_joules_stand_in_the_order_of_a_round(report: Report) -> None:
+    named = re.findall(r"joules, (\w+)", words(comparison.figures(report)))
+    known = ["receive", "prune", "train", "encode", "share", "send", "idle"]
+    assert len(named) > 3
+    assert named == [phase for phase in known if phase in named] * (len(named) // len(set(named)))
 
 
 def plain_round(number: int, **more: object) -> RunRound:

@@ -14,7 +14,7 @@ from fedpruneshare.cli import run as command_line
 from fedpruneshare.errors import SettingsError
 from fedpruneshare.settings import render_toml
 from testbed.ledger.rounds import BytesDown, BytesUp, CoordinatorRound, DeviceRound, merge, write_rounds
-from testbed.report.markup import size
+from testbed.report.markup import joules, size
 from testbed.report.page import render_page, write_report
 from testbed.report.runs import one_report, read_folder
 from testbed.scenario import Scenario, ScenarioTask
@@ -174,3 +174,11 @@ def test_the_report_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 )
 def test_sizes_for_readers(count: float, words: str) -> None:
     assert size(count) == words
+
+
+@pytest.mark.parametrize(
+    ("energy_j", "words"),
+    [(0.123, "0.123 J"), (99.96, "100 J"), (999.7, "1 kJ"), (2e6, "2 MJ"), (5e9, "5000 MJ")],
+)
+def test_joules_for_readers(energy_j: float, words: str) -> None:
+    assert joules(energy_j) == words
