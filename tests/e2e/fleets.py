@@ -20,9 +20,9 @@ from fedpruneshare.process import open_link
 from testbed.fleet import Fleet
 from testbed.scenario import load_scenario
 
-#: Grace and the wait for the roster cost nothing where everybody is there, and a crowded machine needs them.
+#: Deadline, grace and the wait for the roster cost nothing where everybody is there, and a crowded machine needs them.
 SMALL = (
-    "fleet.devices=8", "rounds.cohort=8", "rounds.min_devices=4", "rounds.grace_s=30.0",
+    "fleet.devices=8", "rounds.cohort=8", "rounds.min_devices=4", "rounds.grace_s=30.0", "rounds.deadline_s=300.0",
     "rounds.wait_for_devices_s=90.0", 'task.data="fixture"', "training.local_epochs=1",
 )  # fmt: skip
 

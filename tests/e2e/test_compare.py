@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 #: Two rungs, uneven weights, every kind of rounding: all that could differ from run to run, and must not.
 SMALL = (
     "fleet.devices=6", "rounds.cohort=5", "rounds.count=3", "rounds.min_devices=3", 'task.data="fixture"',
-    "rounds.wait_for_devices_s=90.0", "rounds.grace_s=30.0",
+    "rounds.wait_for_devices_s=90.0", "rounds.grace_s=30.0", "rounds.deadline_s=300.0",
     "fleet.adaptive=false", "pruning.dense_rounds=1", "pruning.final_round=3",
     "fleet.groups=[{rung_max=0}, {rung_max=1}]",
 )  # fmt: skip

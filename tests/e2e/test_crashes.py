@@ -124,7 +124,7 @@ def test_one_aggregator_of_three_killed_in_a_round(tmp_path: Path, kind: str, wi
 
 
 def test_a_device_killed_before_its_upload_is_left_out(tmp_path: Path) -> None:
-    with small_fleet(tmp_path / "run", "rounds.count=1", "rounds.deadline_s=15") as fleet:
+    with small_fleet(tmp_path / "run", "rounds.count=1", "rounds.deadline_s=25") as fleet:
         with held(fleet, "device-03"):
             fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-1", 1) >= 7, 90, "the others' uploads")
             fleet.kill_device("device-03")
@@ -171,7 +171,7 @@ def test_a_device_killed_in_mid_upload_is_counted_once(tmp_path: Path, is_outbox
 
 
 def test_a_device_killed_after_its_receipts_is_counted(tmp_path: Path) -> None:
-    with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=15") as fleet:
+    with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=25") as fleet:
         with held(fleet):
             ledger = fleet.folder.ledger("device-01")
             fleet.wait_for(lambda: ledger.exists() and '"uploaded"' in ledger.read_text(), 90, "all its receipts")

@@ -13,7 +13,11 @@ from e2e.fleets import small_fleet
 
 from edge_client.calibrating.footprint import STATUS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.skipif(not STATUS.exists(), reason="needs Linux's /proc")]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(not STATUS.exists(), reason="needs Linux's /proc"),
+    pytest.mark.timeout(300),
+]
 
 
 def peak_mib(pid: int) -> float:
@@ -43,7 +47,7 @@ def test_a_spawned_device_that_trains_lenet_stays_below_270_mib(tmp_path: Path) 
         try:
             for ident in rest:
                 fleet.start_device(ident)
-            fleet.wait_for(lambda: fleet.coordinator_exit() is not None, 90, "the end of the run")
+            fleet.wait_for(lambda: fleet.coordinator_exit() is not None, 250, "the end of the run")
             peak = peak_mib(device.pid)
         finally:
             device.terminate()

@@ -43,7 +43,9 @@ loss_percent = 3
 count = 2
 cohort = 6
 min_devices = 4
-deadline_s = 60.0
+deadline_s = 300.0
+wait_for_devices_s = 90.0
+grace_s = 30.0
 [sharing]
 threshold = 2
 [training]

@@ -32,7 +32,7 @@ def test_a_round_closes_when_all_have_uploaded_not_at_its_deadline(tmp_path: Pat
 @pytest.mark.parametrize(("allowed", "code"), [(0, 1), (2, 0)])
 def test_too_few_devices_fail_the_round_and_keep_the_model(tmp_path: Path, allowed: int, code: int) -> None:
     """Three of eight are silent: they are in the cohort (of round 1 at least), and never upload."""
-    overrides = ("rounds.count=2", "rounds.deadline_s=12", "rounds.min_devices=6", f"max_failed_rounds={allowed}")
+    overrides = ("rounds.count=2", "rounds.deadline_s=20", "rounds.min_devices=6", f"max_failed_rounds={allowed}")
     with small_fleet(tmp_path / "run", *overrides) as fleet:
         with held(fleet, "device-00", "device-01", "device-02"):
             for device in ("device-00", "device-01", "device-02"):

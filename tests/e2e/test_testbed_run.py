@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 SMALL = (
     "fleet.devices=6", "rounds.cohort=6", "rounds.count=3", "rounds.min_devices=4", 'task.data="fixture"',
-    "rounds.wait_for_devices_s=90.0", "rounds.grace_s=30.0",
+    "rounds.wait_for_devices_s=90.0", "rounds.grace_s=30.0", "rounds.deadline_s=300.0",
 )  # fmt: skip
 
 

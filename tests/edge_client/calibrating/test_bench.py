@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             PartySettings(str(folder / "key.json"), str(folder / "directory.json"), root.public()[0].signing.hex()),
             DeviceTask("hapt", 3, 6, data_dir=str(folder)),
             str(folder / "store"),
-            link=LinkSettings(connect_timeout_s=2.0),
+            link=LinkSettings(connect_timeout_s=4.0),
         )
         (folder / "device.toml").write_text(render_toml(settings))
         try:
@@ -82,18 +83,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 def test_the_command_writes_what_could_be_measured(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrating, "find_meter", absent_meter)
+    started_s = time.monotonic()
     found = place.run("--seconds", "0.3", "--widths", "0.5")
+    took_s = time.monotonic() - started_s
     assert found.return_value == 0, found.output
     assert "power    left out: no sensor here" in found.output
     assert f"links    {AGGREGATORS[1]}: left out" in found.output
     written = load_calibration(Path(place.settings.store) / "calibration.toml")
     assert (written.task, written.batch_size) == ("hapt", 32)
     assert set(written.step_s) == set(written.step_mib) == {"1.0", "0.5"}
-    assert all(1e-5 < seconds < 1 for seconds in written.step_s.values())
+    assert all(1e-5 < seconds < took_s for seconds in written.step_s.values())
     assert written.share_bytes_s is not None
     assert 1e5 < written.share_bytes_s < 1e10
     assert set(written.links) == {AGGREGATORS[0], AGGREGATORS[2]}
-    assert all(rate.up_bytes_s > 1e4 and 0 < rate.rtt_s < 1 for rate in written.links.values())
+    assert all(rate.up_bytes_s > 1e3 and 0 < rate.rtt_s < took_s for rate in written.links.values())
     assert (written.idle_w, written.busy_w, written.power_source) == (None, None, "")
     assert written.base_mib is not None
     assert 50 < written.base_mib < 1000
