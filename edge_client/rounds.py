@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn, Protocol
 
 import structlog
@@ -78,6 +78,7 @@ class Rounds:
         self._forget: Callable[[], None] | None = None
         self._asking: set[asyncio.Task[None]] = set()
         self._is_watching = False
+        self._too_early: tuple[Delivery, float] | None = None
 
     async def listen(self) -> None:
         """Subscribe to all that a device reads outside its rounds; before the links connect."""
@@ -177,19 +178,23 @@ class Rounds:
     # ------------------------------------------------------------------ what arrives
 
     async def _on_plan(self, delivery: Delivery) -> None:
-        announced = self._announced(delivery)
+        announced = self._announced(delivery, asyncio.get_running_loop().time())
         if announced is None:
             self._ledger.plan_dropped(len(delivery.payload))
         else:
-            self.newest_round = announced.view.plan.round_id
-            await self._plans.put(announced)
+            self._take_up(announced)
 
-    def _announced(self, delivery: Delivery) -> _Announced | None:
+    def _take_up(self, announced: _Announced) -> None:
+        self._too_early = None
+        self.newest_round = announced.view.plan.round_id
+        self._plans.put_nowait(announced)
+
+    def _announced(self, delivery: Delivery, came_at: float) -> _Announced | None:
         """A plan worth serving: newer than any before (also before a restart), sound, and for this device."""
         opened = self._party.take("round", delivery)
         if opened is None or not isinstance(opened.message, RoundPlan):
             if delivery.payload:  # perhaps signed by a key that only a newer directory has
-                self._soon(self._watch_directory())
+                self._keep_for_directory(delivery, came_at)
             return None
         plan = opened.message
         if plan.round_id == self.newest_round:
@@ -197,7 +202,7 @@ class Rounds:
         if plan.directory_version > self._party.directory.version:
             found, wanted = self._party.directory.version, plan.directory_version
             _log.warning("plan-waits", round_id=plan.round_id, reason=f"directory {wanted}, in force is {found}")
-            self._soon(self._watch_directory())
+            self._keep_for_directory(delivery, came_at)
             return None
         try:
             if plan.round_id < self.newest_round:
@@ -209,9 +214,8 @@ class Rounds:
             _log.error("plan-refused", device=self._party.ident, round_id=plan.round_id, reason=str(error))
             return None
         remaining_s = plan.deadline_s if delivery.expiry_s is None else min(delivery.expiry_s, plan.deadline_s)
-        ends_at = asyncio.get_running_loop().time() + remaining_s
         reach("device.plan-verified")
-        return _Announced(view, ends_at, len(delivery.payload))
+        return _Announced(view, came_at + remaining_s, len(delivery.payload))
 
     # ------------------------------------------------------------------ another directory
 
@@ -220,7 +224,22 @@ class Rounds:
         if not self._party.is_current():
             _log.error("not-taking-part", reason=_NOT_CURRENT.format(self._party.ident, self._party.directory.version))
             self._is_closed.set()
-        self._soon(self._ask_for_plan())
+        kept, self._too_early = self._too_early, None
+        announced = self._announced(*kept) if kept is not None else None
+        if announced is not None and until(announced.ends_at) > 0:
+            self._take_up(replace(announced, size_bytes=0))  # counted when it came
+            self._soon(self._leave_directory())
+        else:
+            self._soon(self._ask_for_plan())
+
+    def _keep_for_directory(self, delivery: Delivery, came_at: float) -> None:
+        """Keep what came too early for the directory in force, and read the one that is published.
+
+        The broker is asked for the plan again only where that was not it: what it retains may be gone before its time
+        (iotcore takes the age of every retained message off it at each new subscription, and all devices subscribe).
+        """
+        self._too_early = delivery, came_at
+        self._soon(self._watch_directory())
 
     def _soon(self, work: Coroutine[Any, Any, None]) -> None:
         """Run beside the handlers, which must not wait for the broker."""
@@ -240,11 +259,14 @@ class Rounds:
             self._is_watching = True
             await watch_directory(self._party, self._control)
 
-    async def _ask_for_plan(self) -> None:
-        """Have the retained plan again: it may have come too early for the directory that was in force."""
+    async def _leave_directory(self) -> None:
         if self._is_watching:
             self._is_watching = False
             await self._control.unsubscribe(self._party.topics.every("directory"))
+
+    async def _ask_for_plan(self) -> None:
+        """Have the retained plan again: one may have come for which the directory in force did not do."""
+        await self._leave_directory()
         topic = self._party.topics.name("round")
         await self._control.unsubscribe(topic)
         await self._control.subscribe(topic, self._on_plan)

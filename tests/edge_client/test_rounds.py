@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import json
 from pathlib import Path
 
 import builders
@@ -85,6 +87,46 @@ async def test_a_plan_for_a_newer_directory_waits_for_it(tmp_path: Path) -> None
         assert device.party.directory.version == 2
         kept = device.folder / "directory-in-force-device.json"
         assert b'"version":2' in kept.read_bytes()
+
+
+async def test_a_plan_that_waits_is_kept_by_the_device_and_ends_when_it_said(tmp_path: Path) -> None:
+    """Not by the broker, which may forget before its time what it retains for others; nor does waiting give time."""
+    async with lone_device(tmp_path) as device:
+        plan = builders.plan(1, directory_version=2, deadline_s=60.0)
+        with capture_logs() as logs:
+            await device.publish_plan(plan, 60.0, retain=False)
+            await device.until(lambda: any(line["event"] == "plan-waits" for line in logs), "a plan that waits")
+        latest = asyncio.get_running_loop().time() + 60.0
+        await device.publish_directory(builders.directory(version=2))
+        await device.until(lambda: device.work.finished == [1], "the round of the newer directory")
+        assert latest - 60.0 < device.work.ends_at <= latest
+        entries = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+        assert sum(entry["down"]["plan"] for entry in entries) == len(device.coordinator.sign(plan))
+
+
+async def test_a_plan_by_a_key_of_a_newer_directory_is_kept_by_the_device(tmp_path: Path) -> None:
+    async with lone_device(tmp_path) as device:
+        rotated, base = builders.identity("coordinator").rotated(), builders.directory()
+        both = tuple(party_keys(public) for public in rotated.public())
+        newer = msgspec.structs.replace(
+            base, version=2, coordinator=msgspec.structs.replace(base.coordinator, keys=both)
+        )
+        device.coordinator.identity, device.coordinator.directory = rotated, newer
+        with capture_logs() as logs:
+            await device.publish_plan(builders.plan(1, directory_version=2), retain=False)
+            await device.until(lambda: any(line["event"] == "message-refused" for line in logs), "an unknown key")
+        await device.publish_directory(newer)
+        await device.until(lambda: device.work.finished == [1], "the round of the new key")
+
+
+async def test_what_pushes_a_plan_out_while_it_waits_only_costs_asking_for_it(tmp_path: Path) -> None:
+    async with lone_device(tmp_path) as device:
+        with capture_logs() as logs:
+            await device.publish_plan(builders.plan(1, directory_version=2))
+            await device.theirs.publish(device.party.topics.name("round"), b"noise")
+            await device.until(lambda: any(line["event"] == "message-refused" for line in logs), "noise")
+        await device.publish_directory(builders.directory(version=2))
+        await device.until(lambda: device.work.finished == [1], "the round of the newer directory")
 
 
 async def test_a_directory_of_another_root_serves_no_plan(tmp_path: Path) -> None:

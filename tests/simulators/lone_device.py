@@ -35,6 +35,7 @@ class Work:
         self.ledger = ledger
         self.taken: list[int] = []
         self.finished: list[int] = []
+        self.ends_at = 0.0
         self.error: Exception | None = None
         self.is_long = False
 
@@ -43,6 +44,7 @@ class Work:
 
     async def take_part(self, view: PlanView, ends_at: float) -> None:
         self.taken.append(view.plan.round_id)
+        self.ends_at = ends_at
         if self.error is not None:
             raise self.error
         if self.is_long:
@@ -82,9 +84,9 @@ class LoneDevice:
         key = self.root.public()[0].signing.hex()
         return PartySettings(str(self.folder / "device.key"), str(self.folder / "directory.json"), key)
 
-    async def publish_plan(self, plan: RoundPlan, expiry_s: float | None = None) -> None:
+    async def publish_plan(self, plan: RoundPlan, expiry_s: float | None = None, *, retain: bool = True) -> None:
         topic = self.party.topics.name("round")
-        await self.theirs.publish(topic, self.coordinator.sign(plan), retain=True, expiry_s=expiry_s)
+        await self.theirs.publish(topic, self.coordinator.sign(plan), retain=retain, expiry_s=expiry_s)
 
     async def close_round(self, round_id: int) -> None:
         outcome = self.coordinator.sign(Outcome(round_id, RoundPhase.APPLIED))
