@@ -218,10 +218,13 @@ def test_what_does_not_fit_onto_the_disk_leaves_nothing_behind(tmp_path: Path) -
     ShareStore(tmp_path, 1 << 20).close()
 
 
-def test_shares_are_taken_while_the_disk_could_delete_them_again(tmp_path: Path) -> None:
+def test_shares_are_taken_while_the_disk_could_delete_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = ShareStore(tmp_path, 1 << 40)
     store.open_round(1, b"plan", 50.0)
-    disk = os.statvfs(tmp_path)
+    disk = os.statvfs(tmp_path)  # as it is now: others write and delete meanwhile
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
     free = disk.f_bavail * disk.f_frsize
     assert store.has_room_for(free // 4)
     assert not store.has_room_for(free // 2)
