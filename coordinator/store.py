@@ -87,7 +87,10 @@ class RoundStore:
             self._db.execute("INSERT OR IGNORE INTO run VALUES (1, ?)", (bundle,))
         found = self._db.execute("SELECT bundle FROM run").fetchone()[0]
         if found != bundle:
-            raise SettingsError(f"store {folder} belongs to bundle {found.hex()[:16]}…, expected {bundle.hex()[:16]}…")
+            raise SettingsError(
+                f"store {folder} was begun with task bundle {found.hex()[:16]}…, and `bundle` is {bundle.hex()[:16]}…;"
+                " expected the same: put it back, or give this one a store of its own"
+            )
         self._journaled: int | None = None  # the last round in rounds.jsonl; None: what is there is not known
 
     @contextmanager

@@ -144,10 +144,13 @@ class Party:
         if self._files is None:
             return False
         identity, (directory, data) = Identity.load(Path(self._files.key_file)), _newest_file(self._files)
-        is_new_key, self.identity = identity.public() != self.identity.public(), identity
+        if identity.ident != self.ident:
+            found = f"key file {self._files.key_file} holds keys of {identity.ident!r}"
+            raise SettingsError(f"{found}, expected those of {self.ident!r}")
         is_newer = self._is_newer(directory)
         if is_newer:
             _keep(self._files, data)
+        is_new_key, self.identity = identity.public() != self.identity.public(), identity
         if is_newer or is_new_key:
             self._put_in_force(directory if is_newer else self.directory)
         return is_newer or is_new_key
@@ -296,8 +299,9 @@ def _newest_file(settings: PartySettings) -> tuple[Directory, bytes]:
     """The newer of the configured directory and the kept one, and its file: no restart goes back behind it."""
     configured, kept = Path(settings.directory), _kept(settings)
     found = _read_signed(configured, settings)
-    if not kept.exists():
-        return found
+    with contextlib.suppress(PermissionError):  # of its folder: reading it says so
+        if not kept.exists():
+            return found
     other = _read_signed(kept, settings)
     is_later = other[0].federation == found[0].federation and other[0].version > found[0].version
     return other if is_later else found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import resource
 import signal
 from collections.abc import Awaitable, Callable
 
@@ -38,7 +39,14 @@ def serve(work: Callable[[], Awaitable[int]], party: Party | None = None, tls: T
     SIGHUP has `party` read its key file and the directory again (docs/protocol.md §7.1); faults are logged.
     In good time before its directory or certificate (`tls`) ends a line of the log says so.
     """
+    leave_no_core()
     return asyncio.run(_serve(work, party, tls))
+
+
+def leave_no_core() -> None:
+    """Should this process crash, no image of its memory is kept: keys, seeds and shares are in it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 async def _serve(work: Callable[[], Awaitable[int]], party: Party | None, tls: TlsSettings | None) -> int:

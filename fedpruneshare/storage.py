@@ -112,32 +112,35 @@ def _primary_code(error: sqlite3.Error) -> int:
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
-def refuse_open_file(path: Path) -> None:
-    """Raise `SettingsError` if a key file is missing, or others than its owner may read or write it."""
+def refuse_open_file(path: Path, what: str = "key file") -> None:
+    """Raise `SettingsError` if a secret file is missing, or others than its owner may read or write it."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError as error:
-        raise SettingsError(f"key file {path}: {error.strerror}, expected one that this user can read") from None
+        raise SettingsError(f"{what} {path}: {error.strerror}, expected one that this user can read") from None
     if mode & 0o077:
-        raise SettingsError(f"key file {path} is open to others (mode {mode:04o}), expected 0600: chmod 600 {path}")
+        raise SettingsError(f"{what} {path} is open to others (mode {mode:04o}), expected 0600: chmod 600 {path}")
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview, mode: int = 0o644) -> None:
     """Replace a file in one step: write beside it, sync, rename, sync the folder. Nothing half-written is ever seen.
 
-    The parts follow one another in the file; in memory they are never joined.
+    The parts follow one another in the file; in memory they are never joined. What lies beside it already is never
+    written into: it could have another mode, be open in another process, or lead elsewhere.
     """
     partial = path.with_name(path.name + ".part")
+    partial.unlink(missing_ok=True)
     try:
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             for part in parts:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):  # on a full disk half a file would take the room that is left
             partial.unlink()
+        error.filename = error.filename or str(path)  # a full disk does not say which
         raise
     sync_folder(path.parent)
 

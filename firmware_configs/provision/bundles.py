@@ -12,6 +12,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,11 +80,17 @@ def write_private(path: Path, data: bytes, *, is_synced: bool = False) -> None:
     """A new file that only its owner can read, renamed into place. Root leaves a file to whom it belonged."""
     partial = path.with_name(f".{path.name}.new")
     partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-        if is_synced:
-            file.flush()
-            os.fsync(file.fileno())
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            if is_synced:
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        error.filename = error.filename or str(path)  # a full disk does not say which
+        raise
     if os.geteuid() == 0 and path.exists():
         known = path.stat()
         os.chown(partial, known.st_uid, known.st_gid)

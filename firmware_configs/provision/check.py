@@ -1,9 +1,9 @@
 """The preflight of `fedpruneshare provision check`: what would keep a party from its work, found before it starts.
 
-Files first (keys, certificate, directory, clock), then brokers, by connections of this party's own: the same link, the
-same certificate. What an access list allows is found out by messages: empty ones, which every party ignores
-(docs/protocol.md §1.3). A broker lets one session of a party live at a time: while its service is at work brokers are
-left alone.
+Files first (keys, certificate, directory, clock, a coordinator's task bundle), then brokers, by connections of this
+party's own: the same link, the same certificate. What an access list allows is found out by messages: empty ones, which
+every party ignores (docs/protocol.md §1.3). A broker lets one session of a party live at a time: while its service is
+at work brokers are left alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cryptography import x509
 
@@ -31,6 +31,7 @@ from fedpruneshare.topics import Role
 from firmware_configs.provision.authority import belong_together, certificate_fault, read_certificate
 from firmware_configs.provision.findings import FAILED, OK, WARNING, Finding
 from firmware_configs.provision.probing import probe_brokers
+from firmware_configs.provision.task_bundle import bundle_finding
 
 _SET_CLOCK: Final = "set the clock (timedatectl; a board that keeps no time needs NTP before this service starts)"
 _RENEW: Final = "`provision renew` at the root, then `provision enrol finish` here"
@@ -46,6 +47,7 @@ class Examined:
     directory: Directory
     role: Role
     store: str
+    bundle: object
 
 
 def examine(config: Path, *, is_offline: bool = False, now: float | None = None) -> list[Finding]:
@@ -57,8 +59,11 @@ def examine(config: Path, *, is_offline: bool = False, now: float | None = None)
         return findings
     findings += _directory(read, moment)
     findings += _certificate(read, moment)
+    is_let_in = all(finding.state != FAILED for finding in findings)
+    if read.role is Role.COORDINATOR:
+        findings.append(bundle_finding(read.bundle, read.store))
     if not is_offline and read.link.tls is not None:
-        if any(finding.state == FAILED for finding in findings):
+        if not is_let_in:
             findings.append(Finding(WARNING, "brokers", "not tried", "mend what is above first"))
         elif read.store and is_at_work(Path(read.store)):
             found = "not tried: the service is at work, and would lose its connections"
@@ -79,7 +84,7 @@ def _read(config: Path, findings: list[Finding]) -> Examined | None:
     fix = "mend it, or install the bundle again (`provision enrol finish`)"
     name = "settings"
     try:
-        files, link, store = _settings(config)
+        files, link, whole = _settings(config)
         findings.append(Finding(OK, name, str(config)))
         name = "keys"
         identity = Identity.load(Path(files.key_file))
@@ -92,11 +97,11 @@ def _read(config: Path, findings: list[Finding]) -> Examined | None:
     except FedPruneShareError as error:
         findings.append(Finding(FAILED, name, str(error), fix))
         return None
-    return Examined(files, link, identity, directory, role, store)
+    return Examined(files, link, identity, directory, role, str(whole.get("store", "")), whole.get("bundle"))
 
 
-def _settings(config: Path) -> tuple[PartySettings, LinkSettings, str]:
-    """What all roles' settings share: two tables, and the store's folder."""
+def _settings(config: Path) -> tuple[PartySettings, LinkSettings, dict[str, Any]]:
+    """The two tables that all roles' settings share, and all there is."""
     try:
         whole = tomllib.loads(config.read_text("utf-8"))
     except OSError as error:
@@ -106,7 +111,7 @@ def _settings(config: Path) -> tuple[PartySettings, LinkSettings, str]:
     party, link = whole.get("party"), whole.get("link", {})
     if not isinstance(party, dict) or not isinstance(link, dict):
         raise SettingsError(f"settings file {config}: no [party], expected the settings of a device or service")
-    return load_settings(party, PartySettings), load_settings(link, LinkSettings), str(whole.get("store", ""))
+    return load_settings(party, PartySettings), load_settings(link, LinkSettings), whole
 
 
 def _role(directory: Directory, name: str) -> Role:

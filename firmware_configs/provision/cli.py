@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import click
 
 from fedpruneshare.errors import SettingsError
+from fedpruneshare.process import leave_no_core
 from fedpruneshare.storage import write_atomically
 from fedpruneshare.topics import Role
 from firmware_configs.provision import vault
@@ -35,11 +37,12 @@ class _OneLine(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """As click does, with errors by name. Raises `SettingsError`."""
+        leave_no_core()
         try:
             return super().invoke(ctx)
         except OSError as error:
             found = f"{error.filename or 'the disk'}: {error.strerror or error}"
-            raise SettingsError(f"{found}, expected a place that this user can read and write") from None
+            raise SettingsError(f"{found}, expected a place with room that this user can read and write") from None
 
 
 @click.group(cls=_OneLine)
@@ -83,7 +86,12 @@ def init(
     **settings: Any,
 ) -> None:
     """Begin a federation in FOLDER: root keys, certificate authority, settings."""
-    places = dict(_place(text, f"--aggregators {text}") for text in aggregators.split(","))
+    named = [_place(text, f"--aggregators {text}") for text in aggregators.split(",")]
+    places = dict(named)
+    if twice := [name for name, times in Counter(name for name, _ in named).items() if times > 1]:
+        raise SettingsError(
+            f"--aggregators names {', '.join(twice)} more than once, expected a name of its own for each"
+        )
     name, place = _place(coordinator if "=" in coordinator else f"coordinator={coordinator}", "--coordinator")
     whole = FederationSettings(
         aggregators=places,
@@ -153,10 +161,11 @@ def coordinator(*, folder: Path, passphrase_file: Path | None, **wishes: Any) ->
 def _services(folder: Path, names: Sequence[str], role: Role, passphrase_file: Path | None, wishes: Wishes) -> None:
     with _at_work(folder, passphrase_file) as office:
         before = office.register.version
-        for name in names or (office.settings.coordinator_id,):
+        chosen = names or (office.settings.coordinator_id,)
+        for name in chosen:
             take_in(office, name, role, wishes)
-            click.echo(f"{name}: {wishes.path(office, name)}")
-        announce(office, office.commit(), before)
+        lines = [f"{name}: {wishes.path(office, name)}" for name in chosen]
+        announce(office, office.commit(), before, lines)
 
 
 @provision.command()
@@ -183,9 +192,8 @@ def device(
                 bar.update(1)
             directory = office.commit(on_bundle=lambda: bar.update(1))
         ids = {name: office.register.parties[name].key_ids()[0] for name in chosen}
-        for name, key_id in ids.items():
-            click.echo(f"{name}: {wanted.path(office, name)} (key {key_id})")
-        announce(office, directory, before)
+        lines = [f"{name}: {wanted.path(office, name)} (key {key_id})" for name, key_id in ids.items()]
+        announce(office, directory, before, lines)
 
 
 # --------------------------------------------------------------------------- in the course of time
@@ -208,10 +216,11 @@ def renew_command(
     with _at_work(folder, passphrase_file) as office:
         before = office.register.version
         parties = office.register.parties
+        lines = []
         for name in names or [name for name, record in parties.items() if not record.revoked_at]:
             path, done = renew(office, name, wanted, keys=keys)
-            click.echo(f"{name}: {path}, {', '.join(done)}")
-        announce(office, office.commit(), before)
+            lines.append(f"{name}: {path}, {', '.join(done)}")
+        announce(office, office.commit(), before, lines)
 
 
 @provision.command(name="revoke")
@@ -224,8 +233,9 @@ def revoke_command(*, folder: Path, names: Sequence[str], passphrase_file: Path 
         before = office.register.version
         for name in names:
             revoke(office, name)
-            click.echo(f"{name}: revoked, with keys {', '.join(office.register.parties[name].key_ids())}")
-        announce(office, office.commit(), before)
+        parties = office.register.parties
+        lines = [f"{name}: revoked, with keys {', '.join(parties[name].key_ids())}" for name in names]
+        announce(office, office.commit(), before, lines)
 
 
 @provision.command()

@@ -14,7 +14,7 @@ from firmware_configs.provision.bundles import write_private
 from firmware_configs.provision.enrolment import Applicant, accept, make_request
 from firmware_configs.provision.installing import install
 from firmware_configs.provision.office import Office
-from firmware_configs.provision.parties import Wishes
+from firmware_configs.provision.parties import Wishes, check_spelling
 from firmware_configs.provision.words import (
     announce,
     folder_argument,
@@ -47,6 +47,8 @@ def enrol() -> None:
 @click.option("--replace", is_flag=True, help="Write over an earlier request.")
 def request(*, folder: Path, federation: str, name: str, role: str, keys: bool, hybrid: bool, replace: bool) -> None:
     """On the device: make keys in FOLDER, and NAME.request to be carried to the operator."""
+    check_spelling(name)
+    check_spelling(federation, "federation")
     path = folder / f"{name}.request"
     if path.exists() and not replace:
         raise SettingsError(f"{path} exists, expected it carried to the operator (--replace asks again)")
@@ -65,14 +67,22 @@ def accept_command(*, folder: Path, requests: Sequence[Path], passphrase_file: P
     wanted = Wishes(**wishes)
     with Office.open(folder) as office:
         unlock(office, passphrase_file)
-        before = office.register.version
+        before, lines = office.register.version, []
         for path in requests:
-            try:
-                name, key_id = accept(office, path.read_bytes(), wanted)
-            except OSError as error:
-                raise SettingsError(f"request {path}: {error.strerror}") from None
-            click.echo(f"{name}: {wanted.path(office, name)} (key {key_id}: compare with what {name} printed)")
-        announce(office, office.commit(), before)
+            name, key_id = _accepted(office, path, wanted)
+            lines.append(f"{name}: {wanted.path(office, name)} (key {key_id}: compare with what {name} printed)")
+        announce(office, office.commit(), before, lines)
+
+
+def _accepted(office: Office, path: Path, wanted: Wishes) -> tuple[str, str]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"request {path}: {error.strerror}, expected what `enrol request` wrote") from None
+    try:
+        return accept(office, data, wanted)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
 
 
 @enrol.command()

@@ -45,6 +45,7 @@ SETTINGS: Final = "federation.toml"
 REGISTER: Final = "register.json"
 AUTHORITY, REVOKED = "ca.pem", "crl.pem"
 CURRENT, VERSIONS = "directory.json", "directories"
+LOCK: Final = "lock"
 BUNDLES, RENEWALS, UPDATES, CERTIFICATES = "bundles", "renewals", "updates", "certificates"
 
 Clock = Callable[[], datetime]
@@ -76,12 +77,12 @@ class Office:
     def create(
         cls, folder: Path, settings: FederationSettings, passphrase: str, clock: Clock = utc_now
     ) -> Iterator[Office]:
-        """A new federation with new root keys. Raises `SettingsError` where one was begun already."""
+        """A new federation with new root keys. Raises `SettingsError` where one was begun, or anything else lies."""
         folder = folder.absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_used(folder)
         with _locked(folder):
-            if (folder / REGISTER).exists():
-                raise SettingsError(f"{folder} holds a federation already, expected an empty or new folder")
+            _refuse_used(folder)
             checked = load_settings(msgspec.to_builtins(settings), FederationSettings)
             root = Identity.generate("root")
             authority = Authority.create(checked.federation, clock=clock)
@@ -295,9 +296,22 @@ def _says_the_same(known: Directory, made: Directory) -> bool:
     return msgspec.structs.replace(made, **numbers) == known
 
 
+def _refuse_used(folder: Path) -> None:
+    """Raise `SettingsError` for a folder with anything in it but what an `init` that was killed has left."""
+    if (folder / REGISTER).exists():
+        raise SettingsError(f"{folder} holds a federation already, expected an empty or new folder")
+    begun = {
+        LOCK,
+        *(f"{name}{end}" for name in (ROOT_FILE, SETTINGS, AUTHORITY, REVOKED, REGISTER) for end in ("", ".part")),
+    }
+    strange = sorted({place.name for place in folder.iterdir()} - begun)
+    if strange:
+        raise SettingsError(f"{folder} holds {', '.join(strange[:3])}, expected an empty or new folder")
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with open(folder / "lock", "w") as file:
+    with open(folder / LOCK, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -103,14 +103,22 @@ def prepare(office: Office, name: str, role: Role, wishes: Wishes) -> None:
 def check_name(office: Office, name: str, role: Role) -> None:
     """Raise `SettingsError` unless federation.toml leaves the name to this role."""
     settings = office.settings
-    if not name or len(name) > 32 or name.strip("abcdefghijklmnopqrstuvwxyz0123456789-") or name[0] == "-":
-        raise SettingsError(f"name {name!r}, expected 1 to 32 of a-z, 0-9 and -, and no - in front")
+    check_spelling(name)
     services = {settings.coordinator_id: Role.COORDINATOR, **dict.fromkeys(settings.aggregators, Role.AGGREGATOR)}
+    if name not in services and role is not Role.DEVICE:
+        known = ", ".join(one for one, meant in services.items() if meant is role)
+        raise SettingsError(f"federation.toml names no {role} {name!r}, expected {known}: services are named there")
     if services.get(name, Role.DEVICE) is not role:
-        meant = _a(services.get(name, Role.DEVICE))
         raise SettingsError(
-            f"{name!r} is {meant} by federation.toml, expected {_a(role)}: services are named there, devices are not"
+            f"{name!r} is {_a(services[name])} by federation.toml, expected a name for {_a(role)}: services are named"
+            " there, devices are not"
         )
+
+
+def check_spelling(name: str, what: str = "name") -> None:
+    """Raise `SettingsError` unless somebody, or a federation, may be called so."""
+    if not name or len(name) > 32 or name.strip("abcdefghijklmnopqrstuvwxyz0123456789-") or name[0] == "-":
+        raise SettingsError(f"{what} {name!r}, expected 1 to 32 of a-z, 0-9 and -, and no - in front")
 
 
 def issue_broker(office: Office, name: str, role: Role, key: ec.EllipticCurvePublicKey | None = None) -> Issued:

@@ -16,7 +16,7 @@ from fedpruneshare.link import BrokerAddress
 from fedpruneshare.topics import Role
 from firmware_configs.brokers import is_loopback
 from firmware_configs.brokers.mosquitto import CONTROL, BrokerTls, render_mosquitto, shipped_settings
-from firmware_configs.provision.register import FederationSettings, Record
+from firmware_configs.provision.register import FederationSettings, Place, Record
 
 #: Names inside every bundle.
 KEY, TLS_KEY, TLS_CERTIFICATE, CA = "key.json", "tls.key", "tls.pem", "ca.pem"
@@ -28,6 +28,8 @@ BROKER_CRL, BROKER_LIST, BROKER_CONF = f"{BROKER}/crl.pem", f"{BROKER}/access.ac
 TASK_BUNDLE: Final = "task.bundle"
 #: What a broker binds whose host is a name or another machine's address, unless `listen` says so.
 EVERYWHERE: Final = "0.0.0.0"
+#: The same where the host is an IPv6 address, which nobody reaches at the one above.
+EVERYWHERE_6: Final = "::"
 
 _FOLDER: Final = Path(__file__).parent
 
@@ -81,13 +83,19 @@ def public_files(
     tls = BrokerTls(folder / "ca.pem", folder / "server.pem", folder / "server.key", folder / "crl.pem")
     broker = CONTROL if record.role is Role.COORDINATOR else name
     shipped = replace(shipped_settings(folder, directory, broker, tls), user=record.broker_user)
-    listen = place.listen or (place.host if is_loopback(place.host) else EVERYWHERE)
-    conf = render_mosquitto(BrokerAddress(listen, place.port, tls=True), shipped)
+    conf = render_mosquitto(BrokerAddress(_listens_at(place), place.port, tls=True), shipped)
     return files | {
         BROKER_CRL: crl,
         BROKER_LIST: (shipped.access_list or "").encode(),
         BROKER_CONF: conf.encode(),
     }
+
+
+def _listens_at(place: Place) -> str:
+    """What a broker binds: what its settings say, else its loopback address, else everything there is of its kind."""
+    if place.listen or is_loopback(place.host):
+        return place.listen or place.host
+    return EVERYWHERE_6 if ":" in place.host else EVERYWHERE
 
 
 def _text(value: str) -> str:

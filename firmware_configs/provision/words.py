@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ import click
 from fedpruneshare.directory import Directory
 from fedpruneshare.errors import SettingsError
 from fedpruneshare.storage import refuse_open_file
-from firmware_configs.provision.office import UPDATES, Office
+from firmware_configs.provision.office import BUNDLES, UPDATES, Office
 from firmware_configs.provision.register import missing_services
 
 PASSPHRASE_VARIABLE: Final = "FPS_PASSPHRASE_FILE"
@@ -44,7 +44,7 @@ def read_passphrase(path: Path | None, *, confirm: bool = False) -> str:
     """The passphrase from a file that is its owner's only, or from a prompt. Raises `SettingsError`."""
     if path is None:
         return str(click.prompt("Passphrase of the root", hide_input=True, confirmation_prompt=confirm, err=True))
-    refuse_open_file(path)
+    refuse_open_file(path, "passphrase file")
     try:
         return path.read_text("utf-8").rstrip("\n")
     except (OSError, UnicodeDecodeError):
@@ -58,8 +58,13 @@ def unlock(office: Office, passphrase_file: Path | None) -> None:
         click.echo(f"warning: {fault}", err=True)
 
 
-def announce(office: Office, directory: Directory | None, before: int) -> None:
-    """Say which directory is in force and, if it is newer than version `before`, what has to be carried where."""
+def announce(office: Office, directory: Directory | None, before: int, lines: Sequence[str] = ()) -> None:
+    """Say what was done (`lines`), which directory is in force and, if newer than `before`, what is to be carried.
+
+    After the commit: until then nothing was done.
+    """
+    for line in lines:
+        click.echo(line)
     if directory is None:
         missing = ", ".join(missing_services(office.settings, office.register))
         click.echo(f"no directory yet: it will be signed once there are bundles for {missing}")
@@ -71,4 +76,5 @@ def announce(office: Office, directory: Directory | None, before: int) -> None:
     click.echo("copy to each host what is new, then kill -HUP its broker and its service:")
     for name in (directory.coordinator_id, *directory.aggregators):
         click.echo(f"  cp -r {office.folder / UPDATES / name}/. {office.register.parties[name].home}/")
+    click.echo(f"bundles that still lie in {office.folder / BUNDLES} have it already;")
     click.echo("devices that are connected get the directory from the coordinator")

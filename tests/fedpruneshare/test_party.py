@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,39 @@ def test_a_file_that_is_put_in_place_counts_after_a_reload(settings: PartySettin
     Path(settings.directory).write_bytes(newer(2))
     assert party.reload()
     assert party.directory.version == 2
+
+
+def test_a_reload_that_fails_changes_nothing(settings: PartySettings) -> None:
+    """Neither to another party's name, nor to a new key beside an old directory."""
+    party = Party.load(settings, Role.AGGREGATOR)
+    before = party.identity
+    identity(AGGREGATORS[1]).save(Path(settings.key_file))
+    with pytest.raises(SettingsError, match=f"holds keys of '{AGGREGATORS[1]}', expected those of '{NAME}'"):
+        party.reload()
+    before.rotated().save(Path(settings.key_file))
+    party.directory = directory(version=3)  # newer than the files
+    with pytest.raises(ProtocolError, match="version 1, expected 3 or later"):
+        party.reload()
+    assert party.identity is before
+
+
+def test_a_kept_directory_that_cannot_be_looked_for_is_named(
+    settings: PartySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may enter every folder, so this one refuses by itself."""
+
+    def refusing(real: Any) -> Any:
+        def call(path: Any, *rest: Any) -> Any:
+            if str(path).startswith(settings.keep):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return real(path, *rest)
+
+        return call
+
+    monkeypatch.setattr(party_module.Path, "exists", refusing(Path.exists))
+    monkeypatch.setattr("builtins.open", refusing(open))
+    with pytest.raises(SettingsError, match=r"directory-in-force-key\.json: Permission denied"):
+        Party.load(settings, Role.AGGREGATOR)
 
 
 def rotated(old: Identity) -> tuple[Identity, Directory]:

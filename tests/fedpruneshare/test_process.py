@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -54,3 +55,19 @@ def test_sigterm_ends_with_exit_code_0() -> None:
         return 1
 
     assert serve(work) == 0
+
+
+def test_a_service_leaves_no_image_of_its_memory() -> None:
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    found: list[int] = []
+
+    async def work() -> int:
+        found.append(resource.getrlimit(resource.RLIMIT_CORE)[0])
+        return 0
+
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+        assert serve(work) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)
+    assert found == [0]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 from pathlib import Path
 
 import pytest
 
+from fedpruneshare import storage
 from fedpruneshare.errors import SettingsError, StoreDamagedError, StoreError
 from fedpruneshare.storage import disk_errors, open_database, write_atomically
 
@@ -98,3 +101,29 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
         write_atomically(path, text, mode=0o600)
         assert path.read_bytes() == text
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_secret_never_lies_in_a_file_that_others_can_read(tmp_path: Path) -> None:
+    """Also where something lies beside it already: left by a crash, by an older version, or on purpose."""
+    path, other = tmp_path / "key", tmp_path / "theirs"
+    (tmp_path / "key.part").write_bytes(b"open to all")
+    (tmp_path / "key.part").chmod(0o666)
+    with open(tmp_path / "key.part", "rb") as watching:
+        write_atomically(path, b"secret", mode=0o600)
+        assert watching.read() == b"open to all", "nobody who has it open reads the new one"
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"secret", 0o600)
+    other.write_bytes(b"theirs")
+    (tmp_path / "key.part").symlink_to(other)
+    write_atomically(path, b"secret", mode=0o600)
+    assert (other.read_bytes(), path.is_symlink()) == (b"theirs", False)
+
+
+def test_a_disk_that_refuses_a_file_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(storage.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomically(tmp_path / "file", b"much")
+    assert caught.value.filename == str(tmp_path / "file")
+    assert not list(tmp_path.iterdir())

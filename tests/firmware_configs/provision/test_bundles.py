@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import tarfile
 import time
 import tomllib
@@ -17,6 +19,7 @@ from provisioned import PASSPHRASE, Root, copied, make_root, write_passphrase
 from aggregator.settings import AggregatorSettings
 from coordinator.settings import CoordinatorSettings
 from edge_client.settings import DeviceSettings
+from fedpruneshare import storage
 from fedpruneshare.directory import Directory, read_directory
 from fedpruneshare.party import Party, PartySettings
 from fedpruneshare.settings import load_settings
@@ -154,6 +157,27 @@ def test_a_broker_learns_where_it_will_lie_and_who_it_runs_as(empty: Root) -> No
     assert "user mosquitto" in conf
 
 
+@pytest.mark.parametrize(
+    ("host", "listens"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("[::1]", "::1"),
+        ("192.0.2.7", "0.0.0.0"),
+        ("mqtt.a.example", "0.0.0.0"),
+        ("[2001:db8::7]", "::"),
+    ],
+)
+def test_a_broker_listens_where_its_host_is_dialled(tmp_path: Path, host: str, listens: str) -> None:
+    root = Root(tmp_path / "root")
+    write_passphrase(root)
+    places = f"a={host}:8884,b=127.0.0.1:8885,c=127.0.0.1:8886"
+    root.call("init", "--federation", "lab", "--aggregators", places, "--coordinator", "127.0.0.1:8883")
+    root.call("aggregator", "a", "b", "c")
+    root.call("coordinator")
+    conf = (root.bundle("a") / "broker" / "mosquitto.conf").read_text()
+    assert f"\nlistener 8884 {listens}\n" in conf
+
+
 def test_a_tar_holds_the_same_and_nothing_is_open_to_others(root: Root, tmp_path: Path) -> None:
     root.call("device", "pi-04", "--tar", "--out", tmp_path / "out")
     path = tmp_path / "out" / "pi-04.tar"
@@ -222,7 +246,8 @@ def test_a_name_is_one_partys(root: Root, arguments: list[str], reason: str) -> 
 
 
 def test_services_are_those_of_the_settings(root: Root) -> None:
-    assert "is a device by federation.toml" in root.refused("aggregator", "d")
+    assert "names no aggregator 'd', expected a, b, c" in root.refused("aggregator", "d")
+    assert "'a' is an aggregator by federation.toml" in root.refused("device", "a", "--replace")
     assert "taken by an aggregator" in root.refused("aggregator", "a")
     assert "taken by the coordinator" in root.refused("coordinator")
 
@@ -254,6 +279,22 @@ def test_a_root_is_begun_once(root: Root) -> None:
     assert (root.folder / "root.key").read_bytes() == key
 
 
+def test_a_root_is_begun_in_a_folder_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its folder becomes its owner's only: that of something else would be taken from whom it is shared with."""
+    folder = tmp_path / "shared"
+    folder.mkdir(mode=0o755)
+    (folder / "mine").write_text("mine")
+    root = Root(folder, capsys)
+    write_passphrase(root)
+    words = ["--federation", "x", "--aggregators", "a=h:1,b=h:2,c=h:3", "--coordinator", "h:4"]
+    assert "holds mine, expected an empty or new folder" in root.refused("init", *words)
+    assert [place.name for place in folder.iterdir()] == ["mine"]
+    assert folder.stat().st_mode & 0o777 == 0o755
+    (folder / "mine").unlink()
+    root.call("init", *words)
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
@@ -264,6 +305,7 @@ def test_a_root_is_begun_once(root: Root) -> None:
         (["--aggregators", "a=h:1,b=h:2,c=h:2"], "a broker of its own"),
         (["--aggregators", "a=h:1,b=h:2,c=h:99999"], "port"),
         (["--aggregators", "a=h:1,b=h:2,C=h:3"], "'C'"),
+        (["--aggregators", "a=h:1,b=h:2,a=h:3,c=h:5"], "names a more than once"),
         (["--coordinator", "h"], "expected name=host:port"),
         (["--coordinator", "a=h:4"], "a name that no aggregator has"),
         (["--aggregators", "control=h:1,b=h:2,c=h:3"], "the coordinator's broker goes by it"),
@@ -313,7 +355,7 @@ def test_a_passphrase_file_that_is_open_to_others_is_refused(root: Root) -> None
 
 def test_a_missing_passphrase_file_is_named(root: Root) -> None:
     root.passphrase.unlink()
-    assert root.passphrase.name in root.refused("device", "pi-04")
+    assert f"passphrase file {root.passphrase}: No such file" in root.refused("device", "pi-04")
 
 
 def test_the_passphrase_file_can_come_from_the_environment(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,6 +402,20 @@ def test_what_the_disk_refuses_is_one_line(root: Root, tmp_path: Path) -> None:
     assert "pi-04" not in (root.folder / "register.json").read_text()
     root.run(["enrol", "request", tmp_path / "file", "--federation", "lab", "--name", "pi-05"], code=2)
     assert "Traceback" not in root.error
+
+
+def test_nothing_is_said_to_be_done_that_the_disk_did_not_take(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for words in (["revoke", "pi-02"], ["renew", "pi-01"], ["device", "pi-04"], ["aggregator", "a", "--replace"]):
+        with monkeypatch.context() as patch:
+            patch.setattr(storage.os, "fsync", full)
+            out = root.call(words[0], *words[1:], code=2)
+        assert out == ""
+        assert "No space left on device, expected a place with room" in root.error
+        assert f"error: {root.folder}" in root.error, "the path is named"
+    assert "pi-02" in directory(root).devices
 
 
 def test_a_folder_without_a_federation_is_named(root: Root, tmp_path: Path) -> None:

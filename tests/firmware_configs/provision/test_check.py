@@ -12,10 +12,15 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from provisioned import Root, fill, make_root, own_ports
 
+from coordinator.store import RoundStore
 from fedpruneshare.at_work import at_work
+from fedpruneshare.bundle import Bundle, Manifest
+from fedpruneshare.sparse.parameters import Parameter, ParameterTable
+from fedpruneshare.sparse.parameters import Role as ArrayRole
 from fedpruneshare.topics import Role
 from firmware_configs.brokers.mosquitto import find_mosquitto
 from firmware_configs.provision import check as check_module
@@ -191,6 +196,93 @@ def test_beside_its_own_service_it_leaves_brokers_alone(folder: Path, monkeypatc
     assert finding.found == "tried"
 
 
+# --------------------------------------------------------------------------- the coordinator's task bundle
+
+
+def write_bundle(folder: Path, seed: int = 1) -> Bundle:
+    """A task bundle of a few numbers, where the coordinator's settings have it."""
+    table = ParameterTable((Parameter("w", (2, 3), ArrayRole.WEIGHT, 0), Parameter("b", (2,), ArrayRole.VECTOR)))
+    weights, vectors = np.ones(6, np.float32), np.ones(2, np.float32)
+    inputs, targets = np.ones((4, 3), np.float32), np.array([0, 1, 1, 0], np.int64)
+    bundle = Bundle(Manifest("t", table, (3,), 4, 2, seed, "fixture"), b"a graph", weights, vectors, inputs, targets)
+    bundle.save(folder / "task.bundle")
+    return bundle
+
+
+@pytest.fixture
+def office(root: Root, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The coordinator's folder, with a task bundle."""
+    folder = root.bundle("coordinator")
+    write_bundle(folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def of_the_bundle() -> Finding:
+    (finding,) = [one for one in examine(Path("coordinator.toml"), is_offline=True) if one.what == "task bundle"]
+    return finding
+
+
+def test_a_coordinators_task_bundle_is_named(office: Path) -> None:
+    digest = write_bundle(office).digest
+    RoundStore(office / "store", digest).close()
+    before = sorted(place.name for place in (office / "store").iterdir())
+    finding = of_the_bundle()
+    assert (finding.state, finding.found) == (OK, f"task.bundle: t (fixture data), SHA-256 {digest.hex()[:16]}…")
+    assert sorted(place.name for place in (office / "store").iterdir()) == before, "nothing is left beside the store"
+
+
+def no_bundle(folder: Path) -> None:
+    (folder / "task.bundle").unlink()
+
+
+def folder_for_bundle(folder: Path) -> None:
+    no_bundle(folder)
+    (folder / "task.bundle").mkdir()
+
+
+def half_a_bundle(folder: Path) -> None:
+    data = (folder / "task.bundle").read_bytes()
+    (folder / "task.bundle").write_bytes(data[: len(data) // 2])
+
+
+def other_bundle(folder: Path) -> None:
+    RoundStore(folder / "store", write_bundle(folder).digest).close()
+    write_bundle(folder, seed=2)
+
+
+def no_bundle_in_settings(folder: Path) -> None:
+    place = folder / "coordinator.toml"
+    place.write_text(place.read_text().replace("bundle = ", "# bundle = "))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (no_bundle, "task.bundle cannot be read: No such file or directory; `fedpruneshare task export TASK --out"),
+        (folder_for_bundle, "task.bundle cannot be read: Is a directory"),
+        (half_a_bundle, "not a readable zip file"),
+        (other_bundle, "store store was begun with"),
+        (no_bundle_in_settings, "no `bundle` in the settings"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else None,
+)
+def test_what_is_wrong_with_a_task_bundle_is_told_before_the_coordinator_starts(
+    root: Root, office: Path, spoil: Callable[[Path], None], found: str
+) -> None:
+    spoil(office)
+    finding = of_the_bundle()
+    assert (finding.state, found in str(finding)) == (FAILED, True), str(finding)
+    assert finding.fix
+    assert str(finding) in root.run(["check", "--config", "coordinator.toml", "--offline"], code=1).splitlines()
+
+
+def test_brokers_are_tried_whatever_the_bundle_is(office: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_module, "probe_brokers", lambda *_: [Finding(OK, "brokers", "tried")])
+    no_bundle(office)
+    assert [one.found for one in examine(Path("coordinator.toml")) if one.what == "brokers"] == ["tried"]
+
+
 # --------------------------------------------------------------------------- real brokers
 
 
@@ -266,6 +358,7 @@ def test_a_broker_whose_certificate_ends_soon_is_told(brokers: Brokers, monkeypa
 @pytest.mark.mosquitto
 def test_brokers_are_tried_by_connections_and_messages(brokers: Brokers, monkeypatch: pytest.MonkeyPatch) -> None:
     root = brokers.root
+    write_bundle(root.bundle("coordinator"))
     for name, count in (("pi-01", 4), ("a", 2), ("coordinator", 1)):
         lines = check(root, name, 0)
         assert sum("connected, mutual TLS" in line for line in lines) == count

@@ -135,7 +135,7 @@ def other_csr(name: str = "pi-09", role: Role = Role.DEVICE, federation: str = "
         (lambda: {"csr": "nonsense"}, "certificate request does not read"),
         (lambda: {"federation": "other"}, "federation 'other'"),
         (lambda: {"name": "a", "csr": other_csr("a")}, "is an aggregator by federation.toml"),
-        (lambda: {"role": "aggregator", "csr": other_csr(role=Role.AGGREGATOR)}, "is a device by federation.toml"),
+        (lambda: {"role": "aggregator", "csr": other_csr(role=Role.AGGREGATOR)}, "names no aggregator 'pi-09'"),
         (lambda: {"name": "PI"}, "expected what `provision enrol request` writes"),
         (lambda: {"extra": 1}, "expected what `provision enrol request` writes"),
         (lambda: {"signer": "0" * 16}, "is not signed by its key"),
@@ -169,7 +169,17 @@ def test_a_request_that_was_changed_on_its_way_is_refused(device: Device, field:
 def test_anything_else_is_refused(device: Device, text: str) -> None:
     device.folder.mkdir()
     device.request.write_text(text)
-    assert "expected what `provision enrol request` writes" in device.root.refused("enrol accept", device.request)
+    complaint = device.root.refused("enrol accept", device.request)
+    assert complaint.startswith(f"error: {device.request}: ")
+    assert "expected what `provision enrol request` writes" in complaint
+
+
+@pytest.mark.parametrize("words", [["--name", "Pi-9"], ["--name", "../pi-9"], ["--federation", "Lab"]], ids=str)
+def test_a_name_that_cannot_be_is_told_where_the_keys_are_made(device: Device, words: list[str]) -> None:
+    """Not by the root, after a journey; and nothing is written outside the folder."""
+    device.ask(*words, code=2)
+    assert f"{words[1]!r}, expected 1 to 32 of a-z" in device.root.error
+    assert not device.folder.exists()
 
 
 def test_a_missing_request_is_named(device: Device) -> None:
