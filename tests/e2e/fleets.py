@@ -54,10 +54,10 @@ def held(fleet: Fleet, *silent: str) -> Iterator[dict[str, int]]:
     pids |= {"coordinator": fleet.start_coordinator()}
     pids |= {ident: fleet.start_device(ident) for ident in silent}
     greeted = "SELECT device_id FROM devices"
-    fleet.wait_for(lambda: len(coordinator_rows(fleet, greeted)) == len(silent), 90, f"the hello of {silent}")
+    fleet.wait_for(lambda: len(coordinator_rows(fleet, greeted)) == len(silent), 200, f"the hello of {silent}")
     with paused(*(pids[ident] for ident in silent)):
         pids |= {ident: fleet.start_device(ident) for ident in fleet.devices if ident not in silent}
-        fleet.wait_for(lambda: begun_rounds(fleet) >= 1, 90, "the first plan")
+        fleet.wait_for(lambda: begun_rounds(fleet) >= 1, 200, "the first plan")
         yield pids
 
 

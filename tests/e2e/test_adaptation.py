@@ -42,7 +42,7 @@ def test_each_device_takes_what_its_limits_allow_and_says_why(tmp_path: Path) ->
         for ident in bounded:
             change_settings(fleet, ident, "limits.rung_max=0")
         start(fleet)
-        assert fleet.wait_done(150) == 0
+        assert fleet.wait_done(250) == 0
         rounds, lines = rounds_of(fleet), fleet.rounds()
     assert [line.phase for line in lines] == ["APPLIED"] * 3
     declined = rounds.pop(poor)
@@ -60,7 +60,7 @@ def test_each_device_takes_what_its_limits_allow_and_says_why(tmp_path: Path) ->
 def test_a_round_leaves_its_joules_by_phase_and_its_prediction_beside_what_happened(tmp_path: Path) -> None:
     with small_fleet(tmp_path / "run", *FLEET) as fleet:
         start(fleet)
-        assert fleet.wait_done(150) == 0
+        assert fleet.wait_done(250) == 0
         rounds = rounds_of(fleet)
     for entries in rounds.values():
         for number, entry in enumerate(entries):

@@ -15,7 +15,7 @@ from testbed.arms import ARMS
 from testbed.ledger.rounds import read_rounds
 from testbed.summary import Summary, read_summary
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 #: Two rungs, uneven weights, every kind of rounding: all that could differ from run to run, and must not.
 SMALL = (
@@ -33,7 +33,7 @@ def command(out: Path, *more: str, overrides: tuple[str, ...] = SMALL) -> list[s
 
 def run(out: Path, *more: str, overrides: tuple[str, ...] = SMALL) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(out, *more, overrides=overrides), capture_output=True, text=True, timeout=500, check=False
+        command(out, *more, overrides=overrides), capture_output=True, text=True, timeout=800, check=False
     )
 
 
@@ -55,7 +55,7 @@ def test_a_killed_comparison_goes_on_and_gives_the_same_numbers(tmp_path: Path) 
     process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     # In the middle of the second run: the first is finished, and two are not begun.
     second = killed / "arms" / "prune-only" / "seed-1" / "state" / "coordinator" / "rounds.jsonl"
-    until(lambda: (second.exists() and second.stat().st_size > 0) or process.poll() is not None, 120)
+    until(lambda: (second.exists() and second.stat().st_size > 0) or process.poll() is not None, 400)
     assert process.poll() is None, process.stderr.read() if process.stderr else ""
     process.send_signal(signal.SIGKILL)
     process.wait(60)

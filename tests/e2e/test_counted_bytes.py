@@ -65,7 +65,7 @@ class TappedFleet(Fleet):
         try:
             if self._tap is not None:
                 with self._tap:
-                    self.wait_for(self._is_written, 90, "every device to end its last round")
+                    self.wait_for(self._is_written, 200, "every device to end its last round")
         finally:
             super().stop()
 

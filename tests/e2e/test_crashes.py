@@ -101,17 +101,17 @@ def test_one_aggregator_of_three_killed_in_a_round(tmp_path: Path, kind: str, wi
     sets = ("rounds.count=5", "rounds.deadline_s=300", "rounds.grace_s=1.5", f"brokers.kind={kind!r}", *as_shipped)
     with small_fleet(tmp_path / "run", *sets) as fleet:
         with held(fleet) as pids:
-            fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-2", 1) >= 4, 90, "uploads of round 1")
+            fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-2", 1) >= 4, 200, "uploads of round 1")
             fleet.kill_aggregator("aggregator-2")
             if with_broker:
                 fleet.kill_broker("aggregator-2")
-        fleet.wait_for(lambda: len(fleet.rounds()) >= 2, 90, "two rounds without one aggregator")
+        fleet.wait_for(lambda: len(fleet.rounds()) >= 2, 200, "two rounds without one aggregator")
         with paused(pids["device-00"]):  # so that a round is open when the devices have found the broker again
             if with_broker:
                 fleet.start_broker("aggregator-2")
             fleet.start_aggregator("aggregator-2")
-            fleet.wait_for(lambda: uploads_back(fleet) >= 7, 90, "uploads to the aggregator that came back")
-        assert fleet.wait_done(150) == 0
+            fleet.wait_for(lambda: uploads_back(fleet) >= 7, 200, "uploads to the aggregator that came back")
+        assert fleet.wait_done(250) == 0
         rounds = fleet.rounds()
         assert phases(fleet) == applied(5)
         assert [line.contributors for line in rounds] == [8, 8, 8, 8, 8]
@@ -126,9 +126,9 @@ def test_one_aggregator_of_three_killed_in_a_round(tmp_path: Path, kind: str, wi
 def test_a_device_killed_before_its_upload_is_left_out(tmp_path: Path) -> None:
     with small_fleet(tmp_path / "run", "rounds.count=1", "rounds.deadline_s=25") as fleet:
         with held(fleet, "device-03"):
-            fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-1", 1) >= 7, 90, "the others' uploads")
+            fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-1", 1) >= 7, 200, "the others' uploads")
             fleet.kill_device("device-03")
-        assert fleet.wait_done(150) == 0
+        assert fleet.wait_done(250) == 0
         assert "device-03" in cohort_of(fleet, 1)
         assert [(line.phase, line.contributors) for line in fleet.rounds()] == [("APPLIED", 7)]
         assert "device-03" not in {c.device_id for c in freeze_of(fleet, 1).contributors}
@@ -140,23 +140,23 @@ def test_a_device_killed_in_mid_upload_is_counted_once(tmp_path: Path, is_outbox
     with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=300", "coding.chunk_bytes=1024") as fleet:
         with held(fleet, victim) as pids:
             for name in fleet.aggregators:
-                fleet.wait_for(lambda a=name: complete_uploads(fleet, a, 1) == 7, 90, "the others' uploads")
+                fleet.wait_for(lambda a=name: complete_uploads(fleet, a, 1) == 7, 200, "the others' uploads")
             with paused(*(pids[f"broker-{name}"] for name in fleet.aggregators)):
                 os.kill(pids[victim], signal.SIGCONT)
                 plan = digest(plan_of(fleet, 1))
-                before = fleet.wait_for(lambda: upload_id_of(fleet, victim, plan), 90, "an upload in the outbox")
+                before = fleet.wait_for(lambda: upload_id_of(fleet, victim, plan), 200, "an upload in the outbox")
                 for name in fleet.aggregators:  # the first chunks lie before every broker, which cannot take them
                     port = fleet.brokers[name].address.port
-                    fleet.wait_for(lambda p=port: unread_bytes(p) > 0, 90, f"chunks on their way to {name}")
+                    fleet.wait_for(lambda p=port: unread_bytes(p) > 0, 200, f"chunks on their way to {name}")
                 fleet.kill_device(victim)
         parts = [
-            fleet.wait_for(lambda a=name: part_stored(fleet, a, victim), 90, "a part") for name in fleet.aggregators
+            fleet.wait_for(lambda a=name: part_stored(fleet, a, victim), 200, "a part") for name in fleet.aggregators
         ]
         assert sum(stored == chunks for stored, chunks in parts) < 2, "complete where it counts: not in mid-upload"
         if is_outbox_lost:
             shutil.rmtree(outbox)
         fleet.start_device(victim)
-        assert fleet.wait_done(150) == 0
+        assert fleet.wait_done(250) == 0
         assert [(line.phase, line.contributors) for line in fleet.rounds()] == [("APPLIED", 8), ("APPLIED", 8)]
         mine = [c.upload_id for c in freeze_of(fleet, 1).contributors if c.device_id == victim]
         assert len(mine) == 1
@@ -174,9 +174,9 @@ def test_a_device_killed_after_its_receipts_is_counted(tmp_path: Path) -> None:
     with small_fleet(tmp_path / "run", "rounds.count=2", "rounds.deadline_s=25") as fleet:
         with held(fleet):
             ledger = fleet.folder.ledger("device-01")
-            fleet.wait_for(lambda: ledger.exists() and '"uploaded"' in ledger.read_text(), 90, "all its receipts")
+            fleet.wait_for(lambda: ledger.exists() and '"uploaded"' in ledger.read_text(), 200, "all its receipts")
             fleet.kill_device("device-01")
-        assert fleet.wait_done(150) == 0
+        assert fleet.wait_done(250) == 0
         assert phases(fleet) == applied(2)
         assert [line.contributors for line in fleet.rounds()] == [8, 7]
 
@@ -187,11 +187,11 @@ def test_a_device_killed_after_its_receipts_is_counted(tmp_path: Path) -> None:
 def test_the_coordinator_killed_while_collecting(tmp_path: Path) -> None:
     with small_fleet(tmp_path / "run", "rounds.count=3", "rounds.deadline_s=300") as fleet:
         with held(fleet):
-            fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-1", 1) >= 4, 90, "uploads of round 1")
+            fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-1", 1) >= 4, 200, "uploads of round 1")
             plan = plan_of(fleet, 1)
             fleet.kill_coordinator()
         fleet.start_coordinator()
-        assert fleet.wait_done(150) == 0
+        assert fleet.wait_done(250) == 0
         check_all_counted_once(fleet, 3)
         assert plan_of(fleet, 1) == plan
 
@@ -200,19 +200,19 @@ def test_the_coordinator_killed_between_freeze_and_sums(tmp_path: Path) -> None:
     with small_fleet(tmp_path / "run", "rounds.count=3", "rounds.deadline_s=300") as fleet:
         with ExitStack() as coordinator_pause:
             with held(fleet) as pids:
-                fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-1", 1) >= 4, 90, "uploads of round 1")
+                fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-1", 1) >= 4, 200, "uploads of round 1")
                 coordinator_pause.enter_context(paused(pids["coordinator"]))
                 wait_for_attendances = coordinator_pause.enter_context(hearing_attendances(fleet))
             wait_for_attendances()
             with paused(*(pids[name] for name in fleet.aggregators)):
                 coordinator_pause.close()
                 frozen = "SELECT freeze FROM rounds WHERE freeze IS NOT NULL AND outcome IS NULL"
-                freeze = fleet.wait_for(lambda: coordinator_rows(fleet, frozen), 90, "the Freeze")
+                freeze = fleet.wait_for(lambda: coordinator_rows(fleet, frozen), 200, "the Freeze")
                 fleet.kill_coordinator()
         assert coordinator_rows(fleet, frozen) == freeze
         assert fleet.rounds() == []
         fleet.start_coordinator()
-        assert fleet.wait_done(150) == 0
+        assert fleet.wait_done(250) == 0
         check_all_counted_once(fleet, 3)
         assert freeze_of(fleet, 1) == decode("freeze", freeze[0][0])
 
@@ -221,15 +221,15 @@ def test_the_coordinator_killed_after_every_round(tmp_path: Path) -> None:
     with small_fleet(tmp_path / "run", "rounds.count=4", "rounds.deadline_s=300") as fleet:
         start(fleet)
         for done in (1, 2, 3):
-            fleet.wait_for(lambda d=done: len(fleet.rounds()) >= d, 90, f"{done} rounds")
+            fleet.wait_for(lambda d=done: len(fleet.rounds()) >= d, 200, f"{done} rounds")
             fleet.kill_coordinator()
             ended = coordinator_rows(fleet, "SELECT round_id, plan, freeze, outcome FROM rounds WHERE outcome NOT NULL")
             begun = coordinator_rows(fleet, "SELECT round_id, plan FROM rounds")
             fleet.start_coordinator()
-            fleet.wait_for(lambda d=done: len(fleet.rounds()) > d, 90, "the next round")
+            fleet.wait_for(lambda d=done: len(fleet.rounds()) > d, 200, "the next round")
             assert set(begun) <= set(coordinator_rows(fleet, "SELECT round_id, plan FROM rounds"))
             assert set(ended) <= set(coordinator_rows(fleet, "SELECT round_id, plan, freeze, outcome FROM rounds"))
-        assert fleet.wait_done(150) == 0
+        assert fleet.wait_done(250) == 0
         check_all_counted_once(fleet, 4)
 
 
@@ -248,8 +248,8 @@ def check_all_counted_once(fleet: Fleet, rounds: int) -> None:
 def test_all_brokers_restarted_in_a_round(tmp_path: Path) -> None:
     with small_fleet(tmp_path / "run", "rounds.count=3", "rounds.deadline_s=300") as fleet:
         with held(fleet):
-            fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-1", 1) >= 4, 90, "uploads of round 1")
+            fleet.wait_for(lambda: complete_uploads(fleet, "aggregator-1", 1) >= 4, 200, "uploads of round 1")
             for name in fleet.brokers:
                 fleet.restart_broker(name)
-        assert fleet.wait_done(150) == 0
+        assert fleet.wait_done(250) == 0
         check_all_counted_once(fleet, 3)

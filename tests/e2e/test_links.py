@@ -79,7 +79,7 @@ def test_a_fleet_over_real_links(tmp_path: Path) -> None:
         fleet.start()
         pid = fleet.brokers["control"].pid
         assert os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat(fleet.network.services_place).st_ino
-        assert fleet.wait_done(150) == 0
+        assert fleet.wait_done(250) == 0
         counters, conditions, seconds = fleet.counters(), fleet.conditions()["links"], send_seconds(fleet)
         sent = {device: ledger_bytes(fleet, device) for device in fleet.devices}
     assert [line.phase for line in fleet.rounds()] == ["APPLIED", "APPLIED"]
@@ -107,7 +107,7 @@ def test_the_same_links_without_root(tmp_path: Path) -> None:
         assert fleet.directory is not None
         assert {service.host for service in fleet.directory.aggregators.values()} == {"127.0.0.1"}
         fleet.start()
-        assert fleet.wait_done(150) == 0
+        assert fleet.wait_done(250) == 0
         seconds = send_seconds(fleet)
         conditions = fleet.conditions()["links"]
         assert fleet.counters() is None

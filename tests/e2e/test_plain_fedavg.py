@@ -47,8 +47,8 @@ def test_the_next_model_is_that_of_plain_masked_fedavg(tmp_path: Path, rungs: st
     with small_fleet(tmp_path / "run", *task, "rounds.count=1", "rounds.deadline_s=300", "rounds.grace_s=60") as fleet:
         pids = start(fleet)
         with paused(pids["aggregator-3"]):  # so that every upload is still in its outbox
-            uploads = fleet.wait_for(lambda: outboxes(fleet), 90, "every device's upload")
-        assert fleet.wait_done(150) == 0
+            uploads = fleet.wait_for(lambda: outboxes(fleet), 200, "every device's upload")
+        assert fleet.wait_done(250) == 0
         assert [(line.phase, line.verified) for line in fleet.rounds()] == [("APPLIED", True)]
         table = Bundle.open(fleet.folder.bundle).manifest.table
         view, freeze = planned(fleet)
@@ -71,7 +71,7 @@ def test_without_sharing_the_next_model_is_plain_fedavg_to_the_last_bit(tmp_path
     task = ('task.name="fashion-mnist"', "pruning.dense_rounds=0", "pruning.start_density=0.5", "rounds.count=1")
     with small_fleet(tmp_path / "run", *plain, *coded, *task) as fleet:
         start(fleet)
-        assert fleet.wait_done(150) == 0
+        assert fleet.wait_done(250) == 0
         assert [(line.phase, line.verified, line.reveal) for line in fleet.rounds()] == [("APPLIED", False, "plain")]
         table = Bundle.open(fleet.folder.bundle).manifest.table
         updates = [update_of(fleet, ident, table) for ident in fleet.devices]

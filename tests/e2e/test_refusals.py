@@ -143,9 +143,9 @@ def test_forged_messages_of_every_kind_are_refused_by_name(tmp_path: Path) -> No
                 expected.setdefault(reader, []).append(refusal)
             for reader, lines in expected.items():
                 for line in lines:
-                    fleet.wait_for(lambda r=reader, t=line: plain(log_of(fleet, r)).count(t) >= 2, 90, line)
+                    fleet.wait_for(lambda r=reader, t=line: plain(log_of(fleet, r)).count(t) >= 2, 200, line)
                 assert "not a signed envelope" in plain(log_of(fleet, reader))
-        assert fleet.wait_done(150) == 0
+        assert fleet.wait_done(250) == 0
         assert [(line.phase, line.contributors) for line in fleet.rounds()] == [("APPLIED", 8), ("APPLIED", 8)]
 
 
@@ -174,13 +174,13 @@ def test_a_party_of_another_role_cannot_speak_for_the_coordinator(tmp_path: Path
             outcome = sign_message(device, FEDERATION, Outcome(plan.round_id, RoundPhase.FAILED, "said a device"))
             publish(fleet.brokers["control"].address, [(TOPICS.name("outcome"), outcome)])
             text = "'device-02' is no coordinator"
-            fleet.wait_for(lambda: text in plain(log_of(fleet, "aggregator-1")), 90, "the refusal")
+            fleet.wait_for(lambda: text in plain(log_of(fleet, "aggregator-1")), 200, "the refusal")
             # A share sealed for another aggregator, honestly signed: refused when it is opened.
             misdirected = resealed(fleet, plan, name, device)
             publish(fleet.brokers["aggregator-1"].address, [(TOPICS.name("up", "device-02"), misdirected)])
             text = "does not open for 'aggregator-1'"
-            fleet.wait_for(lambda: text in plain(log_of(fleet, "aggregator-1")), 90, "the refusal of the seal")
-        assert fleet.wait_done(150) == 0
+            fleet.wait_for(lambda: text in plain(log_of(fleet, "aggregator-1")), 200, "the refusal of the seal")
+        assert fleet.wait_done(250) == 0
         assert [(line.phase, line.contributors) for line in fleet.rounds()] == [("APPLIED", 8)]
 
 
@@ -205,18 +205,18 @@ def test_a_chunk_copied_from_another_device_does_not_open(tmp_path: Path) -> Non
     with small_fleet(tmp_path / "run", "rounds.count=1", "rounds.deadline_s=300") as fleet:
         broker = fleet.brokers["aggregator-1"].address
         with Capture({"aggregator-1": broker}).running() as capture, held(fleet):
-            original = fleet.wait_for(lambda: chunk_of(capture, "device-01"), 90, "a chunk of device-01")
+            original = fleet.wait_for(lambda: chunk_of(capture, "device-01"), 200, "a chunk of device-01")
             thief = Identity.load(fleet.folder.key("device-02"))
             # With an upload id of its own, and with that of the original: either way the seal names device-01.
             copies = [msgspec.structs.replace(original, upload_id=bytes(16)), original]
             payloads = [sign_message(thief, FEDERATION, copy) for copy in copies]
             publish(broker, [(TOPICS.name("up", "device-02"), payload) for payload in payloads])
-            fleet.wait_for(lambda: refusals_of_seal(fleet) == 2, 90, "the refusal of both")
+            fleet.wait_for(lambda: refusals_of_seal(fleet) == 2, 200, "the refusal of both")
             # And on the topic of another: a device has a voice on its own topic only.
             publish(broker, [(TOPICS.name("up", "device-01"), payloads[0])])
             text = "published on another device's topic"
-            fleet.wait_for(lambda: text in plain(log_of(fleet, "aggregator-1")), 90, text)
-        assert fleet.wait_done(150) == 0
+            fleet.wait_for(lambda: text in plain(log_of(fleet, "aggregator-1")), 200, text)
+        assert fleet.wait_done(250) == 0
         assert [(line.phase, line.contributors) for line in fleet.rounds()] == [("APPLIED", 8)]
         assert fleet.rounds()[0].verified
 
@@ -246,14 +246,14 @@ def test_a_second_freeze_and_a_sum_for_somebody_else_are_refused(tmp_path: Path)
             publish(control, [(TOPICS.name("freeze"), sign_message(coordinator, FEDERATION, second))])
             for name in NAMED:
                 text = "second freeze for round 1: the first one stands"
-                fleet.wait_for(lambda n=name, t=text: t in plain(log_of(fleet, n)), 90, text)
+                fleet.wait_for(lambda n=name, t=text: t in plain(log_of(fleet, n)), 200, text)
                 assert query(store_of(fleet, name), "SELECT sum FROM rounds") == before[name]
                 assert at(fleet, name, sums) == 1
             publish(control, [(TOPICS.name("sum", "aggregator-3"), payload) for payload in false_sums(fleet, first)])
             for text in ("does not open for 'coordinator'", "sum for another freeze of round 1"):
-                fleet.wait_for(lambda t=text: t in plain(log_of(fleet, "coordinator")), 90, text)
+                fleet.wait_for(lambda t=text: t in plain(log_of(fleet, "coordinator")), 200, text)
             assert fleet.rounds() == []
-        assert fleet.wait_done(150) == 0
+        assert fleet.wait_done(250) == 0
         assert [(line.phase, line.contributors, line.verified) for line in fleet.rounds()] == [("APPLIED", 8, True)] * 2
 
 
@@ -270,14 +270,14 @@ def frozen_without(fleet: Fleet, silent: str) -> Iterator[Freeze]:
     with ExitStack() as until_attended:
         with held(fleet) as pids:
             for name in fleet.aggregators:
-                fleet.wait_for(lambda n=name: complete_uploads(fleet, n, 1) == 7, 90, "seven uploads")
+                fleet.wait_for(lambda n=name: complete_uploads(fleet, n, 1) == 7, 200, "seven uploads")
             until_attended.enter_context(paused(pids["coordinator"]))
             wait_for_attendances = until_attended.enter_context(hearing_attendances(fleet))
         wait_for_attendances()
         with paused(pids[silent]):
             until_attended.close()
             for name in set(fleet.aggregators) - {silent}:
-                fleet.wait_for(lambda n=name: at(fleet, n, "SELECT sum IS NOT NULL FROM rounds"), 90, "its sum")
+                fleet.wait_for(lambda n=name: at(fleet, n, "SELECT sum IS NOT NULL FROM rounds"), 200, "its sum")
             freeze = decode("freeze", coordinator_rows(fleet, "SELECT freeze FROM rounds")[0][0])
             assert isinstance(freeze, Freeze)
             yield freeze
@@ -305,7 +305,7 @@ def test_an_old_plan_is_refused(tmp_path: Path) -> None:
         control = fleet.brokers["control"].address
         with Capture({"control": control}).running() as capture:
             start(fleet)
-            assert fleet.wait_done(150) == 0
+            assert fleet.wait_done(250) == 0
         plans = [payload for _, topic, payload, _ in capture.messages if topic == TOPICS.name("round") and payload]
         begun = {ident: log_of(fleet, ident).count("uploading ") for ident in fleet.devices}
         assert set(begun.values()) == {2}
@@ -314,5 +314,5 @@ def test_an_old_plan_is_refused(tmp_path: Path) -> None:
         publish(control, [(TOPICS.name("round"), plans[0])], retain=True)
         text = "plan for round 1, expected a round after 2"
         for ident in (*fleet.aggregators, *fleet.devices):
-            fleet.wait_for(lambda i=ident: text in plain(log_of(fleet, i)), 90, f"{ident} to refuse the old plan")
+            fleet.wait_for(lambda i=ident: text in plain(log_of(fleet, i)), 200, f"{ident} to refuse the old plan")
         assert {ident: log_of(fleet, ident).count("uploading ") for ident in fleet.devices} == begun

@@ -30,8 +30,8 @@ def test_a_listener_on_every_broker_learns_nothing(tmp_path: Path) -> None:
             pids = start(fleet)
             # One aggregator says nothing for a while, so every device keeps its upload until the test has read it.
             with paused(pids["aggregator-3"]):
-                uploads = fleet.wait_for(lambda: outboxes(fleet), 90, "every device's upload")
-            assert fleet.wait_done(150) == 0
+                uploads = fleet.wait_for(lambda: outboxes(fleet), 200, "every device's upload")
+            assert fleet.wait_done(250) == 0
             identities = {name: Identity.load(fleet.folder.key(name)) for name in ("coordinator", "aggregator-2")}
         rounds = fleet.rounds()
         directory = fleet.directory
@@ -90,7 +90,7 @@ def test_sums_are_sealed_to_the_coordinator(tmp_path: Path) -> None:
         capture = Capture({"control": fleet.brokers["control"].address})
         with capture.running():
             start(fleet)
-            assert fleet.wait_done(150) == 0
+            assert fleet.wait_done(250) == 0
             stranger = Identity.load(fleet.folder.key("aggregator-1"))
         directory = fleet.directory
     assert directory is not None

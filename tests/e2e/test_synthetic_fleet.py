@@ -48,11 +48,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with Fleet(scenario, tmp_path_factory.mktemp("synthetic"), SEED) as fleet:
         with held(fleet, *fleet.devices[6:]):
             for name in fleet.aggregators:
-                fleet.wait_for(lambda a=name: complete_uploads(fleet, a, 1) == 6, 90, "the first host's uploads")
+                fleet.wait_for(lambda a=name: complete_uploads(fleet, a, 1) == 6, 200, "the first host's uploads")
             fleet.kill_device(DROPPED)
             assert not fleet.is_running(DROPPED)
         assert all(fleet.is_running(device) for device in fleet.devices if device != DROPPED)
-        fleet.wait_done(150)
+        fleet.wait_done(250)
     yield fleet
 
 

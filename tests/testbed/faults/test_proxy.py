@@ -12,7 +12,7 @@ import pytest
 from fedpruneshare.link import BrokerAddress
 from testbed.faults.proxy import Proxy, split_packets
 
-LIMIT_S = 10.0
+LIMIT_S = 60.0
 
 
 @pytest.fixture
