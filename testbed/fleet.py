@@ -237,6 +237,13 @@ class Fleet:
                 ended[name] = code
         return {name: code for name, code in ended.items() if name not in self._killed}
 
+    def lost_brokers(self) -> dict[str, int]:
+        """Brokers that ended though nobody killed them: name -> exit code."""
+        ended = {name: broker.exit_code for name, broker in self.brokers.items()}
+        lost = {name: code for name, code in ended.items() if code is not None}
+        self.has_lost_brokers = self.has_lost_brokers or bool(lost)
+        return lost
+
     def counters(self) -> dict[str, WayBytes] | None:
         """Bytes at the interface of each device since the start; None where devices have none of their own."""
         return self.network.counters()

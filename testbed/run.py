@@ -14,6 +14,7 @@ from edge_client.datasets import DataSource
 from fedpruneshare import __version__
 from fedpruneshare.errors import RunError, SettingsError
 from fedpruneshare.settings import render_toml
+from testbed.alone import alone_in
 from testbed.arms import arm_scenario
 from testbed.federation import COORDINATOR, FEDERATION, RunFolder
 from testbed.fleet import Fleet
@@ -71,10 +72,15 @@ class _SeedResult:
 def run_scenario(scenario: Scenario, options: RunOptions, progress: Progress) -> Finished:
     """Run every seed of a scenario and fill the run folder.
 
-    Raises `SettingsError` where the folder is not empty or the task cannot be used, `RunError` where a run came to no
-    end of its own; what the services stored and logged is then kept in the folder.
+    Raises `SettingsError` where the folder is not empty, or another run is at work in it, or the task cannot be used,
+    `RunError` where a run came to no end of its own; what the services stored and logged is then kept in the folder.
     """
-    clear_folder(options)
+    with alone_in(options.folder):
+        clear_folder(options)
+        return _run_seeds(scenario, options, progress)
+
+
+def _run_seeds(scenario: Scenario, options: RunOptions, progress: Progress) -> Finished:
     scenario = arm_scenario(scenario, options.arm) if options.arm else scenario
     arm = options.arm or ARM
     results = []

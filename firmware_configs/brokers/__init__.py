@@ -90,6 +90,11 @@ class Broker:
         """Whether its process lives."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """How its process ended by itself (negative: by which signal); None while it lives, and where it was ended."""
+        return None if self._process is None else self._process.poll()
+
     def start(self) -> None:
         """Start it and return when its listener accepts. Nothing happens if it runs.
 

@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 
 from fedpruneshare.errors import RunError, SettingsError
+from testbed.alone import alone_in
 from testbed.arms import arm_scenario
 from testbed.compare.folder import CompareFolder, Job
 from testbed.processes import Processes, tail
@@ -65,14 +66,19 @@ def compare(scenario: Scenario, folder: Path, arms: Sequence[str], at_once: int,
     for arm in arms:
         arm_scenario(scenario, arm)  # said before the first run, and not after it
     place = CompareFolder(folder)
-    place.open(scenario)
-    jobs = [Job(arm, seed) for seed in scenario.seeds for arm in arms]
+    with alone_in(folder):
+        place.open(scenario)
+        codes = _run_all(scenario, place, [Job(arm, seed) for seed in scenario.seeds for arm in arms], at_once, watch)
+        return Compared(place.write_results(scenario), folder, not any(codes.values()))
+
+
+def _run_all(
+    scenario: Scenario, place: CompareFolder, jobs: Sequence[Job], at_once: int, watch: Watch
+) -> dict[Job, int]:
+    """Run what is not finished yet; exit codes of all jobs, of earlier calls too."""
     kept = {job for job in jobs if place.is_finished(job)}
-    runner = _Runner(place, jobs, kept, watch)
-    codes = runner.run(at_once)
-    for job in kept:
-        codes[job] = 0 if _kept_rounds(place, scenario, job) else 1
-    return Compared(place.write_results(scenario), folder, not any(codes.values()))
+    codes = _Runner(place, jobs, kept, watch).run(at_once)
+    return codes | {job: 0 if _kept_rounds(place, scenario, job) else 1 for job in kept}
 
 
 def _kept_rounds(place: CompareFolder, scenario: Scenario, job: Job) -> bool:

@@ -9,6 +9,8 @@ from typing import Final
 
 import msgspec
 
+from fedpruneshare.errors import RunError
+from testbed.federation import CONTROL
 from testbed.fleet import Fleet
 from testbed.ledger.device_book import DeviceBook, read_partial
 from testbed.ledger.journal import PATIENCE_S, Journal
@@ -38,6 +40,7 @@ class Follower:
         self._rounds: list[CoordinatorRound] = []
         self._closed_at: dict[int, float] = {}
         self._lost: set[str] = set()
+        self._lost_brokers: set[str] = set()
         self._looked_at = float("-inf")
         self._has_begun = False
 
@@ -78,6 +81,7 @@ class Follower:
 
     def _has_moved(self) -> bool:
         if time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
+            self._tell_lost_brokers()
             self._look()
         return self.fleet.coordinator_exit() is not None or len(self.fleet.rounds()) > len(self._rounds)
 
@@ -137,6 +141,17 @@ class Follower:
             if not is_over and ident not in self._lost:
                 self.progress.say(f"{ident} ended by itself with code {ended}: see logs/{ident}.log")
                 self._lost.add(ident)
+
+    def _tell_lost_brokers(self) -> None:
+        """Raises `RunError` where the control broker has ended: without it no round ends any more."""
+        for name, code in self.fleet.lost_brokers().items():
+            if name == CONTROL:
+                raise RunError(f"the {name} broker ended by itself with code {code}, expected it to outlive the run")
+            if name not in self._lost_brokers:
+                self._lost_brokers.add(name)
+                text = f"the broker of {name} ended by itself with code {code}"
+                self.fleet.events.note(text)
+                self.progress.say(text)
 
     # ------------------------------------------------------------------ showing
 

@@ -19,6 +19,7 @@ from fedpruneshare.link import BrokerAddress
 from fedpruneshare.party import Party
 from fedpruneshare.settings import load_settings
 from fedpruneshare.topics import Role
+from testbed import alone
 from testbed.federation import Federation, RunFolder, aggregator_ids, device_ids
 from testbed.ledger.rounds import CoordinatorRound
 from testbed.run import RunOptions, _follow, clear_folder
@@ -37,6 +38,21 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path, capsys: pytest
     with pytest.raises(SettingsError, match="is a file"):
         clear_folder(RunOptions(tmp_path / "thesis.txt"))
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_a_folder_where_another_is_at_work_is_left_alone(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alone, "_PATIENCE_S", 0.1)
+    more = ["--replace"] if command == "run" else []
+    with alone.alone_in(tmp_path / "out"):
+        (tmp_path / "out" / "summary.json").write_text("{}")
+        assert command_line(["testbed", command, "demo", "--out", str(tmp_path / "out"), *more]) == 2
+        assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["summary.json"]
+    assert "another run is at work there" in capsys.readouterr().err
+    with alone.alone_in(tmp_path / "out"):
+        pass
 
 
 def test_an_old_run_is_replaced_when_asked(tmp_path: Path) -> None:

@@ -105,15 +105,18 @@ def test_killed_by_its_pid_and_started_again(make: Make) -> None:
     broker = make()
     broker.start()
     address = broker.address
+    assert broker.exit_code is None
     os.kill(broker.pid, signal.SIGKILL)
     give_up_s = time.monotonic() + 60
     while broker.is_running and time.monotonic() < give_up_s:
         time.sleep(0.01)
     assert not broker.is_running
+    assert broker.exit_code is not None
     broker.start()
     assert broker.address == address and accepts(address)
     broker.kill()
     assert not accepts(address)
+    assert broker.exit_code is None  # ended, and not by itself
 
 
 def test_its_port_is_nobody_elses_while_it_is_down(make: Make) -> None:
