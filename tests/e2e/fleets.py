@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_client.outbox import Outbox, Upload
+from fedpruneshare.errors import LinkError
 from fedpruneshare.link import BrokerAddress, Delivery
 from fedpruneshare.party import LinkSettings
 from fedpruneshare.process import open_link
@@ -129,6 +130,10 @@ def outboxes(fleet: Fleet) -> dict[str, Upload] | None:
     return uploads
 
 
+#: What the tap itself publishes at the end: whatever brokers had taken before comes before it.
+END = "tap/end"
+
+
 @dataclass
 class Capture:
     """Every payload that passes a set of brokers, taken down by a client that subscribes to everything."""
@@ -151,30 +156,38 @@ class Capture:
 
         thread = threading.Thread(target=work)
         thread.start()
-        assert ready.wait(20.0)
+        assert ready.wait(120.0)
         assert not failure, failure
         try:
             yield self
         finally:
             self._stop()
-            thread.join(20.0)
+            thread.join(200.0)
 
     async def _listen(self, ready: threading.Event) -> None:
         over, loop = asyncio.Event(), asyncio.get_running_loop()
         self._stop = lambda: loop.call_soon_threadsafe(over.set)
-        links = []
+        links, ended = [], []
         for name, address in self.addresses.items():
-            link = open_link(address, f"tap-{name}", LinkSettings())
+            link, end = open_link(address, f"tap-{name}", LinkSettings()), asyncio.Event()
 
-            async def keep(delivery: Delivery, name: str = name) -> None:
-                self.messages.append((name, delivery.topic, delivery.payload, delivery.retained))
+            async def keep(delivery: Delivery, name: str = name, end: asyncio.Event = end) -> None:
+                if delivery.topic == END:
+                    end.set()
+                else:
+                    self.messages.append((name, delivery.topic, delivery.payload, delivery.retained))
 
             await link.subscribe("#", keep)
             await link.connect()
             links.append(link)
+            ended.append(end)
         ready.set()
         await over.wait()
-        for link in links:
+        for link, end in zip(links, ended, strict=True):
+            with suppress(LinkError, TimeoutError):  # a broker that is gone has nothing more to tell
+                async with asyncio.timeout(30.0):
+                    await link.publish(END, b"")
+                    await end.wait()
             await link.close()
 
 
