@@ -103,19 +103,33 @@ def _canonical(view: PlanView, sums: Mapping[int, Words]) -> dict[int, Words]:
 
 
 def _find_right(view: PlanView, freeze: Freeze, sums: Mapping[int, Words], seed: bytes | None) -> RightAnswers:
-    """The answers to open: all, if they agree; else those with the right checksum, or of the nearest codeword."""
+    """The answers to open: all, if they agree; else those with the right checksum; without one see `_nearest`."""
     scheme, points = view.scheme, tuple(sorted(sums))
     if len(points) <= scheme.k:
         return RightAnswers(points, ())
     if not view.plan.checksum or seed is None:
-        # m answers tell which are wrong, up to (m - k) / 2 of them; more in league could have others blamed.
-        wrong = scheme.locate(sums)
-        return RightAnswers(tuple(x for x in points if x not in wrong), wrong)
+        return _nearest(view, sums)
     try:
         scheme.check(sums)
     except InconsistentSharesError:
         return find_right_answers(view, freeze.segments, sums, seed)
     return RightAnswers(points, ())
+
+
+def _nearest(view: PlanView, sums: Mapping[int, Words]) -> RightAnswers:
+    """Those on the one polynomial that fewest answers are not on, if that is certain with up to t liars in league.
+
+    Words that two polynomials explain differ in at least m − k + 1 of m answers: so t liars could have made it look as
+    if so few others lied. Raises `InconsistentSharesError` where they could, or where nothing explains the answers.
+    """
+    scheme, points = view.scheme, tuple(sorted(sums))
+    wrong = scheme.locate(sums)
+    if wrong and len(points) - scheme.k < scheme.t + len(wrong):
+        raise InconsistentSharesError(
+            f"shares of points {list(points)} disagree: without those of {list(wrong)} they would not, but {scheme.t}"
+            " others in league could have made it look so, and there is no checksum to tell"
+        )
+    return RightAnswers(tuple(x for x in points if x not in wrong), wrong)
 
 
 def _rebuild_updates(view: PlanView, freeze: Freeze, answers: Mapping[int, bytes]) -> Opened:

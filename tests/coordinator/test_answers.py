@@ -38,10 +38,28 @@ def test_every_subset_opens_the_plain_sum(sharing: Sharing) -> None:
 
 @pytest.mark.parametrize("x", range(1, 6))
 def test_one_wrong_sum_of_five_is_named_and_left_out(x: int) -> None:
-    scene = FrozenRound(Sharing(5, 3, 2))
+    """By two to open and one in league, that is certain."""
+    scene = FrozenRound(Sharing(5, 2, 1), quorum=4)
     opened = open_answers(scene.view, scene.freeze, {**scene.answers, x: scene.altered(x, 9)})
     assert (opened.wrong_points, opened.is_verified) == ((x,), True)
     assert opened.words[0].tolist() == scene.expected(0)
+
+
+def test_two_in_league_cannot_have_an_honest_one_blamed_and_their_sum_opened() -> None:
+    """Their error lies on a polynomial that is zero at two honest points: to the others the third looks like a liar."""
+    for seed in (None, bytes(32)):
+        scene = FrozenRound(Sharing(5, 3, 2), seed)
+        answers = dict(scene.answers)
+        for x in (1, 2):
+            error = 1000 * (x - 3) * (x - 4)
+            words = sum_vectors(scene.view, scene.freeze, answers)[x].astype(object)
+            answers[x] = ((words + error) % scene.view.field.p).astype("<u4").tobytes()
+        if seed is None:
+            with pytest.raises(InconsistentSharesError, match=r"without those of \[5\] .* 2 others in league"):
+                open_answers(scene.view, scene.freeze, answers)
+        else:
+            opened = open_answers(scene.view, scene.freeze, answers, seed)
+            assert (opened.words[0].tolist(), opened.wrong_points) == (scene.expected(0), (1, 2))
 
 
 def test_one_wrong_sum_of_three_is_noticed_but_not_blamed_on_anyone() -> None:

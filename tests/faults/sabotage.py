@@ -216,6 +216,16 @@ def _in_place(_: Any) -> Any:
     return write
 
 
+def _blames(_: Any) -> Any:
+    from coordinator.checksums import RightAnswers
+
+    def nearest(view: Any, sums: Any) -> Any:
+        wrong = view.scheme.locate(sums)
+        return RightAnswers(tuple(x for x in sorted(sums) if x not in wrong), wrong)
+
+    return nearest
+
+
 def _with_one_id(original: Any) -> Any:
     from dataclasses import replace
 
@@ -371,6 +381,12 @@ SABOTAGES: tuple[Sabotage, ...] = (
         "more than k sums must agree",
         (("fedpruneshare.sharing.shamir:SharingScheme.locate", gives(())),),
         (COORDINATOR + "test_opening.py::test_one_altered_word_is_noticed_by_the_third_sum",),
+    ),
+    Sabotage(
+        7,
+        "liars in league have no honest aggregator blamed",
+        (("coordinator.answers:_nearest", _blames),),
+        (COORDINATOR + "test_answers.py::test_two_in_league_cannot_have_an_honest_one_blamed_and_their_sum_opened",),
     ),
     Sabotage(
         7,

@@ -23,10 +23,12 @@ class FrozenRound:
     """A frozen round of seven devices at three rungs, and what each of n aggregators answers.
 
     `seed`: of the hidden checksum; None for a round without. Devices `unfilled` leave
-    theirs at zero.
+    theirs at zero. `quorum`: of the Freeze, without which k must be more than half of n.
     """
 
-    def __init__(self, sharing: Sharing, seed: bytes | None = None, unfilled: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, sharing: Sharing, seed: bytes | None = None, unfilled: tuple[str, ...] = (), quorum: int = 0
+    ) -> None:
         self.seed, self.unfilled = seed, unfilled
         names = tuple(f"aggregator-{place}" for place in range(1, sharing.n + 1))
         tail = CHECKSUM_WORDS[sharing.field] if seed else 0
@@ -38,7 +40,9 @@ class FrozenRound:
         )
         points = {name: x for x, name in enumerate(names, 1)}
         checksum = commitment(seed) if seed else b""
-        whole = plan(sharing=sharing, coding=coding, segments=segments, points=points, checksum=checksum)
+        whole = plan(
+            sharing=sharing, coding=coding, segments=segments, points=points, checksum=checksum, freeze_quorum=quorum
+        )
         services = directory().aggregators
         parties = directory(aggregators={name: services.get(name, services["aggregator-1"]) for name in names})
         self.view: PlanView = check_plan(whole, digest(encode(whole)), parties)
