@@ -119,7 +119,8 @@ def _square(title: str, names: Sequence[str], cells: Sequence[Sequence[str]]) ->
 
 
 def _sharing(shared: Sharing) -> str:
-    return f"any {shared.k} of {shared.n} open, {shared.t} together learn nothing"
+    kept = f"any {shared.t} together learn" if shared.t > 1 else "any 1 learns"
+    return f"any {shared.k} of {shared.n} open, {kept} nothing"
 
 
 _SEEN: Final = {"sum": "sums only", "each": "every single update"}
@@ -130,12 +131,12 @@ _SCORES: Final[tuple[tuple[str, Callable[[Figures], float]], ...]] = (
 )
 _FIGURES: Final[tuple[tuple[str, Callable[[Figures], str]], ...]] = (
     ("rounds applied / failed", lambda f: f"{f.rounds_applied} / {f.rounds_failed}"),
-    ("every applied sum checked", lambda f: "yes" if f.verified else "no"),
+    ("every applied sum checked", lambda f: ("yes" if f.verified else "no") if f.sharing else "–"),
     ("final density", lambda f: percent(f.density_final, 2)),
     ("sharing", lambda f: _sharing(f.sharing) if f.sharing else "none"),
     ("what the coordinator sees", lambda f: _SEEN[f.sharing.reveal] if f.sharing else "every single update"),
     ("uplink, all devices", lambda f: exact_bytes(f.uplink_bytes)),
-    ("of it shares, first transmission", lambda f: exact_bytes(f.uplink_share_bytes)),
+    ("of it shares or plain updates, sent first", lambda f: exact_bytes(f.uplink_share_bytes)),
     ("downlink, all devices", lambda f: exact_bytes(f.downlink_bytes)),
     ("uplink for each completed upload", lambda f: exact_bytes(f.uplink_bytes_per_device_round)),
     ("the same in the last applied round", lambda f: exact_bytes(f.uplink_bytes_last_round_per_device)),

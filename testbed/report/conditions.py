@@ -86,7 +86,7 @@ def _links(links: Mapping[str, Any]) -> str:
 
 
 def _why(links: Mapping[str, Any]) -> str:
-    return f" Chosen because {links['why']}." if links.get("why") else ""
+    return f" The reason for this choice: {links['why']}." if links.get("why") else ""
 
 
 def _bytes(folder: RunFolder) -> str:

@@ -199,7 +199,7 @@ def test_events_and_failures_are_listed(tmp_path: Path) -> None:
 def test_conditions_are_told_as_they_were_recorded(report: Report) -> None:
     text = words(emulation(report))
     assert "Links are emulated in network namespaces of this machine, by tap." in text
-    assert "Chosen because outages are asked for. TCP's congestion control: cubic." in text
+    assert "The reason for this choice: outages are asked for. TCP's congestion control: cubic." in text
     assert "lte 3 up 2000 kbit/s 40 ± 5 ms 1 % 1987.4 kbit/s 40.6 ms (40.2 expected) 9 of 1000" in text
     assert "wifi 6 down no limit 2 ± 0 ms 0 % not measured" in text
     assert "Processor speed is emulated (cgroup)" in text
