@@ -18,6 +18,9 @@ What Mosquitto's access list cannot forbid, and who refuses it (docs/protocol.md
   of aggregators carry no retained channel and refuse the flag.
 - A will on a topic the party may write is published when its connection falls: a message that it could have sent.
 - MQTT 3.1.1 clients (Mosquitto 2.0): PUBACK tells them success for what the list drops. The link speaks MQTT 5.
+- A list it cannot read at a SIGHUP (gone, not whole, another user's) it does without, and says so in its log alone:
+  without `access.acl` everybody with a certificate may do everything there, without `crl.pem` whoever was revoked gets
+  in again. At a start it refuses to run. `provision check` finds the former.
 - A session outlives the revocation of its certificate. With a new access list and SIGHUP it can do nothing any more;
   and aggregators refuse by the directory, message by message.
 """
