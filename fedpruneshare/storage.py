@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import sqlite3
 
 
+#: What rows mean and which columns their digests cover, in all stores. Whoever changes that while the tables stay alike
+#: raises it, or a store of another version would read as a damaged one.
+FORMAT: Final = 1
 #: A write-ahead log that grew larger in one transaction is cut back to this at the next checkpoint.
 _LOG_BYTES: Final = 4 * 1024 * 1024
 #: SQLite's primary codes of a disk that may take it another time, and of a file that is not what was written.
@@ -30,12 +33,13 @@ _DAMAGED: Final = frozenset({11, 26})  # corrupt, not a database
 def open_database(path: Path, schema: str) -> sqlite3.Connection:
     """Open or create a database that survives loss of power: WAL, every commit synced, deleted pages overwritten.
 
-    The file and its folder are readable by their owner only. Raises `SettingsError` if it cannot be opened, or holds
-    the tables of another version of this software, `StoreDamagedError` if it is no whole database.
+    The file and its folder are readable by their owner only. Raises `SettingsError` if it cannot be opened, or was
+    written by another version of this software: other tables, or another `FORMAT`; `StoreDamagedError` if it is no
+    whole database.
     """
     import sqlite3  # a device has no database
 
-    version = zlib.crc32(schema.encode()) >> 1  # fits SQLite's signed number
+    version = zlib.crc32(f"{FORMAT}\n{schema}".encode()) >> 1  # fits SQLite's signed number
     database: sqlite3.Connection | None = None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
