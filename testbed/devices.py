@@ -21,7 +21,7 @@ from testbed.processes import environment, tail
 
 _WARM_UP_TIMEOUT_S: Final = 180.0
 _EXPORT_TIMEOUT_S: Final = 180.0
-_REPLY_TIMEOUT_S: Final = 30.0
+_REPLY_TIMEOUT_S: Final = 60.0
 
 
 class DeviceProcesses:

@@ -16,7 +16,7 @@ from testbed.places import HERE, Place
 
 #: One thread a process: with more, processes that share cores wait for each other instead of working.
 ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-_KILLED_TIMEOUT_S: Final = 10.0
+_KILLED_TIMEOUT_S: Final = 60.0
 
 
 class Processes:

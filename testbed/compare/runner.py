@@ -21,7 +21,7 @@ from testbed.scenario import Scenario
 from testbed.summary import Summary
 
 _POLL_S: Final = 0.2
-_STOP_GRACE_S: Final = 30.0
+_STOP_GRACE_S: Final = 60.0
 _BAD_SETTINGS: Final = 2
 _log = structlog.get_logger()
 
