@@ -42,7 +42,7 @@ from testbed.processes import Processes, tail
 from testbed.scenario import SHIPPED_TASKS, Scenario
 
 T = TypeVar("T")
-#: A crowded machine takes seconds to end two dozen processes, and a ledger is whole only where its device ended by itself.
+#: A crowded machine takes seconds to end two dozen processes, and who is killed leaves half a ledger.
 _STOP_GRACE_S: Final = 20.0
 _POLL_S: Final = 0.05
 _log = structlog.get_logger()
