@@ -193,7 +193,7 @@ def _inside(info: inspect.Type | None, key: str) -> inspect.Type | None:
 def _toml_value(raw: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {raw.strip()}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, a number of thousands of digits, lists in lists in lists
         return raw.strip()
     return parsed["value"] if set(parsed) == {"value"} else raw.strip()
 

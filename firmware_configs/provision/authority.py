@@ -32,6 +32,9 @@ LEAF_DAYS: Final = 90
 #: How far certificates reach back, for clocks that are a little slow.
 BACKDATED: Final = timedelta(minutes=5)
 
+#: What a certificate that is not whole may be besides malformed.
+_ODD: Final = (x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+
 Clock = Callable[[], datetime]
 
 
@@ -244,7 +247,7 @@ def read_request(request: bytes) -> tuple[str, Role, str, ec.EllipticCurvePublic
         unit = str(made.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)[0].value)
         federation = str(made.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
         role, is_signed = Role(unit), made.is_signature_valid
-    except (ValueError, IndexError, InvalidSignature, UnsupportedAlgorithm):
+    except (ValueError, IndexError, TypeError, InvalidSignature, UnsupportedAlgorithm, *_ODD):
         raise SettingsError("the certificate request does not read, expected what `enrol request` writes") from None
     if not is_signed or not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise SettingsError("the certificate request is not signed by a P-256 key of its own")
@@ -252,18 +255,22 @@ def read_request(request: bytes) -> tuple[str, Role, str, ec.EllipticCurvePublic
 
 
 def read_certificate(data: bytes) -> x509.Certificate:
-    """A PEM certificate. Raises `SettingsError`."""
+    """A PEM certificate. Raises `SettingsError`, also for one of which a part is found wrong when it is looked at."""
     try:
-        return x509.load_pem_x509_certificate(data)
-    except ValueError:
+        made = x509.load_pem_x509_certificate(data)
+        for part in ("subject", "issuer", "extensions", "not_valid_before_utc", "not_valid_after_utc"):
+            getattr(made, part)
+        made.public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm, *_ODD):
         raise SettingsError("not a PEM certificate") from None
+    return made
 
 
 def certificate_fault(certificate: x509.Certificate, authority: x509.Certificate, name: str, role: Role) -> str:
     """What keeps a certificate from being that of a party, dates aside: found and expected; empty if nothing does."""
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         issuer, known = certificate.issuer.rfc4514_string(), authority.subject.rfc4514_string()
         return f"issued by {issuer}, expected {'another of that name' if issuer == known else known}"
     federation = str(authority.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
@@ -285,7 +292,7 @@ def belong_together(certificate: bytes, key: bytes) -> bool:
 def _load_key(data: bytes) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(data, None)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise SettingsError("not an unencrypted PEM key") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise SettingsError("not an EC key, expected one on P-256")

@@ -106,7 +106,7 @@ def _settings(config: Path) -> tuple[PartySettings, LinkSettings, dict[str, Any]
         whole = tomllib.loads(config.read_text("utf-8"))
     except OSError as error:
         raise SettingsError(f"settings file {config}: {error.strerror}, expected a readable TOML file") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"settings file {config}: {error}, expected TOML") from None
     party, link = whole.get("party"), whole.get("link", {})
     if not isinstance(party, dict) or not isinstance(link, dict):

@@ -100,7 +100,7 @@ def _root_key(place: Path, offered: bytes | None) -> str:
 def _read_root_key(text: bytes) -> str:
     try:
         whole = tomllib.loads(text.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         raise SettingsError("the settings do not read, expected TOML") from None
     party = whole.get("party")
     key = party.get("root_key", "") if isinstance(party, dict) else ""
@@ -124,7 +124,7 @@ def _merged(folder: Path, offered: bytes | None, waiting: Path | None) -> Identi
     try:
         body = json.loads(offered)
         brought = Identity(body["id"], tuple(KeyPair.restored(key) for key in body["keys"]))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise SettingsError("the key file in the bundle does not read") from None
     if not place.exists():
         return brought

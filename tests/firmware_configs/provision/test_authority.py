@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 
@@ -149,6 +150,18 @@ def bad_requests() -> dict[str, bytes]:
 def test_a_bad_request_is_refused(name: str) -> None:
     with pytest.raises(SettingsError, match="request"):
         read_request(bad_requests()[name])
+
+
+@pytest.mark.parametrize("byte", [0x00, 0x03, 0xFF])
+def test_a_request_that_is_not_whole_is_refused_wherever_it_is_spoilt(byte: int) -> None:
+    """0x03 makes bit strings of names, which the library meets with an error of its own kind."""
+    head, *lines, end = new_request("pi-01", Role.DEVICE, "lab")[0].splitlines()
+    good = base64.b64decode(b"".join(lines))
+    for index in range(len(good)):
+        spoilt = bytes([*good[:index], byte, *good[index + 1 :]])
+        if spoilt != good:
+            with pytest.raises(SettingsError):
+                read_request(b"\n".join([head, base64.b64encode(spoilt), end]))
 
 
 def test_a_certificate_is_somebodys_and_for_something(authority: Authority) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from provisioned import Root, make_root
 
 from edge_client.settings import DeviceSettings
 from fedpruneshare.directory import read_directory
+from fedpruneshare.errors import FedPruneShareError
 from fedpruneshare.keys import Identity
 from fedpruneshare.party import Party, PartySettings
 from fedpruneshare.settings import load_settings
@@ -21,6 +24,7 @@ from fedpruneshare.topics import Role
 from firmware_configs.provision import enrolment
 from firmware_configs.provision.authority import belong_together, new_request
 from firmware_configs.provision.bundles import read_bundle
+from firmware_configs.provision.installing import install
 
 
 class Device:
@@ -356,6 +360,9 @@ def test_a_bundle_is_installed_by_whom_it_is_for(device: Device, tmp_path: Path)
         ("device.toml", b"party = 3", "root_key"),
         ("tls.pem", b"nonsense", "not a PEM certificate"),
         ("device.toml", b"root_key = ", "the settings do not read"),
+        ("device.toml", b"a = " + b"[" * 5000, "the settings do not read"),
+        ("device.toml", b"a = " + b"9" * 5000, "the settings do not read"),
+        ("key.json", b"[" * 100_000, "the key file in the bundle does not read"),
         ("directory.json", b"{}\n{}", "no signature line"),
     ],
 )
@@ -371,6 +378,20 @@ def test_a_damaged_bundle_changes_nothing(device: Device, name: str, data: bytes
     device.finish(device.root.bundle("pi-09"), code=2)
     assert reason in device.root.error
     assert sorted(path.name for path in device.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["tls.pem", "ca.pem"])
+def test_a_certificate_that_is_not_whole_is_named_wherever_it_is_spoilt(device: Device, name: str) -> None:
+    """Its parts are read late: a wrong one must not end in anything but a named error."""
+    device.ask()
+    device.root.call("enrol accept", device.request)
+    place = device.root.bundle("pi-09") / name
+    good = ssl.PEM_cert_to_DER_cert(place.read_text())
+    for index in range(0, len(good), 9):
+        spoilt = bytes([*good[:index], good[index] ^ 0x1F, *good[index + 1 :]])
+        place.write_text(ssl.DER_cert_to_PEM_cert(spoilt))
+        with suppress(FedPruneShareError):
+            install(device.folder, device.root.bundle("pi-09"))
 
 
 def test_a_certificate_of_another_key_is_not_installed(device: Device, original: Root) -> None:
