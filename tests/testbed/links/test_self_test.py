@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
 
+from testbed.links import self_test
 from testbed.links.self_test import WayFound, allowed_loss, delay_pace, expected_delay_ms, judge, tells_loss
 from testbed.links.settings import LinkProfile
 from testbed.scenario import load_scenario
@@ -80,3 +82,25 @@ def test_a_shipped_link_without_its_delay_or_its_loss_is_refused(
     if is_told and profile.loss_percent:
         assert judge(profile, (way(profile.up_bit_s, "loss"), down)), (scenario, name)
         assert judge(profile, (up, way(profile.down_bit_s, "loss"))), (scenario, name)
+
+
+@pytest.mark.timeout(60)
+def test_a_rate_that_nobody_can_send_at_ends_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_test, "_LATE_S", 0.2)
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+    ):
+        receiver.setsockopt(socket.SOL_SOCKET, 35, 1)  # SO_TIMESTAMPNS
+        for one in (sender, receiver):
+            one.setblocking(False)
+        receiver.bind(("127.0.0.1", 0))
+        sender.connect(receiver.getsockname())
+        flow = self_test._Flow(sender, receiver)
+        flow.plan(1514, 1e-9, 0.1)
+        self_test._run([flow], 0.05)
+    assert 0 < flow.sent < flow.count == 100_000_000
+    assert flow.arrivals
+    rate = WayFound(self_test._rate_bit_s(flow), 0.0, 100, 0)
+    (complaint,) = judge(LinkProfile(up_kbit_s=1.2e10), (rate, WayFound(None, 0.0, 100, 0)))
+    assert "expected" in complaint
