@@ -29,7 +29,7 @@ from fedpruneshare.topics import Role
 from fedpruneshare.trust import watch_directory
 
 SEED = bytes(range(32))
-LIMITS = LinkLimits(publish_timeout_s=2.0, reconnect_min_s=0.01, reconnect_max_s=0.05)
+LIMITS = LinkLimits(publish_timeout_s=30.0, reconnect_min_s=0.01, reconnect_max_s=0.05)
 ROOT = Identity.generate("root")
 
 
