@@ -418,7 +418,7 @@ async def test_a_thousand_clients_in_one_process(own_world: Any, seen: Any) -> N
     receiver, got = await own_world.connected("sink", LinkLimits(incoming_messages=2000)), seen()
     await receiver.subscribe("up/+", got)
     threads, started_s = threading.active_count(), time.process_time()
-    patient = LinkLimits(connect_timeout_s=60, reconnect_min_s=0.05, reconnect_max_s=0.5)
+    patient = LinkLimits(connect_timeout_s=250, publish_timeout_s=250, reconnect_min_s=0.05, reconnect_max_s=0.5)
     links = [own_world.link(str(number), patient) for number in range(1000)]
     for start in range(0, 1000, 100):  # a handshake of TLS costs several milliseconds, and each has a time limit
         await asyncio.gather(*(link.connect() for link in links[start : start + 100]))
