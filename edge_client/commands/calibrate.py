@@ -84,6 +84,7 @@ def calibrate(
     if not force and is_at_work(Path(settings.store)):
         raise SettingsError(f"store {settings.store}: its device is at work, {_WHY_NOT}")
     target = out or Path(settings.calibration or Path(settings.store) / "calibration.toml")
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # before half a minute of work
     party = Party.load(settings.party, Role.DEVICE)
     if bundle is None and settings.task.bundle:
         bundle = Path(settings.task.bundle)
@@ -95,7 +96,6 @@ def calibrate(
     _say(outcome)
     if len(outcome.failed) == len(wanted):
         return 1
-    target.parent.mkdir(parents=True, exist_ok=True)
     save_calibration(target, outcome.calibration)
     click.echo(f"calibration: {target}")
     return 0

@@ -15,6 +15,9 @@ import pytest
 from certificates import Certificates
 from click.testing import CliRunner
 
+from edge_client.adaptation.calibration import Calibration
+from edge_client.calibrating import bench
+from edge_client.calibrating.bench import Outcome
 from edge_client.cli import device
 from edge_client.doctor.federation import federation
 from edge_client.doctor.findings import Finding, Visit
@@ -67,6 +70,26 @@ def test_calibrate_leaves_a_device_at_work_alone_unless_it_is_forced(tmp_path: P
         refused = CliRunner().invoke(device, words, standalone_mode=False)
         assert "its device is at work, expected it to be stopped" in str(refused.exception)
         assert CliRunner().invoke(device, [*words, "--force"], standalone_mode=False).return_value == 0
+
+
+def test_calibrate_looks_for_its_folder_before_it_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that it makes is its owner's only; where there can be none, nobody waits to be told so."""
+    settings_in(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    measured: list[Path] = []
+
+    def measure(*_: object) -> Outcome:
+        measured.append(tmp_path)
+        return Outcome(Calibration("generic-x86-64", "hapt", 32))
+
+    monkeypatch.setattr(bench, "calibrate", measure)
+    words = ["calibrate", "--config", str(tmp_path / "device.toml")]
+    refused = CliRunner().invoke(device, [*words, "--out", str(tmp_path / "file" / "x" / "c.toml")])
+    assert isinstance(refused.exception, NotADirectoryError)
+    assert not measured
+    assert CliRunner().invoke(device, words, standalone_mode=False).return_value == 0
+    assert measured
+    assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
 
 
 def direct_to(folder: Path, address: BrokerAddress) -> None:
