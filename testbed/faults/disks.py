@@ -42,15 +42,16 @@ def small_disks(*folders: Path, mib: int = 2) -> Iterator[None]:
             subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def fill(folder: Path) -> None:
-    """Leave no byte of a small disk free; nothing happens in a folder that is none."""
+def fill(folder: Path) -> int:
+    """Leave no byte of a small disk free; how many were. Nothing happens in a folder that is none."""
     if not os.path.ismount(folder):
-        return
+        return 0
     with (folder / _FILLER).open("ab", buffering=0) as file:
         for size in (65_536, 4096, 1):
             with suppress(OSError):
                 while True:
                     file.write(bytes(size))
+        return file.tell()
 
 
 def give_room(folder: Path) -> None:

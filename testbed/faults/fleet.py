@@ -23,6 +23,7 @@ from typing import Any, Final
 
 import psutil
 
+from fedpruneshare.errors import RunError
 from fedpruneshare.link import BrokerAddress
 from firmware_configs.brokers import Broker
 from testbed.devices import DeviceProcesses
@@ -267,8 +268,10 @@ class FaultFleet(Fleet):
         (self.orders / ident).unlink(missing_ok=True)
 
     def await_death(self, ident: str, timeout_s: float = _BLOW_S) -> None:
-        """Wait until an armed process is gone. Raises `RunError` if it never reached its point."""
+        """Wait until an armed process is gone. Raises `RunError` if it never reached its point, or ended before it."""
         self.wait_for(lambda: not self.is_running(ident), timeout_s, f"the end of {ident} at {self._order(ident)}")
+        if (self.orders / ident).exists():  # it is taken away before the signal
+            raise RunError(f"{ident} ended by itself, before it reached {self._order(ident)}")
 
     def await_stop(self, ident: str, timeout_s: float = _BLOW_S) -> None:
         """Wait until a process armed with SIGSTOP stands still. Raises `RunError` if it never reached its point."""

@@ -16,6 +16,7 @@ import random
 import socket
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -74,6 +75,9 @@ class Proxy:
         self.duplicate = 0.0
         self.swap = 0.0
         self.forwarded: dict[Way, int] = {"up": 0, "down": 0}
+        #: What it has really done so far: connections reset, cut and silenced, pieces delayed, held and throttled,
+        #: packets doubled and swapped. What was asked for may have met nothing.
+        self.done: Counter[str] = Counter()
         self._rng, self._is_mqtt = random.Random(seed), is_mqtt
         self._lines: set[_Line] = set()
         self._left: dict[Way, int | None] = {"up": None, "down": None}
@@ -158,6 +162,7 @@ class Proxy:
         """Leave parties with connections nobody is at the other end of: the broker's side is gone, theirs is silent."""
 
         def silence() -> None:
+            self.done["silenced"] += len(self._lines)
             for line in self._lines:
                 line.is_half_open = True
                 _reset(line.broker)
@@ -187,6 +192,7 @@ class Proxy:
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result(_CALL_S)
 
     def _reset_all(self) -> None:
+        self.done["reset"] += len(self._lines)
         for line in list(self._lines):
             line.reset()
 
@@ -223,7 +229,9 @@ class Proxy:
         with suppress(OSError):
             while data := await source.read(_READ):
                 if self.delay_s:
+                    self.done["delayed"] += 1
                     await asyncio.sleep(self.delay_s)
+                self.done["held"] += not self._flow.is_set()
                 await self._flow.wait()
                 for piece in self._pieces(line, way, data):
                     await self._forward(line, way, piece, sink)
@@ -234,6 +242,7 @@ class Proxy:
         left = self._left[way]
         if left is not None and left < len(piece):
             self._left[way] = None
+            self.done["cut"] += 1
             sink.write(piece[:left])
             await sink.drain()
             line.reset()
@@ -241,6 +250,7 @@ class Proxy:
         if left is not None:
             self._left[way] = left - len(piece)
         self.forwarded[way] += len(piece)
+        self.done["throttled"] += self.rate > 0
         step = max(1, int(self.rate * _STEP_S)) if self.rate else len(piece)
         for start in range(0, len(piece), step):
             if self.rate:
@@ -257,11 +267,13 @@ class Proxy:
         for packet in packets:
             is_publish = packet[0] >> 4 == _PUBLISH
             if is_publish and self.swap and not line.kept_back[way] and self._rng.random() < self.swap:
+                self.done["swapped"] += 1
                 line.kept_back[way] = packet
                 self._loop.call_later(_LATEST_S, line.release, way)  # nothing else may come
                 continue
             yield packet
             if is_publish and self.duplicate and self._rng.random() < self.duplicate:
+                self.done["doubled"] += 1
                 yield packet
             line.release(way)
 

@@ -26,6 +26,10 @@ _MOST_FAILED = 0.1
 SEEDS = {"aggregator": 5, "coordinator": 4, "device": 4}
 
 
+def test_the_plan_has_two_hundred_kills() -> None:
+    assert sum(seeds * len(POINTS[role]) for role, seeds in SEEDS.items()) >= 200
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("role", "seed"), [(role, seed) for role, most in SEEDS.items() for seed in range(1, most + 1)]
@@ -39,6 +43,8 @@ def test_a_role_is_killed_at_every_point(tmp_path: Path, role: str, seed: int) -
         kills = kill_rounds(fleet, parties, POINTS[role], seed)
         await_rounds(fleet)
         judge(fleet)
+        died = [e["what"] for e in fleet.story() if e["event"] == "fault" and e["what"].startswith("SIGKILL of")]
+        assert sorted(what.rpartition(" ")[2] for what in died) == sorted(POINTS[role])
         assert phases(fleet).count("FAILED") <= _MOST_FAILED * len(kills)
 
 

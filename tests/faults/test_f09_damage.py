@@ -425,6 +425,7 @@ def test_damaged_databases(role: str, steps: int, part: str, tmp_path: Path, exp
         assert found in expected[role][steps - most_lost : steps + 1], f"{role}{part}: {what}"
         met["a state that was"] += 1
     print(f"{role}{part}: {dict(met)}")
+    assert met["a state that was"] and met["StoreDamagedError"] > 3
 
 
 def test_a_damaged_journal_is_written_again(tmp_path: Path) -> None:

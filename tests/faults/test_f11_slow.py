@@ -118,6 +118,7 @@ def test_an_uplink_of_20_kilobytes_a_second(tmp_path: Path) -> None:
             fleet.proxy("aggregator-1").rate = 20_000.0
             line = decision(fleet, newest_round(fleet) + 1)
             assert line.phase == "APPLIED", line.reason
+        assert fleet.proxy("aggregator-1").done["throttled"] > len(fleet.devices)
         fleet.proxy("aggregator-1").heal()
         await_rounds(fleet, 2)
         judge(fleet)
@@ -133,6 +134,7 @@ def test_half_open_connections(tmp_path: Path, name: str) -> None:
             for _ in range(2):
                 fleet.proxy(name).half_open()
                 await_rounds(fleet, 3)
+        assert fleet.proxy(name).done["silenced"] >= 2 * len(fleet.devices)
         judge(fleet)
 
 

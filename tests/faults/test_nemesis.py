@@ -40,11 +40,14 @@ def torment(fleet: FaultFleet, seconds: float, every_s: tuple[float, float]) -> 
     with small_disks(*stores if not why_no_disks() else (), mib=16):
         fleet.start()
         await_rounds(fleet)
-        Nemesis(fleet, draw(fleet.seed, seconds, every_s, targets_of(fleet))).run()
+        blows = draw(fleet.seed, seconds, every_s, targets_of(fleet))
+        assert len(blows) > seconds / every_s[1] - 2
+        Nemesis(fleet, blows).run()
         await_rounds(fleet, 3, 60.0)
         judge(fleet)
         fleet.stop()
     ended = phases(fleet)
+    assert sum(e["event"] == "fault" for e in fleet.story()) == len(blows)
     assert ended.count("APPLIED") >= _LEAST_APPLIED * len(ended) - 1, (fleet.seed, ended.count("APPLIED"), len(ended))
 
 
