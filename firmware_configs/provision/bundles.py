@@ -76,6 +76,17 @@ def write_changed(folder: Path, files: Files) -> None:
     write_folder(folder, {name: data for name, data in files.items() if known.get(name) != data})
 
 
+def renew_bundle(path: Path, files: Files) -> None:
+    """Bring files of a bundle that waits to be carried, folder or tar, up to date; one that does not read stays."""
+    if path.is_dir():
+        write_changed(path, files)
+        return
+    with suppress(SettingsError):
+        known = read_bundle(path)
+        if any(known.get(name) != data for name, data in files.items()):
+            write_private(path, _tar(path.stem, known | dict(files)))
+
+
 def write_private(path: Path, data: bytes, *, is_synced: bool = False) -> None:
     """A new file that only its owner can read, renamed into place. Root leaves a file to whom it belonged."""
     partial = path.with_name(f".{path.name}.new")
@@ -150,6 +161,7 @@ __all__ = [
     "discard",
     "finish",
     "read_bundle",
+    "renew_bundle",
     "write_changed",
     "write_folder",
     "write_private",

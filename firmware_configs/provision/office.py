@@ -29,7 +29,7 @@ from fedpruneshare.settings import load_settings, render_toml
 from fedpruneshare.storage import write_atomically
 from fedpruneshare.topics import Role
 from firmware_configs.provision.authority import Authority, Issued
-from firmware_configs.provision.bundles import Bundle, discard, finish, write_changed, write_folder
+from firmware_configs.provision.bundles import Bundle, discard, finish, renew_bundle, write_changed, write_folder
 from firmware_configs.provision.register import (
     Card,
     FederationSettings,
@@ -269,14 +269,15 @@ class Office:
         for name, record in self.register.parties.items():
             if record.revoked_at or not self._is_current(directory, name, record):
                 continue
-            waiting = self.folder / BUNDLES / name
-            if record.role is Role.DEVICE and not waiting.is_dir():
+            places = (self.folder / BUNDLES / name, self.folder / BUNDLES / f"{name}.tar")
+            waiting = [place for place in places if place.exists()]
+            if record.role is Role.DEVICE and not waiting:
                 continue
             files = public_files(self.settings, name, record, directory, signed, crl)
             if record.role is not Role.DEVICE:
                 write_changed(self.folder / UPDATES / name, files)
-            if waiting.is_dir():
-                write_changed(waiting, files)
+            for place in waiting:
+                renew_bundle(place, files)
 
     def _is_current(self, directory: Directory, name: str, record: Record) -> bool:
         """Whether settings and directory both still, or already, name a service."""

@@ -129,6 +129,24 @@ def test_bundles_that_lie_here_and_updates_follow_the_directory(root: Root) -> N
         assert not list(update.rglob("*.key")) + list(update.rglob("key.json"))
 
 
+def test_tar_files_that_lie_here_follow_the_directory_too(empty: Root) -> None:
+    """That of the first service is made before there is a directory, and so before its broker can be configured."""
+    empty.call("aggregator", "a", "--tar")
+    tar = empty.folder / "bundles" / "a.tar"
+    assert "broker/mosquitto.conf" not in read_bundle(tar)
+    empty.call("aggregator", "b", "c")
+    damaged = empty.folder / "bundles" / "c.tar"
+    damaged.write_bytes(b"no tar")
+    empty.call("coordinator")
+    kept = read_bundle(tar)
+    assert {"broker/mosquitto.conf", "broker/access.acl", "directory.json", "key.json"} <= kept.keys()
+    empty.call("device", "pi-01", "--tar")
+    assert read_bundle(tar)["directory.json"] == (empty.folder / "directory.json").read_bytes()
+    assert read_bundle(tar)["key.json"] == kept["key.json"]
+    assert tar.stat().st_mode & 0o777 == 0o600
+    assert damaged.read_bytes() == b"no tar"
+
+
 def test_every_version_of_the_directory_is_kept(root: Root) -> None:
     root.call("device", "pi-04")
     root.call("revoke", "pi-04")
