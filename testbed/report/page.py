@@ -142,6 +142,8 @@ def _notices(report: Report) -> list[tuple[str, str]]:
             "the system works, not how well it learns."
         )
         found.append(("Sample data.", why))
+    if any(folder.scenario.fleet.engine == "synthetic" for folder in report.folders):
+        found.append(("Synthetic devices.", "They train nothing and upload random values: the accuracy means nothing."))
     revealed = [arm for arm in report.arms if arm.figures.sharing and arm.figures.sharing.reveal == "each"]
     if revealed:
         found.append(("Single updates are visible.", conditions.privacy_note(revealed[0].figures.sharing)))

@@ -113,6 +113,16 @@ def test_sample_data_is_said_aloud(tmp_path: Path) -> None:
     assert "Sample data." not in text_of(run_folder(tmp_path, data="full"))
 
 
+def test_that_synthetic_devices_learn_nothing_is_said_aloud(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    settings = (folder / "settings.toml").read_text("utf-8")
+    assert "Synthetic devices." not in text_of(folder)
+    made = settings.replace('engine = "process"', 'engine = "synthetic"').replace('name = "hapt"', 'name = "synthetic"')
+    (folder / "settings.toml").write_text(made, "utf-8")
+    assert made != settings
+    assert "Synthetic devices." in text_of(folder)
+
+
 def test_it_says_who_could_see_a_single_update(tmp_path: Path) -> None:
     (tmp_path / "sum").mkdir()
     (tmp_path / "each").mkdir()
