@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from fedpruneshare import sealing
-from fedpruneshare.messages import Freeze, Receipt, SumShare, decode, digest, encode
+from fedpruneshare.messages import Freeze, Receipt, RoundPlan, SumShare, decode, digest, encode
 from fedpruneshare.party import Party
 from fedpruneshare.plan import PlanView
 from testbed.faults.history import History
@@ -43,6 +43,7 @@ class Recorder:
     def __init__(self, history: History, ident: str = "") -> None:
         self._note, self._ident = history.note, ident
         self._plaintext = b""
+        self._planned = b""
 
     # ------------------------------------------------------------------ every party
 
@@ -71,6 +72,10 @@ class Recorder:
         if kind not in KINDS - {"freeze"}:  # see `watch_freezes`
             return
         message = decode(kind, body)
+        if isinstance(message, RoundPlan):
+            if digest(body) == self._planned:
+                return  # said again after a lost connection, perhaps when its round is decided and its model applied
+            self._planned = digest(body)
         event, fields = told(ident, message, digest(body))
         if isinstance(message, SumShare):
             if message.chunk:

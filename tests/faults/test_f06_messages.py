@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,9 +35,13 @@ _KINDS = {
 }  # fmt: skip
 
 
+#: Fault -> what a proxy says that it has done once it has met something.
+_DONE = {"cut": "cut", "hold": "held", "duplicate": "doubled", "swap": "swapped", "delay": "delayed", "drop": "reset"}
+
+
 def disturb(proxy: Proxy, rng: random.Random) -> str:
     """One fault out of six, for as long as it lasts."""
-    kind = rng.choice(("cut", "hold", "duplicate", "swap", "delay", "drop"))
+    kind = rng.choice(tuple(_DONE))
     if kind == "cut":
         proxy.cut_after(rng.randint(0, 6000), rng.choice(("up", "down")))
     elif kind == "hold":
@@ -61,16 +66,28 @@ def test_rounds_in_bad_weather(tmp_path: Path, seed: int) -> None:
         await_rounds(fleet)
         while decided(fleet) < 51:
             names = rng.sample(sorted(fleet.brokers), rng.randint(1, 2))
-            for name in names:
-                fleet.note("fault", what=f"{disturb(fleet.proxy(name), rng)} before {name}")
+            before = {name: Counter(fleet.proxy(name).done) for name in names}
+            kinds = {name: disturb(fleet.proxy(name), rng) for name in names}
+            fleet.note("fault", what=", ".join(f"{kind} before {name}" for name, kind in kinds.items()))
             struck = newest_round(fleet) + 1
-            limit_s = rng.uniform(0.05, 0.3)
-            wait_at_most(fleet, struck, limit_s)
+            wait_at_most(fleet, struck, rng.uniform(0.05, 0.3))
+            wait(
+                fleet,
+                lambda k=kinds, b=before, s=struck: decided(fleet) >= s or have_met(fleet, k, b),
+                "somebody to meet it",
+            )
             for name in names:
                 fleet.proxy(name).heal()
             decision(fleet, struck)
         judge(fleet)
         assert phases(fleet).count("APPLIED") >= _LEAST_APPLIED * len(phases(fleet))
+        done = sum((fleet.proxy(name).done for name in fleet.brokers), Counter[str]())
+        assert (+done).keys() >= set(_DONE.values()), done
+
+
+def have_met(fleet: FaultFleet, kinds: dict[str, str], before: dict[str, Counter[str]]) -> bool:
+    """Whether a fault has hit something by now: what one holds back never comes to the other."""
+    return any(fleet.proxy(name).done[_DONE[kind]] > before[name][_DONE[kind]] for name, kind in kinds.items())
 
 
 def wait_at_most(fleet: FaultFleet, round_id: int, limit_s: float) -> None:
@@ -88,6 +105,7 @@ def test_what_comes_a_round_late_is_not_counted(tmp_path: Path) -> None:
             late = newest_round(fleet) + 1
             line = decision(fleet, late)
             assert line.phase == "APPLIED"
+            assert name not in line.aggregators and fleet.proxy(name).done["held"]
             fleet.proxy(name).heal()
             await_rounds(fleet, 2)
         fleet.proxy(CONTROL).hold()

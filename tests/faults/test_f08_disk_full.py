@@ -43,7 +43,7 @@ def last_round(fleet: FaultFleet) -> CoordinatorRound:
 def fill_all(fleet: FaultFleet, disks: list[Path]) -> None:
     for disk in disks:
         fleet.note("fault", what=f"disk of {disk.name} full")
-        fill(disk)
+        assert fill(disk) > 0
 
 
 def await_everybody(fleet: FaultFleet) -> None:
@@ -71,6 +71,7 @@ def test_full_aggregators(tmp_path: Path, count: int) -> None:
             line = last_round(fleet)
             assert line.phase == ("APPLIED" if count == 1 else "FAILED"), line
             assert line.reason or count == 1
+            assert not line.aggregators or fleet.aggregators[0] not in line.aggregators
             for store in stores:
                 give_room(store)
             await_everybody(fleet)
@@ -87,12 +88,13 @@ def test_a_full_coordinator(tmp_path: Path) -> None:
             for _ in range(3):
                 await_rounds(fleet, 2)
                 fleet.note("fault", what="disk of the coordinator full")
-                fill(store)
+                assert fill(store) > 0
                 time.sleep(1.5)  # the fault itself: it may not be able to write down what it does
                 give_room(store)
                 await_everybody(fleet)
             judge(fleet)
             assert is_whole(store / "rounds.sqlite")
+            assert "store-waits" in (fleet.folder.logs / f"{COORDINATOR}.log").read_text()
             fleet.stop()
 
 
@@ -107,7 +109,7 @@ def test_a_full_device(tmp_path: Path, folder: str) -> None:
             fleet.start()
             await_rounds(fleet, 2)
             fleet.note("fault", what=f"disk of the {folder} of device-03 full")
-            fill(disk)
+            assert fill(disk) > 0
             await_rounds(fleet, 3)
             line = last_round(fleet)
             assert (line.phase, line.contributors) == ("APPLIED", len(fleet.devices) - 1), line
