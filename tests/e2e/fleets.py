@@ -203,7 +203,9 @@ def hearing_attendances(fleet: Fleet) -> Iterator[Callable[[], None]]:
             for name in fleet.aggregators:
                 end = f"/attendance/{name}"
                 fleet.wait_for(
-                    lambda e=end: any(topic.endswith(e) for _, topic, _, _ in list(tap.messages)), 200, f"that of {name}"
+                    lambda e=end: any(topic.endswith(e) for _, topic, _, _ in list(tap.messages)),
+                    200,
+                    f"that of {name}",
                 )
 
         yield wait
