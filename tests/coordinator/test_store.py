@@ -122,7 +122,7 @@ def test_the_journal_is_written_anew_after_a_crash(tmp_path: Path) -> None:
 
 def test_a_store_of_another_task_is_refused(tmp_path: Path) -> None:
     RoundStore(tmp_path, BUNDLE).close()
-    with pytest.raises(SettingsError, match="was begun with task bundle 6262.*, and `bundle` is 6363"):
+    with pytest.raises(SettingsError, match=r"was begun with task bundle 6262.*, and `bundle` is 6363"):
         RoundStore(tmp_path, b"c" * 32)
 
 
