@@ -1,12 +1,13 @@
 # `make demo` and `make test` on a fresh machine: both make $(VENV) first. Only Python 3.11 or later and pip are needed.
 #   PYTHON=python3.12   the interpreter to build the environment from
 #   VENV=path           where the environment lies
-#   WORKERS=4           how many test processes run at once
+#   WORKERS=4           how many test processes run at once; FAULT_WORKERS those of `make faults`, which often wait
 #   EXTRAS=…,ray        what is installed; with ray, the tests of fleets on a Ray cluster run, too
 
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
 WORKERS ?= 2
+FAULT_WORKERS ?= 3
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -61,7 +62,7 @@ bench: $(STAMP)
 
 # The fault plan F01 to F15 (docs/faults.md): at most 12 minutes on two cores.
 faults: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'faults and not soak' tests
+	$(BIN)/python -m pytest -n $(FAULT_WORKERS) --dist worksteal -m 'faults and not soak' tests
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -s -m soak tests
