@@ -19,7 +19,6 @@ from typing import Any
 
 import structlog
 
-from edge_client.ciphers import own_ciphers
 from edge_client.settings import DeviceSettings
 from fedpruneshare import logs
 from fedpruneshare.errors import FedPruneShareError
@@ -109,7 +108,6 @@ def main() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # every device has a connection to every broker
     gc.set_threshold(100_000, 20, 20)  # every pass looks at all of the devices
-    own_ciphers("auto")  # measured before it matters
     asyncio.run(Host(replies).serve())
     return 0
 
