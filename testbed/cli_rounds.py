@@ -40,7 +40,7 @@ def _sharing(_context: click.Context, _parameter: click.Parameter, given: str) -
 
 @click.command()
 @click.argument("scenarios", nargs=-1, metavar="[SCENARIO]…")
-@click.option("--json", "target", type=click.Path(path_type=Path), required=True, help="File the figures go to.")
+@click.option("--json", "target", type=click.Path(path_type=Path), help="File the figures go to.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the scenarios.")
 @click.option(
     "--devices", callback=_counts, metavar="N[,N]…", help="Instead: fleets of so many synthetic devices, one by one."
@@ -52,7 +52,7 @@ def _sharing(_context: click.Context, _parameter: click.Parameter, given: str) -
 def rounds(
     *,
     scenarios: tuple[str, ...],
-    target: Path,
+    target: Path | None,
     overrides: tuple[str, ...],
     devices: tuple[int, ...],
     values: int,
@@ -63,6 +63,8 @@ def rounds(
     """What rounds cost: of whole SCENARIOs (default: the demo), or by the number of devices."""
     logs.configure("bench", "", "warning")
     if not devices:
+        if target is None:
+            raise click.UsageError("scenarios are measured for a file, expected --json PATH")
         return _scenarios(scenarios or ("demo",), overrides, target)
     if scenarios or overrides:
         raise click.UsageError("--devices makes its own scenario, expected it without SCENARIO and --set")
@@ -86,14 +88,16 @@ def _scenarios(names: tuple[str, ...], overrides: tuple[str, ...], target: Path)
     return 0 if all(figures.succeeded for figures in measured.values()) else 1
 
 
-def _crowds(devices: tuple[int, ...], settings: CrowdSettings, target: Path) -> int:
+def _crowds(devices: tuple[int, ...], settings: CrowdSettings, target: Path | None) -> int:
     measured: list[Crowd] = []
     for count in devices:
         with tempfile.TemporaryDirectory(prefix="fedpruneshare-bench-") as folder:
             measured.append(measure_crowd(count, settings, Path(folder), lambda line: click.echo(line, err=True)))
-        write_crowds(target, measured)  # what took minutes is kept if a later size fails
+        if target is not None:
+            write_crowds(target, measured)  # what took minutes is kept if a later size fails
     click.echo(table(measured))
     if len(measured) > 1:
         click.echo(growth(measured))
-    click.echo(f"figures: {target}")
+    if target is not None:
+        click.echo(f"figures: {target}")
     return 1 if any(one.rounds_failed for one in measured) else 0

@@ -129,6 +129,14 @@ def test_ledgers_say_what_every_device_sent_and_received(finished: Fleet) -> Non
         assert last[0].down.receipts > 0
 
 
+def test_bench_rounds_prints_crowds_without_a_file() -> None:
+    result = CliRunner().invoke(rounds, ["--devices", "4", "--values", "200", "--rounds", "2"], standalone_mode=False)
+    assert (result.exception, result.return_value) == (None, 0)
+    assert "| 4 |" in result.output
+    assert "figures:" not in result.output
+    assert "expected --json PATH" in CliRunner().invoke(rounds, []).output
+
+
 def test_bench_rounds_measures_crowds_of_several_sizes(tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
     arguments = ["--devices", "4,6", "--values", "200", "--rounds", "2", "--json", str(target)]
